@@ -1,0 +1,101 @@
+"""Row -> Task -> Stream: what is learnt, in which order, and how it is scored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example, in one of three shapes.
+
+    * pair: `prompt` and `answer`; the loss is on the answer.
+    * chat: `messages`; the loss is on the assistant's turns. `answer` is the last assistant turn.
+    * text: `prompt` is empty and there are no messages; the loss is on the whole `answer`.
+    """
+
+    prompt: str
+    answer: str
+    messages: tuple[tuple[str, str], ...] = ()  # (role, content)
+    source: str = ""  # "train.jsonl:17", for messages to people; not part of what the row is
+
+    @property
+    def shape(self) -> str:
+        return "chat" if self.messages else "pair" if self.prompt else "text"
+
+    def content(self) -> dict:
+        """The row as JSON, without where it came from."""
+        if self.messages:
+            return {"messages": [{"role": role, "content": text} for role, text in self.messages]}
+        return {"prompt": self.prompt, "answer": self.answer} if self.prompt else {"text": self.answer}
+
+    @cached_property
+    def key(self) -> str:
+        """Sixteen hex digits that name the row by its content, wherever it lies."""
+        return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """The answer without the white space around it: what an option is compared with."""
+        return self.answer.strip()
+
+    @property
+    def lead(self) -> str:
+        """The white space before the answer; an option is scored as `lead + option`."""
+        return self.answer[: len(self.answer) - len(self.answer.lstrip())]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows to learn from, rows to choose by, rows to judge by, and how answers are scored.
+
+    `scorers` names entries of `forgetless.score.SCORERS`; the first gives the headline number.
+    `options` are the label words, in their order; empty for free answers.
+    """
+
+    name: str
+    train: tuple[Row, ...]
+    validation: tuple[Row, ...]
+    test: tuple[Row, ...]
+    options: tuple[str, ...] = ()
+    scorers: tuple[str, ...] = ("exact_match",)
+    max_new_tokens: int = 32
+    notes: tuple[str, ...] = ()  # counted warnings: dropped rows, overlap, ...
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the task by what is learnt and scored; notes and file places do not count."""
+        told = {
+            "name": self.name,
+            "rows": [[row.key for row in rows] for rows in (self.train, self.validation, self.test)],
+            "options": self.options,
+            "scorers": self.scorers,
+            "max_new_tokens": self.max_new_tokens,
+        }
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+    def majority(self) -> tuple[str, float] | None:
+        """The commonest test answer and its share: the score of a model that always says it."""
+        if not self.options or not self.test:
+            return None
+        counts: dict[str, int] = {}
+        for row in self.test:
+            counts[row.label] = counts.get(row.label, 0) + 1
+        label = min(counts, key=lambda word: (-counts[word], word))
+        return label, counts[label] / len(self.test)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Tasks in the order in which they arrive."""
+
+    name: str
+    tasks: tuple[Task, ...]
+
+    @cached_property
+    def options(self) -> tuple[str, ...]:
+        """The union of all tasks' label words, in order of first appearance."""
+        return tuple(dict.fromkeys(option for task in self.tasks for option in task.options))

@@ -1,0 +1,37 @@
+"""The errors a user can cause and cure. Everything else is a bug and keeps its traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ForgetlessError(Exception):
+    """Says what was found, where, and what to do. The command line prints it and exits 1."""
+
+
+class UsageError(ForgetlessError):
+    """An option, a key or a name that does not exist or does not fit."""
+
+
+class DataError(ForgetlessError):
+    """Rows or tasks that cannot be learnt from or scored."""
+
+
+class RunError(ForgetlessError):
+    """A run folder, checkpoint or adapter that cannot be used as it is."""
+
+
+class DownloadError(ForgetlessError):
+    """Something that must be fetched and could not be, or is not what it should be."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or `; known: a, b, c` when nothing is near.
+
+    >>> nearest("olra", ["olora", "nlora"])
+    "; did you mean 'olora'?"
+    """
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else "; known: " + ", ".join(sorted(known))
