@@ -1,0 +1,24 @@
+"""forgetless: what each fine-tune made a language model forget, and how to keep it."""
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from forgetless.config import LearnConfig
+    from forgetless.learn.stream import learn
+
+__version__ = version("forgetless")
+__all__ = ["LearnConfig", "learn"]
+
+
+def __getattr__(name: str):
+    """Imports torch and the rest only when they are needed."""
+    if name == "learn":
+        from forgetless.learn.stream import learn
+
+        return learn
+    if name == "LearnConfig":
+        from forgetless.config import LearnConfig
+
+        return LearnConfig
+    raise AttributeError(f"module 'forgetless' has no attribute {name!r}")

@@ -1,0 +1,7 @@
+"""`python -m forgetless`, and `accelerate launch -m forgetless`."""
+
+import sys
+
+from forgetless.cli import main
+
+sys.exit(main())

@@ -1,0 +1,249 @@
+"""The command line. One verb = parse, call one function, print where the files are.
+
+Exit codes: 0 done; 1 an error, usage errors too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from forgetless.config import LearnConfig
+
+VERBS: dict[str, tuple[str, str]] = {
+    "learn": ("learn a stream of tasks, score every task after each", "_learn"),
+    "demo": ("see a model forget, and forget less: two methods on three small tasks", "_demo"),
+    "methods": ("list the methods", "_methods"),
+    "report": ("draw the report of one or several run folders again", "_report"),
+}
+
+LEARN_EPILOG = """
+A stream file:                                     A configuration file gives the same options by name:
+  name: support                                      stream: support.yaml
+  tasks:                                             method: {name: replay, memory: 10%}
+    - {name: topics, train: topics.jsonl,            learning_rate: 0.0005
+       test: topics-test.jsonl, options: [a, b]}
+
+  forgetless learn --stream support.yaml --method replay --method.memory 10% --learning_rate 5e-4
+  forgetless learn --config support-replay.yaml --dry_run
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of the `forgetless` command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    from forgetless.errors import ForgetlessError, UsageError, nearest
+    from forgetless.progress import console
+
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            return _help()
+        if arguments[0] == "--version":
+            return _version()
+        if arguments[0] not in VERBS:
+            raise UsageError(f"no command {arguments[0]!r}{nearest(arguments[0], VERBS)}")
+        verb: Callable[[list[str]], int] = globals()[VERBS[arguments[0]][1]]
+        return verb(arguments[1:])
+    except ForgetlessError as error:
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("stopped. Finished tasks are kept: the same command goes on after the last of them.")
+        return 130
+
+
+def _help() -> int:
+    print("forgetless: what did each fine-tune make a language model forget, and how to keep it\n")
+    print("usage: forgetless COMMAND [options]        forgetless COMMAND --help\n")
+    for verb, (meaning, _) in VERBS.items():
+        print(f"  {verb:10}{meaning}")
+    return 0
+
+
+def _version() -> int:
+    from importlib.metadata import version
+
+    print(version("forgetless"))
+    return 0
+
+
+def _learn(arguments: list[str]) -> int:
+    config = parse_learn(arguments)
+    if config is None:
+        return 0
+    if config.dry_run:
+        from forgetless.learn.dryrun import plan_run
+
+        plan_run(config)
+        return 0
+    from accelerate import PartialState
+
+    from forgetless.learn.stream import learn
+    from forgetless.progress import out
+    from forgetless.report.terminal import print_matrices
+
+    summary = learn(config)
+    if PartialState().is_main_process:
+        print_matrices([summary], out)
+        out.print(f"\nreport: {summary['path']}/report.html", soft_wrap=True, highlight=False)
+    return 0
+
+
+def parse_learn(arguments: list[str]) -> LearnConfig | None:
+    """A LearnConfig from flags and a YAML file (flags win), or None where only help was asked for."""
+    import jsonargparse
+    import yaml
+
+    from forgetless.config import LearnConfig
+    from forgetless.errors import UsageError, nearest
+    from forgetless.methods import METHODS
+
+    flags, file = _read_flags(arguments)
+    if file is not None:
+        try:
+            options = yaml.safe_load(open(file, encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise UsageError(f"{file}: {error}") from error
+        if not isinstance(options, dict):
+            raise UsageError(f"{file}: expected options by name, such as `learning_rate: 0.001`")
+        if isinstance(options.get("method"), str):
+            options["method"] = {"name": options["method"]}
+    else:
+        options = {}
+    chosen = flags.get("method.name", options.get("method", {}).get("name", "sequential"))
+    if chosen not in METHODS:
+        raise UsageError(f"method: no {chosen!r}{nearest(str(chosen), METHODS)}")
+    own = list(inspect.signature(METHODS[chosen].__init__).parameters)[1:] if _has_options(METHODS[chosen]) else []
+    names = [one.name for one in fields(LearnConfig) if one.name not in ("method", "method_options")]
+    known = [*names, "method.name", *(f"method.{name}" for name in own)]
+    parser = jsonargparse.ArgumentParser(prog="forgetless learn", exit_on_error=False, epilog=LEARN_EPILOG,
+                                         description=LearnConfig.__doc__, formatter_class=_Formatter)
+    parser.add_argument("--config", help="a YAML file with any of these options; flags win")
+    parser.add_argument("--method.name", default="sequential",
+                        help="--method NAME for short; one of: " + ", ".join(METHODS))
+    parser.add_class_arguments(LearnConfig, skip={"method", "method_options"})
+    if own:
+        parser.add_class_arguments(METHODS[chosen], "method")
+    if {"-h", "--help"} & set(arguments):
+        parser.print_help()
+        return None
+    for name in _flat(options):
+        if name not in known:
+            raise UsageError(f"{file}: unknown key {name!r}{nearest(name, known)}")
+    for name in flags:
+        if name not in known:
+            raise UsageError(f"unknown option --{name}{nearest(name, known)}")
+    try:
+        parser.set_defaults(parser.parse_object(options).as_flat().__dict__ if options else {})
+        parsed = parser.parse_args([f"--{name}={value}" for name, value in flags.items()])
+    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    told = parsed.as_dict()
+    method = told.pop("method")
+    told.pop("config", None)
+    config = LearnConfig(**told, method=method.pop("name"), method_options=method)
+    config.check()
+    return config
+
+
+def _read_flags(arguments: list[str]) -> tuple[dict[str, str], str | None]:
+    """{option: value} and the YAML file. `--a-b 1`, `--a_b=1` and, for switches, a bare `--a_b` are one option."""
+    from forgetless.config import LearnConfig
+    from forgetless.errors import UsageError
+
+    switches = {one.name for one in fields(LearnConfig) if one.type == "bool"}
+    flags: dict[str, str] = {}
+    rest = [word for word in arguments if word not in ("-h", "--help")]
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise UsageError(f"unexpected {word!r}: options are given as --name value")
+        name, given, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        name = "method.name" if name == "method" else name
+        if not given:
+            bare = not rest or rest[0].startswith("--")
+            if bare and name not in switches and not name.startswith("method."):
+                raise UsageError(f"--{name} needs a value")
+            value = "true" if bare else rest.pop(0)
+        if name == "report_to" and not value.startswith("["):
+            value = f"[{value}]"
+        flags[name] = value
+    return flags, flags.pop("config", None)
+
+
+def _flat(options: dict) -> list[str]:
+    """Option names of a YAML file: `method: {lam: 1}` is method.lam."""
+    inner = options.get("method") or {}
+    return [name for name in options if name != "method"] + [f"method.{name}" for name in inner]
+
+
+def _has_options(method: type) -> bool:
+    return method.__init__ is not object.__init__
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the layout of the examples below the options."""
+
+
+def _methods(arguments: list[str]) -> int:
+    import json
+
+    from forgetless.methods import METHODS
+    from forgetless.progress import out
+
+    rows = {
+        name: {
+            "paper": f"arXiv {kind.paper}",
+            "summary": kind.summary,
+            "old rows": "yes" if kind.old_rows else "no",
+            "task id at test": "yes" if kind.task_id else "no",
+            "extra memory": kind.extra_memory,
+            "extra compute": kind.extra_compute,
+            "stock PEFT": "yes" if kind.stock_peft else "no",
+        }
+        for name, kind in METHODS.items()
+    }
+    if "--json" in arguments:
+        print(json.dumps(rows, indent=1))
+        return 0
+    from rich.table import Table
+
+    table = Table("method", *next(iter(rows.values())), show_lines=True)
+    for name, row in rows.items():
+        table.add_row(name, *row.values())
+    out.print(table)
+    out.print("Pages: docs/methods/<method>.md. Options: forgetless learn --method <method> --help")
+    return 0
+
+
+def _demo(arguments: list[str]) -> int:
+    from forgetless.demo import demo
+
+    return demo(arguments)
+
+
+def _report(arguments: list[str]) -> int:
+    from pathlib import Path
+
+    from forgetless.errors import UsageError
+    from forgetless.progress import out
+    from forgetless.report.page import write_report
+    from forgetless.report.summary import summarise
+
+    folders = [Path(word) for word in arguments if not word.startswith("-")]
+    if not folders or {"-h", "--help"} & set(arguments):
+        print("usage: forgetless report RUN [RUN ...]     several runs are drawn side by side in the first one's folder")
+        return 0 if arguments else 1
+    for folder in folders:
+        if not (folder / "run.json").exists():
+            raise UsageError(f"{folder}: no run.json; give a run folder that `forgetless learn` wrote")
+    written = write_report([summarise(folder) for folder in folders], folders[0])
+    for file in written.values():
+        out.print(str(file), soft_wrap=True, highlight=False)
+    return 0

@@ -1,0 +1,200 @@
+"""Rows -> token sequences -> the micro-batches of a step.
+
+Every answer token carries a weight; a loss is a weighted sum over them. The weights of a step are fixed
+before it is split, so any split into micro-batches and any number of processes gives the same sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from forgetless.data.tasks import Row
+from forgetless.errors import DataError
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row as tokens. `answer[i]` says that token i is to be predicted; it weighs `weight` in the loss."""
+
+    ids: tuple[int, ...]
+    answer: tuple[bool, ...]
+    weight: float = 0.0
+    memory: bool = False  # a replayed row
+    truncated: bool = False
+
+    @property
+    def answers(self) -> int:
+        return sum(self.answer)
+
+
+@dataclass
+class Part:
+    """A micro-batch: right-padded tokens, and one target and weight per answer token, in row-major order."""
+
+    ids: Tensor  # (rows, length)
+    mask: Tensor  # (rows, length), 1 where there is a token
+    keep: Tensor  # (rows, length), True where the *next* token is an answer token
+    targets: Tensor  # (answers,)
+    weights: Tensor  # (answers,)
+    memory: Tensor  # (rows,) True for replayed rows
+    tokens: int
+
+    def only(self, rows: Tensor) -> Part:
+        """The part without the rows where `rows` is False."""
+        inside = rows.unsqueeze(1).expand_as(self.keep)[self.keep]
+        return Part(
+            self.ids[rows], self.mask[rows], self.keep[rows], self.targets[inside], self.weights[inside],
+            self.memory[rows], int(self.mask[rows].sum()),
+        )  # fmt: skip
+
+
+class Encoder:
+    """Turns rows into examples for one tokenizer; remembers what it has encoded."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int):
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self._seen: dict[Row, Example] = {}
+
+    def __call__(self, row: Row) -> Example:
+        if row not in self._seen:
+            self._seen[row] = self._encode(row)
+        return self._seen[row]
+
+    def _encode(self, row: Row) -> Example:
+        if row.shape == "chat":
+            ids, answer = self._chat(row)
+            over = len(ids) - self.max_length
+            ids, answer = ids[: self.max_length], answer[: self.max_length]
+        elif row.shape == "text":
+            ids = self._ids(row.answer) + [self.tokenizer.eos_token_id]
+            answer = [False] + [True] * (len(ids) - 1)  # nothing predicts the first token
+            over = len(ids) - self.max_length
+            ids, answer = ids[: self.max_length], answer[: self.max_length]
+        else:
+            before, after = self.split(row.prompt, row.answer)
+            after = after + [self.tokenizer.eos_token_id]
+            over = len(before) + len(after) - self.max_length
+            if over > 0:  # the answer is kept whole, the prompt loses its beginning
+                before = before[over:]
+            if not before:
+                raise DataError(
+                    f"{row.source}: the answer alone has {len(after)} tokens, which leaves no room for the "
+                    f"prompt in max_length={self.max_length}; raise max_length or shorten the answer"
+                )
+            ids, answer = before + after, [False] * len(before) + [True] * len(after)
+        if not any(answer):
+            raise DataError(f"{row.source}: no answer token is left within max_length={self.max_length}; "
+                            "raise max_length or shorten the row")
+        return Example(tuple(ids), tuple(answer), truncated=over > 0)
+
+    def split(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+        """Tokens of the prompt and of the answer after it, as if they were one text.
+
+        White space at the prompt's end goes to the answer, where most tokenizers keep it.
+        """
+        stripped = prompt.rstrip(" ")
+        answer = prompt[len(stripped):] + answer
+        before, whole = self._ids(stripped), self._ids(stripped + answer)
+        if whole[: len(before)] == before:
+            return before, whole[len(before):]
+        # The border falls inside a token: the answer is then encoded alone.
+        return before, self.tokenizer(answer, add_special_tokens=False).input_ids
+
+    def context(self, row: Row) -> tuple[str, str]:
+        """What the model sees before the answer when the row is scored, as text, and the answer's lead."""
+        if row.shape != "chat":
+            return row.prompt, row.lead
+        last = max(i for i, (role, _) in enumerate(row.messages) if role == "assistant")
+        return self._template(row.messages[:last], generate=True), ""
+
+    def scoring_split(self, row: Row, option: str) -> tuple[list[int], list[int]]:
+        """Tokens of the context and of one option in the answer's place; a long context loses its beginning."""
+        prompt, lead = self.context(row)
+        if row.shape == "chat":
+            before, whole = self._plain(prompt), self._plain(prompt + lead + option)
+            after = whole[len(before):] if whole[: len(before)] == before else self._plain(option)
+        else:
+            before, after = self.split(prompt, lead + option)
+        room = self.max_length - len(after)
+        if room <= 0:
+            raise DataError(f"option {option[:40]!r} has {len(after)} tokens, which fills "
+                            f"max_length={self.max_length}; raise max_length")
+        return before[-room:], after
+
+    def generation_context(self, row: Row, room: int) -> list[int]:
+        """Tokens before the answer, leaving `room` tokens for it; a long context loses its beginning."""
+        prompt, _ = self.context(row)
+        ids = self._plain(prompt) if row.shape == "chat" else self._ids(prompt.rstrip(" "))
+        if room >= self.max_length:
+            raise DataError(f"{row.source}: max_new_tokens={room} leaves no room for the prompt in "
+                            f"max_length={self.max_length}; raise max_length or lower max_new_tokens")
+        return ids[-(self.max_length - room):]
+
+    def _ids(self, text: str) -> list[int]:
+        ids = self.tokenizer(text).input_ids
+        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
+
+    def _plain(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def _template(self, messages: Iterable[tuple[str, str]], generate: bool) -> str:
+        if not self.tokenizer.chat_template:
+            raise DataError("rows with messages need a chat template, and this model's tokenizer has none; "
+                            "use prompt/completion rows, or a model with a chat template")
+        told = [{"role": role, "content": content} for role, content in messages]
+        return self.tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=generate)
+
+    def _chat(self, row: Row) -> tuple[list[int], list[bool]]:
+        """The template's text; the tokens that each assistant turn adds to the turns before it are answers."""
+        text, ids, answer = "", [], []
+        for last, (role, _) in enumerate(row.messages):
+            if role != "assistant":
+                continue
+            before = self._template(row.messages[:last], generate=True)
+            after = self._template(row.messages[: last + 1], generate=False).rstrip("\n")
+            if not before.startswith(text) or not after.startswith(before):
+                raise DataError(f"{row.source}: the chat template rewrites earlier turns (turn {last + 1}), so the "
+                                "assistant's tokens cannot be told from the rest; use prompt/completion rows")
+            for piece, wanted in ((before[len(text):], False), (after[len(before):], True)):
+                tokens = self._plain(piece)
+                ids += tokens
+                answer += [wanted] * len(tokens)
+            text = after
+        return ids, answer
+
+
+def weigh(examples: list[Example], total: float, *, memory: bool = False) -> list[Example]:
+    """Equal weights for all answer tokens, `total` in all: a mean over the whole step's answer tokens."""
+    count = sum(example.answers for example in examples)
+    return [replace(example, weight=total / count, memory=memory) for example in examples]
+
+
+def split(examples: list[Example], size: int) -> list[list[Example]]:
+    """Micro-batches of at most `size` examples, of similar length, the longest first."""
+    ordered = sorted(examples, key=lambda example: -len(example.ids))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def collate(examples: list[Example], pad: int, device: torch.device | str = "cpu") -> Part:
+    """Pads a micro-batch to its longest row."""
+    rows, length = len(examples), max(len(example.ids) for example in examples)
+    ids = torch.full((rows, length), pad)
+    mask = torch.zeros((rows, length), dtype=torch.long)
+    answer = torch.zeros((rows, length), dtype=torch.bool)
+    weights = torch.zeros((rows, length))
+    for i, example in enumerate(examples):
+        n = len(example.ids)
+        ids[i, :n] = torch.tensor(example.ids)
+        mask[i, :n] = 1
+        answer[i, :n] = torch.tensor(example.answer)
+        weights[i, :n] = example.weight
+    keep = torch.zeros_like(answer)
+    keep[:, :-1] = answer[:, 1:]  # the position before an answer token predicts it
+    memory = torch.tensor([example.memory for example in examples])
+    moved = [tensor.to(device) for tensor in (ids, mask, keep, ids[answer], weights[answer], memory)]
+    return Part(*moved, tokens=int(mask.sum()))

@@ -1,0 +1,413 @@
+"""Files and data sets -> rows. Whatever is wrong with a row is said with its file and line."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from forgetless.data.tasks import Row
+from forgetless.errors import DataError, DownloadError, UsageError, nearest
+
+ON_BAD_ROW = ("error", "skip")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+SHAPES = '{"prompt","completion"}, {"messages"}, {"prompt","answer"} or {"text"}'
+COLUMNS = ("prompt", "completion", "messages", "answer", "text")
+
+# The O-LoRA benchmark's categories and what each asks; COPA asks inside its sentences.
+OLORA_INSTRUCTIONS = {
+    "NLI": 'What is the logical relationship between the "sentence 1" and the "sentence 2"? '
+    "Choose one from the option.",
+    "QQP": 'Whether the "first sentence" and the "second sentence" have the same meaning? '
+    "Choose one from the option.",
+    "SC": "What is the sentiment of the following paragraph? Choose one from the option.",
+    "TC": "What is the topic of the following paragraph? Choose one from the option.",
+    "BoolQA": "According to the following passage, is the question true or false? "
+    "Choose one from the option.",
+    "MultiRC": "According to the following passage and question, is the candidate answer true or false? "
+    "Choose one from the option.",
+    "WiC": "Given a word and two sentences, whether the word is used with the same sense in both sentence? "
+    "Choose one from the option.",
+    "COPA": "",
+}
+SKIP_HINT = "\n(on_bad_row=skip leaves such rows out and counts them)"
+NO_ANSWER = "-"  # GLUE's and SNLI's mark for rows on which the annotators did not agree
+
+
+@dataclass
+class Reading:
+    """The rows of a source, in its order, and what was left out of it."""
+
+    rows: list[Row]
+    dropped: list[str] = field(default_factory=list)  # "train.jsonl:17: the answer is empty", one a bad row
+    notes: list[str] = field(default_factory=list)  # counted, for rows that are left out by rule
+
+
+class BadRow(ValueError):
+    """What is wrong with one row and what to do; whoever knows its place adds it."""
+
+
+def read_rows(
+    path: str | Path,
+    *,
+    prompt: str | None = None,
+    answer: str | None = None,
+    split: str = "train",
+    on_bad_row: str = "error",
+) -> Reading:
+    """The rows of a .jsonl or .json file, of a saved data set's folder, or of `hub:NAME[:CONFIG][#SPLIT]`.
+
+    The shape of a row is known by its keys: {"prompt","completion"} is taken as it is (TRL's convention;
+    messages on both sides make a chat), {"messages"} is a chat, {"prompt","answer"} is TRACE's and LLMCL's,
+    {"text"} has no prompt. `prompt` and `answer` name other columns. Where a prompt and an answer meet
+    without white space one space is put between them, except for prompt/completion. An answer that is a
+    number or a truth value is written as JSON writes it (3, 0.5, true); a data set's class labels give their
+    names. In a chat every assistant turn is learnt, those inside a conversational prompt too.
+
+    >>> read_rows("train.jsonl", prompt="question", answer="label").rows[0].source
+    'train.jsonl:1'
+    """
+    _check(on_bad_row, prompt, answer)
+    make = _maker(prompt, answer)
+    text = str(path)
+    if text.startswith("hub:"):
+        return _collect(text, _hub_items(text, split), make, on_bad_row)
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return _collect(text, _folder_items(path, split), make, on_bad_row)
+    if path.suffix not in (".jsonl", ".json"):
+        raise DataError(
+            f"{path}: rows are read from .jsonl and .json files, from folders written by "
+            "datasets' save_to_disk, and from hub:NAME; convert the file to one of them"
+        )
+    content = _bytes(path)
+    # Files of one object a line are often called .json as well.
+    if path.suffix == ".json" and content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        return _collect(text, _list_items(path, content), make, on_bad_row)
+    return _collect(text, _line_items(path, content), lambda raw: make(_object(raw)), on_bad_row)
+
+
+def read_olora(folder: str | Path, split: str, *, on_bad_row: str = "error") -> Reading:
+    """The rows of `<group>/<task>/<split>.json` of the O-LoRA benchmark, with that benchmark's prompt.
+
+    Rows with the label "-" have no answer: they are left out, with a note that counts them.
+    """
+    _check(on_bad_row, None, None)
+    folder = Path(folder).expanduser()
+    category, name = folder.resolve().parent.name, folder.resolve().name
+    if category not in OLORA_INSTRUCTIONS:
+        near = nearest(category, OLORA_INSTRUCTIONS)
+        raise UsageError(
+            f"{folder}: the O-LoRA layout is <category>/<data set>; no category {category!r}{near}"
+        )
+    options = olora_options(folder)
+    head = f"Task:{category}\nDataset:{name}\n"
+    if OLORA_INSTRUCTIONS[category]:
+        # The space at the end of the line is the benchmark's.
+        head += f"{OLORA_INSTRUCTIONS[category]}\nOption: {', '.join(options)} \n"
+
+    def make(item: Any) -> Row:
+        label, sentence = _text(item, "label"), _text(item, "sentence")
+        if label not in options:
+            raise BadRow(f"the label {label!r} is not in labels.json{nearest(label, options)}")
+        return Row(f"{head}{sentence}\nAnswer:", " " + label)
+
+    path = folder / f"{split}.json"
+    items = list(_list_items(path, _bytes(path)))
+    kept = [(place, item) for place, item in items if not _unanswered(item)]
+    reading = _collect(str(path), kept, make, on_bad_row)
+    if len(kept) < len(items):
+        count = len(items) - len(kept)
+        reading.notes.append(f"{path.name}: {count} rows without an answer ({NO_ANSWER!r}) dropped")
+    return reading
+
+
+def olora_options(folder: str | Path) -> tuple[str, ...]:
+    """The label words of an O-LoRA task, in the order of its labels.json."""
+    path = Path(folder).expanduser() / "labels.json"
+    return read_options(path)
+
+
+def read_options(path: str | Path) -> tuple[str, ...]:
+    """The label words of a JSON file that holds a list of them."""
+    try:
+        options = json.loads(_decode(_bytes(Path(path))))
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); expected a list of label words") from error
+    if not isinstance(options, list) or not all(isinstance(word, str) for word in options):
+        raise DataError(f"{path}: expected a JSON list of label words, found {_kind(options)}")
+    return tuple(options)
+
+
+# ---------------------------------------------------------------- sources -> (place, raw row)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        near = nearest(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
+        raise DataError(f"{path}: cannot be read ({error.strerror}){near}") from error
+
+
+def _decode(raw: bytes) -> str:
+    try:
+        return raw.removeprefix(b"\xef\xbb\xbf").decode()
+    except UnicodeDecodeError as error:
+        hint = "; it begins like UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise BadRow(
+            f"not UTF-8 (byte {error.start + 1}: 0x{raw[error.start]:02x}){hint}; save the file as UTF-8"
+        ) from error
+
+
+def _line_items(path: Path, content: bytes) -> Iterator[tuple[str, bytes]]:
+    # Only "\n" ends a line: str.splitlines would also cut at U+2028 inside a string.
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if line.strip():
+            yield f"{path}:{number}", line
+
+
+def _object(raw: bytes) -> Any:
+    text = _decode(raw).strip()
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BadRow(
+            f"broken JSON ({error.msg}, column {error.colno}): {_short(text)}; "
+            "each line must be one whole object"
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; endless nesting
+        raise BadRow(f"cannot be read as JSON ({error})") from error
+
+
+def _list_items(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
+    """The elements of a JSON list with the line on which each begins."""
+    try:
+        text = _decode(content)
+    except BadRow as error:
+        raise DataError(f"{path}: {error}") from error
+    decoder, at, line, counted = json.JSONDecoder(), _skip(text, 0), 1, 0
+    if text[at : at + 1] != "[":
+        raise DataError(f"{path}: expected a JSON list of objects, found {_short(text) or 'nothing'}")
+    at = _skip(text, at + 1)
+    while text[at : at + 1] != "]":
+        line, counted = line + text.count("\n", counted, at), at
+        try:
+            item, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}:{error.lineno}: broken JSON ({error.msg}, column {error.colno}); "
+                "repair the file there"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}:{line}: cannot be read as JSON ({error})") from error
+        yield f"{path}:{line}", item
+        at = _skip(text, at)
+        if text[at : at + 1] == ",":
+            at = _skip(text, at + 1)
+        elif text[at : at + 1] != "]":
+            here, found = text.count("\n", 0, at) + 1, _short(text[at:]) or "the end"
+            raise DataError(
+                f"{path}:{here}: broken JSON: expected ',' or ']', found {found}; repair the file there"
+            )
+    if rest := text[at + 1 :].strip():
+        here = text.count("\n", 0, at) + 1
+        raise DataError(f"{path}:{here}: broken JSON: text after the list's end: {_short(rest)}")
+
+
+def _skip(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+def _folder_items(folder: Path, split: str) -> Iterator[tuple[str, Any]]:
+    import datasets
+
+    if not any((folder / name).exists() for name in ("dataset_dict.json", "state.json")):
+        raise DataError(
+            f"{folder}: a folder, and not one written by datasets' save_to_disk; name a .jsonl or .json file "
+            "in it, or use `olora:` for a folder of the O-LoRA benchmark"
+        )
+    data = datasets.load_from_disk(str(folder))
+    if isinstance(data, datasets.DatasetDict):
+        if split not in data:
+            raise DataError(f"{folder}: no split {split!r}; known: {', '.join(data)}")
+        data = data[split]
+    return _dataset_items(str(folder), data)
+
+
+def _hub_items(source: str, split: str) -> Iterator[tuple[str, Any]]:
+    import datasets
+
+    place, _, wanted = source.partition("#")
+    name, _, config = place.removeprefix("hub:").partition(":")
+    split = wanted or split
+    try:
+        data = datasets.load_dataset(name, config or None, split=split)
+    except Exception as error:  # no network, no such name, configuration or split: they share no class
+        raise DownloadError(
+            f"{source}: data set {name!r}, split {split!r}, could not be loaded: {_short(str(error), 300)}\n"
+            "Check the name, the configuration (hub:NAME:CONFIG) and the split (hub:NAME#SPLIT). Without "
+            "network: load it on another machine, write it with save_to_disk, and give that folder's path here"
+        ) from error
+    return _dataset_items(f"{place}#{split}", data)
+
+
+def _dataset_items(place: str, data: Any) -> Iterator[tuple[str, Any]]:
+    import datasets
+
+    names = {column: kind for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)}
+    for number, item in enumerate(data):
+        for column, kind in names.items():
+            label = item[column]
+            item[column] = kind.int2str(label) if label is not None and label >= 0 else None
+        yield f"{place}:{number}", item
+
+
+# ---------------------------------------------------------------- one raw row -> Row
+
+
+def _collect(
+    source: str, items: Iterable[tuple[str, Any]], make: Callable[[Any], Row], on_bad_row: str
+) -> Reading:
+    reading = Reading([])
+    for place, item in items:
+        try:
+            row = make(item)
+        except BadRow as error:
+            reading.dropped.append(f"{place}: {error}")
+            if on_bad_row == "error":
+                raise DataError(f"{place}: {error}{SKIP_HINT}") from error
+            continue
+        reading.rows.append(Row(row.prompt, row.answer, row.messages, source=place))
+    if not reading.rows:
+        bad = reading.dropped
+        raise DataError(
+            f"{source}: no rows ({f'all {len(bad)} are bad; first: {bad[0]}' if bad else 'it is empty'})"
+        )
+    return reading
+
+
+def _maker(prompt: str | None, answer: str | None) -> Callable[[Any], Row]:
+    def named(item: Any) -> Row:
+        return _pair(_text(item, prompt), _answer(item, answer), space=True)
+
+    return named if prompt and answer else _recognised
+
+
+def _recognised(item: Any) -> Row:
+    keys = _object_keys(item)
+    if {"prompt", "completion"} <= keys:
+        if isinstance(item["prompt"], list) and isinstance(item["completion"], list):
+            return _chat(item["prompt"] + item["completion"])
+        return _pair(_text(item, "prompt"), _answer(item, "completion"), space=False)
+    if "messages" in keys:
+        return _chat(item["messages"])
+    if {"prompt", "answer"} <= keys:
+        return _pair(_text(item, "prompt"), _answer(item, "answer"), space=True)
+    if "text" in keys:
+        return Row("", _text(item, "text"))
+    found = ", ".join(sorted(map(str, keys))) or "none"
+    # Nearer than `nearest` asks for, which would take "question" for a misspelt "completion".
+    guesses = ((key, difflib.get_close_matches(key, COLUMNS, n=1, cutoff=0.75)) for key in sorted(keys))
+    near = next((f"; is {key!r} meant to be {guess[0]!r}?" for key, guess in guesses if guess), "")
+    raise BadRow(
+        f"no known columns (found: {found}{near}); rows are {SHAPES}, "
+        "or name the columns with `prompt:` and `answer:`"
+    )
+
+
+def _pair(prompt: str, answer: str, *, space: bool) -> Row:
+    if space and not prompt[-1].isspace() and not answer[0].isspace():
+        answer = " " + answer
+    return Row(prompt, answer)
+
+
+def _chat(messages: Any) -> Row:
+    if not isinstance(messages, list) or not messages:
+        raise BadRow(f'messages must be a list of {{"role", "content"}}, found {_kind(messages)}')
+    turns = tuple(_turn(number, message) for number, message in enumerate(messages, start=1))
+    answers = [content for role, content in turns if role == "assistant"]
+    if not answers:
+        raise BadRow(
+            "no assistant turn among the messages, so there is nothing to learn; add the answer as "
+            '{"role": "assistant", "content": ...}'
+        )
+    if turns[0][0] == "assistant":
+        raise BadRow("the first turn is the assistant's, so it answers nothing; put the question before it")
+    return Row("", answers[-1], turns)
+
+
+def _turn(number: int, message: Any) -> tuple[str, str]:
+    if not isinstance(message, dict) or "role" not in message:
+        raise BadRow(f'turn {number}: expected {{"role", "content"}}, found {_short(str(message))}')
+    role = message["role"]
+    if role not in ROLES:
+        raise BadRow(f"turn {number}: unknown role {role!r}{nearest(str(role), ROLES)}")
+    if message.get("tool_calls"):
+        raise BadRow(f"turn {number}: tool_calls cannot be learnt from; write the call into the content")
+    try:
+        return role, _text(message, "content")
+    except BadRow as error:
+        raise BadRow(f"turn {number} ({role}): {error}") from error
+
+
+def _object_keys(item: Any) -> set[str]:
+    if not isinstance(item, dict):
+        raise BadRow(f"expected an object {{...}}, found {_kind(item)}")
+    return set(item)
+
+
+def _text(item: Any, column: str) -> str:
+    """The column's text, which must be there, be text and not be blank."""
+    keys = _object_keys(item)
+    if column not in keys:
+        raise BadRow(f"no column {column!r}{nearest(column, map(str, keys))}")
+    value = item[column]
+    if not isinstance(value, str):
+        raise BadRow(f"{column!r} must be text, found {_kind(value)}; put it in quotes")
+    if not value.strip():
+        raise BadRow(f"{column!r} is empty; remove the row or fill it")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # "\ud800" is JSON and is no text
+        raise BadRow(
+            f"{column!r} holds half of a surrogate pair (character {error.start + 1}), which is no "
+            "Unicode text; remove it"
+        ) from error
+    return value
+
+
+def _answer(item: Any, column: str) -> str:
+    value = item.get(column) if isinstance(item, dict) else None
+    if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return json.dumps(value)
+    return _text(item, column)
+
+
+def _unanswered(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("label") == NO_ANSWER
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "a truth value", int: "a number",
+             float: "a number", type(None): "null"}  # fmt: skip
+    return f"{kinds.get(type(value), type(value).__name__)}: {_short(str(value))}"
+
+
+def _short(text: str, most: int = 60) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _check(on_bad_row: str, prompt: str | None, answer: str | None) -> None:
+    if on_bad_row not in ON_BAD_ROW:
+        raise UsageError(f"on_bad_row={on_bad_row!r}{nearest(on_bad_row, ON_BAD_ROW)}")
+    if bool(prompt) != bool(answer):
+        raise UsageError("name both columns, `prompt:` and `answer:`, or neither")

@@ -1,0 +1,142 @@
+"""What a run would do and cost, without training: the plan of `learn --dry_run`."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+from rich.table import Table
+
+from forgetless.config import LearnConfig
+from forgetless.data.batches import Example, collate, split
+from forgetless.learn.step import TrainSettings, count_steps, plan
+from forgetless.learn.stream import Session, prepare
+from forgetless.methods.incremental import Incremental
+from forgetless.progress import out
+from forgetless.score.scorers import Scorer
+
+
+def plan_run(config: LearnConfig) -> None:
+    """Prints tasks, rows, tokens, steps, trainable parameters, time, memory and disk.
+
+    Time is measured, not guessed: one forward and backward pass of real micro-batches, and the scoring of a few
+    real rows, on this machine; nothing is trained and nothing is written.
+    """
+    session = prepare(config)
+    table = Table("lesson", "rows", "tokens a pass", "steps", "validation", "test", "options")
+    tasks = session.stream.tasks
+    total_steps = 0
+    for lesson in session.lessons:
+        examples = [session.encoder(row) for row in lesson.rows]
+        steps = count_steps(len(examples), config.part(TrainSettings))
+        total_steps += steps
+        task = next((task for task in tasks if task.name == lesson.name), None)
+        table.add_row(lesson.name, f"{len(examples):,}", f"{sum(len(e.ids) for e in examples):,}", f"{steps:,}",
+                      str(len(task.validation)) if task else "", str(len(task.test)) if task else "",
+                      str(len(task.options)) if task else "")
+    out.print(table)
+    step_seconds = _time_step(session)
+    row_seconds = _time_scoring(session)
+    cells = _cells(session)
+    rows = sum(len(tasks[j].test) for _, j in cells)
+    trainable = sum(parameter.numel() for parameter in session.adapters.parameters())
+    scoring = rows * row_seconds * len(session.method.views())
+    facts = {
+        "method": f"{config.method} {config.method_options or ''}: {session.method.summary}",
+        "model": f"{config.model}, {session.base.model.num_parameters():,} parameters, on {session.engine.told}",
+        "trainable": f"{trainable:,} parameters in {len(session.adapters.pairs())} layers, rank {config.r}",
+        "scored": f"{len(cells)} cells of the matrix (cells={config.cells}), {rows:,} rows",
+        "time": f"about {_minutes(total_steps * step_seconds + scoring)}: {total_steps} steps x {step_seconds:.2f} s "
+                f"+ {rows:,} rows x {row_seconds:.3f} s"
+                + (f" x {len(session.method.views())} learners" if len(session.method.views()) > 1 else ""),
+        "memory": f"peak so far {_peak_gib(session):.1f} GiB, one step and one scoring batch included; "
+                  f"optimizer {trainable * 8 / 2**20:.0f} MiB more",
+        "disk": f"about {_disk(session) / 2**20:.0f} MiB in {session.run.root}",
+    }  # fmt: skip
+    for name, fact in facts.items():
+        out.print(f"{name:>10}  {fact}", markup=False, soft_wrap=True)
+    for note in session.notes:
+        out.print(f"      note  {note}", markup=False, soft_wrap=True)
+
+
+def _time_step(session: Session) -> float:
+    """Median seconds of the passes of three real steps of a second task, which replays and keeps old pairs."""
+    config, method, engine = session.config, session.method, session.engine
+    rows = session.lessons[-1].rows
+    settings = config.part(TrainSettings)
+    method.begin_task(0)
+    method.end_task(0, rows)
+    method.begin_task(1)
+    session.adapters.model.train()
+
+    def step(number: int, examples: list[Example]) -> None:
+        for chosen in split(method.batch(examples, number), settings.micro_batch_size):
+            with engine.autocast():
+                loss = method.loss(collate(chosen, session.encoder.tokenizer.pad_token_id, engine.device))
+            engine.backward(loss)
+        penalty = method.penalty()
+        if penalty is not None:
+            engine.backward(penalty)
+        for parameter in session.adapters.parameters():
+            parameter.grad = None
+
+    batches = plan([session.encoder(row) for row in rows], settings, config.seed, 0)
+    seconds = [_seconds(lambda i=i, batch=batch: step(i, batch)) for i, batch in zip(range(4), batches, strict=False)]
+    session.adapters.model.eval()
+    return statistics.median(seconds[1:])  # the first warms up
+
+
+def _time_scoring(session: Session) -> float:
+    """Seconds a test row, over a few rows of each task."""
+    scorer = Scorer(session.adapters, session.encoder, session.engine, session.stream.options,
+                    session.config.score_batch_tokens)
+    seconds, rows = 0.0, 0
+    for task in session.stream.tasks:
+        sample = task.test[:16]
+        seconds += _seconds(lambda task=task, sample=sample: scorer(task, sample))
+        rows += len(sample)
+    return seconds / rows
+
+
+def _cells(session: Session) -> list[tuple[int, int]]:
+    """(row, column) of what will be scored; row 0 is the base; a cell that repeats another is left out."""
+    tasks, last = len(session.stream.tasks), len(session.lessons) - 1
+    cells = [] if session.config.cells == "last" else [(0, j) for j in range(tasks)]
+    for i, lesson in enumerate(session.lessons):
+        wanted = range(tasks) if session.config.cells == "all" or i == last else range(
+            lesson.last_task + 1 if session.config.cells == "seen" else 0)
+        cells += [(i + 1, j) for j in wanted if session.method.weights_for(i, j) == i]
+    return cells
+
+
+def _disk(session: Session) -> float:
+    """Bytes: adapters in fp32 (joined ones grow with the task), method state, predictions."""
+    pair = 4 * sum(parameter.numel() for parameter in session.adapters.parameters())
+    lessons = len(session.lessons)
+    joined = isinstance(session.method, Incremental)
+    adapters = pair * (lessons * (lessons + 1) / 2 + lessons if joined else lessons + 1)
+    more = lessons * sum(tensor.nbytes for tensor in session.method.state().tensors.values())
+    rows = sum(len(session.stream.tasks[j].test) for _, j in _cells(session))
+    return adapters + more + 600 * rows
+
+
+def _seconds(act: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began
+
+
+def _peak_gib(session: Session) -> float:
+    if session.engine.device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,110 @@
+"""Device, precision and processes. Accelerate gives the placement and the collectives; it wraps nothing."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor, nn
+
+from forgetless.errors import UsageError
+
+PRECISIONS = ("auto", "bf16", "fp32")
+
+
+class Engine:
+    """Where tensors live and how processes add up their gradients."""
+
+    def __init__(self, device: str = "auto", precision: str = "auto", report_to: list[str] | None = None,
+                 logging_dir: str | None = None):
+        if precision not in PRECISIONS:
+            raise UsageError(f"precision {precision!r}: one of {', '.join(PRECISIONS)}")
+        self.accelerator = Accelerator(
+            cpu=device == "cpu", mixed_precision="no", log_with=report_to or None, project_dir=logging_dir
+        )
+        self.device = self.accelerator.device
+        if device not in ("auto", "cpu") and self.device.type != torch.device(device).type:
+            raise UsageError(f"device {device!r}: this machine offers {self.device.type!r}")
+        self.processes = self.accelerator.num_processes
+        self.rank = self.accelerator.process_index
+        self.is_main = self.accelerator.is_main_process
+        self.dtype = self._dtype(precision)
+
+    def _dtype(self, precision: str) -> torch.dtype:
+        if precision == "auto":
+            return torch.bfloat16 if has_fast_bf16(self.device) else torch.float32
+        return torch.bfloat16 if precision == "bf16" else torch.float32
+
+    @property
+    def told(self) -> str:
+        """'cpu, bf16, 2 threads': what this machine computes with."""
+        kind = {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.dtype]
+        place = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        together = f", {self.processes} processes" if self.processes > 1 else ""
+        return f"{place}, {kind}{threads}{together}"
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Products in bf16 where the base is in bf16; adapters and losses stay fp32."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def backward(self, loss: Tensor) -> None:
+        """Plain `backward`: no hidden division by steps or processes."""
+        loss.backward()
+
+    def sum_gradients(self, parameters: list[nn.Parameter], loss: Tensor) -> Tensor:
+        """Adds up the gradients of all processes in one flat all-reduce; the loss (a scalar) rides along."""
+        if self.processes == 1:
+            return loss
+        flat = torch.cat([_gradient(p).flatten() for p in parameters] + [loss.reshape(1)])
+        dist.all_reduce(flat)
+        start = 0
+        for parameter in parameters:
+            parameter.grad = flat[start : start + parameter.numel()].view_as(parameter)
+            start += parameter.numel()
+        return flat[-1]
+
+    def add_gradient(self, penalty: Tensor, parameters: list[nn.Parameter]) -> float:
+        """Adds the penalty's gradient; returns its norm as a share of the loss gradient's: does the penalty act?"""
+        before = torch.stack([_gradient(parameter).norm() for parameter in parameters]).norm()
+        found = torch.autograd.grad(penalty, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, found, strict=True):
+            if gradient is not None:
+                parameter.grad = _gradient(parameter).add_(gradient)
+        size = torch.stack([gradient.norm() for gradient in found if gradient is not None]).norm()
+        return float(size / before.clamp_min(1e-30))
+
+    def mine(self, items: list) -> list:
+        """This process's share of a list that every process holds."""
+        return items[self.rank :: self.processes]
+
+    def gather(self, items: list) -> list:
+        """Every process's lists, joined, on every process."""
+        return gather_object(items) if self.processes > 1 else items
+
+    def agree(self, value):
+        """The main process's value, on every process."""
+        if self.processes == 1:
+            return value
+        box = [value]
+        broadcast_object_list(box)
+        return box[0]
+
+    def wait(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 products are computed by instructions made for them."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

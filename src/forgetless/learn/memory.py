@@ -1,0 +1,95 @@
+"""Rows kept from earlier tasks for replay."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from forgetless.data.tasks import Row
+from forgetless.errors import UsageError
+from forgetless.seeds import generator
+
+POLICIES = ("reservoir", "quota")
+
+
+@dataclass
+class Memory:
+    """At most `capacity` rows of everything seen.
+
+    * reservoir: every row ever seen is kept with the same probability capacity / seen (Vitter 1985,
+      algorithm R); large tasks get more rows.
+    * quota: each task seen so far has the same number of rows.
+    * a capacity in percent keeps that share of each task, drawn uniformly, and never drops a row.
+    """
+
+    capacity: int | str
+    policy: str = "reservoir"
+    seed: int = 0
+    rows: list[Row] = field(default_factory=list)
+    tasks: list[int] = field(default_factory=list)  # the task of each kept row
+    seen: int = 0
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise UsageError(f"memory policy {self.policy!r}: one of {', '.join(POLICIES)}")
+        self.share = _share(self.capacity)
+        if self.share is None:
+            self.capacity = int(self.capacity)
+
+    def add_task(self, task: int, rows: tuple[Row, ...]) -> None:
+        """Takes in a finished task's rows, each once."""
+        if self.share is not None:
+            self._keep(task, rows, math.ceil(self.share * len(rows)))
+        elif self.policy == "quota":
+            self._share_out(task, rows)
+        else:
+            self._reservoir(task, rows)
+        self.seen += len(rows)
+
+    def draw(self, count: int, *seed: int | str) -> list[Row]:
+        """`count` distinct rows (fewer if fewer are kept), as a function of the seed."""
+        order = torch.randperm(len(self.rows), generator=generator("replay", self.seed, *seed))
+        return [self.rows[i] for i in order[:count].tolist()]
+
+    def _keep(self, task: int, rows: tuple[Row, ...], count: int) -> None:
+        order = torch.randperm(len(rows), generator=generator("memory", self.seed, task))
+        chosen = order[:count].tolist()  # in random order, so that a cut leaves a uniform choice
+        self.rows += [rows[i] for i in chosen]
+        self.tasks += [task] * len(chosen)
+
+    def _share_out(self, task: int, rows: tuple[Row, ...]) -> None:
+        known = sorted({*self.tasks, task})
+        quota = {t: self.capacity // len(known) + (i < self.capacity % len(known)) for i, t in enumerate(known)}
+        kept: list[tuple[Row, int]] = []
+        for row, owner in zip(self.rows, self.tasks, strict=True):
+            if quota[owner] > 0:
+                kept.append((row, owner))
+                quota[owner] -= 1
+        self.rows, self.tasks = [row for row, _ in kept], [owner for _, owner in kept]
+        self._keep(task, rows, quota[task])
+
+    def _reservoir(self, task: int, rows: tuple[Row, ...]) -> None:
+        draw = generator("memory", self.seed, task)
+        for seen, row in enumerate(rows, start=self.seen):
+            if len(self.rows) < self.capacity:
+                self.rows.append(row)
+                self.tasks.append(task)
+                continue
+            slot = int(torch.randint(seen + 1, (), generator=draw))  # uniform in 0..seen
+            if slot < self.capacity:
+                self.rows[slot], self.tasks[slot] = row, task
+
+
+def _share(capacity: int | str) -> float | None:
+    """0.1 for '10%', None for a number of rows."""
+    text = str(capacity).strip()
+    try:
+        if text.endswith("%") and 0 <= float(text[:-1]) <= 100:
+            return float(text[:-1]) / 100
+        if int(text) >= 0:
+            return None
+    except ValueError:
+        pass
+    raise UsageError(f"memory {capacity!r}: a number of rows such as 500, or a share of each task such as '10%'")

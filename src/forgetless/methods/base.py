@@ -1,0 +1,159 @@
+"""What a method may change about plain fine-tuning: eight hooks, in call order, then what it deploys.
+
+    start                       once a run
+    begin_task                  before a task's steps
+      batch                     the whole step's rows; fixes the weight of every answer token
+      loss                      a weighted sum over a micro-batch's answer tokens
+      penalty                   once a step, after all micro-batches and processes
+      after_backward            the whole gradient, before clipping
+      after_step                the optimizer has moved
+    end_task                    after a task's steps
+
+Every default is plain fine-tuning. A method never mentions processes, accumulation or clipping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from forgetless.data.batches import Encoder, Example, Part, weigh
+from forgetless.data.tasks import Row, Stream, Task
+from forgetless.learn.memory import Memory
+from forgetless.model.adapters import Adapters, Pair
+from forgetless.model.answers import logits_at, token_losses
+
+
+@dataclass(frozen=True)
+class Check:
+    """One piece of evidence that a method acted on a task."""
+
+    name: str
+    value: float
+    ok: bool
+    meaning: str
+
+    def as_json(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is trained in one go: a task's rows, or for joint training all tasks' rows."""
+
+    name: str
+    rows: tuple[Row, ...]
+    last_task: int  # the last task of the stream that is learnt when this lesson is over
+
+
+@dataclass(frozen=True)
+class State:
+    """What a method needs, beside the deployed adapter, to go on with the next task."""
+
+    tensors: dict[str, Tensor]
+    values: dict  # JSON
+    memory: Memory | None = None
+
+
+class Method:
+    """Plain fine-tuning of one adapter. Constructor arguments are the options of YAML and command line."""
+
+    paper: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    old_rows: ClassVar[bool] = False  # keeps rows of earlier tasks
+    task_id: ClassVar[bool] = False  # must be told at test which task a row belongs to
+    extra_memory: ClassVar[str] = "none"
+    extra_compute: ClassVar[str] = "none"
+    stock_peft: ClassVar[bool] = True  # what it deploys loads in `PeftModel.from_pretrained`
+    bound: ClassVar[bool] = False  # a bound for the table rather than a way to learn a stream
+
+    adapters: Adapters
+    encoder: Encoder
+    seed: int
+
+    # ------------------------------------------------------------------------------ the eight hooks
+
+    def start(self, adapters: Adapters, encoder: Encoder, seed: int) -> None:
+        self.adapters, self.encoder, self.seed = adapters, encoder, seed
+
+    def begin_task(self, task: int) -> None:
+        self.task = task
+
+    def batch(self, examples: list[Example], step: int) -> list[Example]:
+        """L = mean over the step's answer tokens of -log p(token)."""
+        return weigh(examples, 1.0)
+
+    def loss(self, part: Part) -> Tensor:
+        return (part.weights * token_losses(self.logits(part), part.targets)).sum()
+
+    def penalty(self) -> Tensor | None:
+        return None
+
+    def after_backward(self) -> None:
+        pass
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        pass
+
+    def end_task(self, task: int, rows: tuple[Row, ...]) -> None:
+        pass
+
+    # ------------------------------------------------------------------- what is deployed and scored
+
+    def lessons(self, stream: Stream) -> list[Lesson]:
+        """What is trained, in order: by default each task by itself."""
+        return [Lesson(task.name, task.train, t) for t, task in enumerate(stream.tasks)]
+
+    def export(self) -> dict[str, Pair]:
+        """The pairs to deploy, one a layer."""
+        return self.adapters.summed()
+
+    def views(self) -> dict[str, AbstractContextManager]:
+        """The learners that are scored, the deployed one first; each computes inside its block."""
+        return {"deployed": nullcontext()}
+
+    def weights_for(self, learnt: int, task: int) -> int | None:
+        """Whose weights answer rows of `task` after `learnt` lessons: those after lesson 0, 1, ...; None: the base's.
+
+        Two cells with one answer are scored once.
+        """
+        return learnt
+
+    # ----------------------------------------------------------------------------------- going on
+
+    def state(self) -> State:
+        return State({}, {})
+
+    def resume(self, adapter: dict[str, Pair], state: State, task: int) -> None:
+        """Goes on after `task`, whose deployed adapter and state these are."""
+        self.adapters.set_current(adapter)
+
+    # ------------------------------------------------------------------------------ does it act?
+
+    def told(self) -> dict[str, float]:
+        """Figures of the last step for the log."""
+        return {}
+
+    def checks(self) -> list[Check]:
+        """Evidence that the method did something in the task that just ended."""
+        size = sum(float((pair.B.detach().float() ** 2).sum()) for pair in self.adapters.pairs().values()) ** 0.5
+        return [Check("adapter", size, size > 0, "norm of B: the adapter changes the model's answers")]
+
+    # ----------------------------------------------------------------------------------- helpers
+
+    def logits(self, part: Part, *, hidden: bool = False):
+        """Logits (answers, vocabulary) of a part, and its hidden states if asked for."""
+        return logits_at(self.adapters.model, part.keep, hidden=hidden, input_ids=part.ids, attention_mask=part.mask)
+
+
+def each_layer(current: dict[str, Pair], past: dict[str, Pair]) -> Iterator[tuple[Pair, Pair]]:
+    """(current, past) of each layer that has both."""
+    return ((pair, past[name]) for name, pair in current.items() if name in past)
+
+
+__all__ = ["Check", "Lesson", "Method", "State", "Stream", "Task", "each_layer"]

@@ -1,0 +1,70 @@
+"""Experience replay: each step also learns rows kept from earlier tasks.
+
+    L = 1/2 (CE(current rows) + CE(replayed rows))          methods.md F.5
+
+Each term is a mean over its own answer tokens of the whole step. In the first task there is nothing to
+replay and L = CE(current rows).
+"""
+
+from __future__ import annotations
+
+from forgetless.data.batches import Example, weigh
+from forgetless.data.tasks import Row
+from forgetless.learn.memory import Memory
+from forgetless.methods.base import Check, Method, State
+from forgetless.model.adapters import Pair
+
+
+class Replay(Method):
+    """Experience replay.
+
+    Args:
+        memory: rows kept in all, such as 500, or a share of each task, such as '10%'
+        policy: 'reservoir' (each row seen is kept with equal probability) or 'quota' (each task has equal room)
+        replay_rows: replayed rows of a step; 0: as many as the step has current rows
+    """
+
+    paper = "2310.14152"
+    summary = "replays kept rows of earlier tasks in every step"
+    old_rows = True
+    extra_memory = "the kept rows"
+    extra_compute = "2x: as many replayed as current rows"
+
+    def __init__(self, memory: int | str = "10%", policy: str = "reservoir", replay_rows: int = 0):
+        self.replay_rows = replay_rows
+        self.memory = Memory(memory, policy)
+
+    def start(self, adapters, encoder, seed) -> None:
+        super().start(adapters, encoder, seed)
+        self.memory.seed = seed
+
+    def begin_task(self, task: int) -> None:
+        super().begin_task(task)
+        self.replayed = 0
+
+    def batch(self, examples: list[Example], step: int) -> list[Example]:
+        drawn = self.memory.draw(self.replay_rows or len(examples), self.task, step)
+        if not drawn:
+            return weigh(examples, 1.0)
+        self.replayed += len(drawn)
+        # L = 1/2 CE_current + 1/2 CE_memory
+        return weigh(examples, 0.5) + weigh([self.encoder(row) for row in drawn], 0.5, memory=True)
+
+    def end_task(self, task: int, rows: tuple[Row, ...]) -> None:
+        self.memory.add_task(task, rows)
+
+    def state(self) -> State:
+        return State({}, {"seen": self.memory.seen}, self.memory)
+
+    def resume(self, adapter: dict[str, Pair], state: State, task: int) -> None:
+        super().resume(adapter, state, task)
+        self.memory.rows, self.memory.tasks = state.memory.rows, state.memory.tasks
+        self.memory.seen = state.values["seen"]
+
+    def checks(self) -> list[Check]:
+        needed = self.task > 0
+        return [
+            *super().checks(),
+            Check("replayed rows", self.replayed, self.replayed > 0 or not needed, "old rows learnt again"),
+            Check("kept rows", len(self.memory.rows), len(self.memory.rows) > 0, "rows in memory after the task"),
+        ]

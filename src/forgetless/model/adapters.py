@@ -1,0 +1,242 @@
+"""The adapters on a base model. The only file that knows PEFT's names.
+
+Each adapted layer holds one trainable pair, `current`, and at most one frozen pair, `past`: the finished
+pairs of earlier tasks joined by rank, so that a step costs the same however many tasks came before.
+With pairs (A_i, B_i) of one scale s,   s Σ B_i A_i = s [B_1 ... B_t] [A_1; ...; A_t]   exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from forgetless.errors import RunError, UsageError
+from forgetless.seeds import generator
+
+CURRENT, PAST = "default", "past"
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The shape of a LoRA pair."""
+
+    r: int = 8
+    """rank of the pair that each task trains"""
+    lora_alpha: float = 16
+    """the update is lora_alpha / r * B A (lora_alpha / sqrt(r) with use_rslora)"""
+    lora_dropout: float = 0.0
+    """dropout before A in training; 0 makes a step independent of how it is split"""
+    target_modules: str | list[str] = ALL_LINEAR
+    """'all-linear', or names such as [q_proj, v_proj]"""
+    use_rslora: bool = False
+    """scale by 1/sqrt(r) instead of 1/r"""
+
+
+class Pair(NamedTuple):
+    """One layer's update: scale * B A."""
+
+    A: Tensor  # (rank, in)
+    B: Tensor  # (out, rank)
+    scale: float
+
+
+class Adapters:
+    """A base model with LoRA pairs of our making; `model` is a plain `PeftModel`."""
+
+    def __init__(self, base: PreTrainedModel, settings: LoraSettings, base_name: str, seed: int):
+        self.settings, self.base_name, self.seed = settings, base_name, seed
+        self.model = _wrap(base, settings)
+        self.reset(0)
+
+    # ------------------------------------------------------------------ the pairs of each layer
+
+    def layers(self) -> dict[str, LoraLayer]:
+        """Every adapted layer by its name in the base model, in the model's order."""
+        prefix = "base_model.model."
+        return {
+            name.removeprefix(prefix): module
+            for name, module in self.model.named_modules()
+            if isinstance(module, LoraLayer)
+        }
+
+    def pairs(self) -> dict[str, Pair]:
+        """The trainable pair of each layer."""
+        return {name: _pair(layer, CURRENT) for name, layer in self.layers().items()}
+
+    def past(self) -> dict[str, Pair]:
+        """The joined frozen pair of each layer; empty before the first `finish`."""
+        return {name: _pair(layer, PAST) for name, layer in self.layers().items() if PAST in layer.lora_A}
+
+    def summed(self) -> dict[str, Pair]:
+        """What the model computes with now: past and current joined into one pair a layer."""
+        past = self.past()
+        return {name: join([past[name], pair] if past else [pair]) for name, pair in self.pairs().items()}
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable tensors, in a fixed order."""
+        return [tensor for pair in self.pairs().values() for tensor in (pair.A, pair.B)]
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copies of the trainable tensors by name: `<layer>.A`, `<layer>.B`."""
+        return {name: tensor.detach().clone() for name, tensor in named(self.pairs()).items()}
+
+    # ------------------------------------------------------------------ task borders
+
+    def reset(self, task: int) -> None:
+        """A fresh trainable pair: A uniform in ±1/sqrt(in) (PEFT's kaiming initialisation), B zero."""
+        for name, pair in self.pairs().items():
+            bound = 1 / math.sqrt(pair.A.shape[1])
+            fresh = torch.rand(pair.A.shape, generator=generator("init", self.seed, task, name))
+            with torch.no_grad():
+                pair.A.copy_((2 * fresh - 1) * bound)
+                pair.B.zero_()
+
+    def finish(self, task: int) -> None:
+        """Freezes the trainable pair into the past and starts a fresh one; the function is unchanged."""
+        self.set_past(self.summed())
+        self.reset(task)
+
+    def set_past(self, pairs: dict[str, Pair]) -> None:
+        """Replaces the frozen pairs."""
+        if PAST in self.model.peft_config:
+            self.model.delete_adapter(PAST)
+        self.model.add_adapter(PAST, self._config(pairs, dropout=0.0))
+        with torch.no_grad():
+            for name, layer in self.layers().items():
+                frozen = _pair(layer, PAST)
+                frozen.A.copy_(pairs[name].A)
+                frozen.B.copy_(pairs[name].B)
+        self.model.base_model.set_adapter([CURRENT, PAST])
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(f".{CURRENT}." in name)
+
+    def set_current(self, pairs: dict[str, Pair]) -> None:
+        """Overwrites the trainable tensors; names and shapes must be those of this model."""
+        mine = self.pairs()
+        if mine.keys() != pairs.keys():
+            missing = sorted(mine.keys() ^ pairs.keys())
+            raise RunError(f"adapter has other layers than this run: {missing[0]} and {len(missing) - 1} more")
+        with torch.no_grad():
+            for name, pair in pairs.items():
+                if pair.A.shape != mine[name].A.shape or pair.B.shape != mine[name].B.shape:
+                    raise RunError(f"adapter layer {name}: rank {pair.A.shape[0]}, expected {mine[name].A.shape[0]}")
+                mine[name].A.copy_(pair.A)
+                mine[name].B.copy_(pair.B)
+
+    @contextmanager
+    def using(self, tensors: dict[str, Tensor]) -> Iterator[None]:
+        """Computes with other trainable tensors (as `snapshot` names them) inside the block."""
+        mine = named(self.pairs())
+        kept = {name: tensor.data for name, tensor in mine.items()}
+        try:
+            for name, tensor in mine.items():
+                tensor.data = tensors[name]
+            yield
+        finally:
+            for name, tensor in mine.items():
+                tensor.data = kept[name]
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The untouched base inside the block."""
+        with self.model.disable_adapter():
+            yield
+
+    # ------------------------------------------------------------------ PEFT folders
+
+    def save(self, folder: Path, pairs: dict[str, Pair]) -> None:
+        """Writes a plain PEFT adapter folder; equal tensors give equal bytes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        told = self._config(pairs, self.settings.lora_dropout).to_dict()
+        told = {key: sorted(value) if isinstance(value, set) else value for key, value in told.items()}
+        told |= {"inference_mode": True, "base_model_name_or_path": self.base_name}
+        (folder / CONFIG_NAME).write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
+        tensors = {}
+        for name, pair in pairs.items():
+            tensors[f"base_model.model.{name}.lora_A.weight"] = pair.A.detach().float().cpu().contiguous()
+            tensors[f"base_model.model.{name}.lora_B.weight"] = pair.B.detach().float().cpu().contiguous()
+        save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+
+    def load(self, folder: Path) -> dict[str, Pair]:
+        """The pairs of a folder that `save` wrote."""
+        told = json.loads((folder / CONFIG_NAME).read_text())
+        rank = told["r"]
+        scale = told["lora_alpha"] / (math.sqrt(rank) if told["use_rslora"] else rank)
+        tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+        return {
+            name: Pair(
+                tensors[f"base_model.model.{name}.lora_A.weight"],
+                tensors[f"base_model.model.{name}.lora_B.weight"],
+                scale,
+            )
+            for name in self.layers()
+        }
+
+    def _config(self, pairs: dict[str, Pair], dropout: float) -> LoraConfig:
+        """One rank and one scale for all layers: a joined pair of rank R keeps scale s by alpha = s R."""
+        first = next(iter(pairs.values()))
+        rank, scale = first.A.shape[0], first.scale
+        alpha = scale * (math.sqrt(rank) if self.settings.use_rslora else rank)
+        return LoraConfig(
+            r=rank,
+            lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
+            lora_dropout=dropout,
+            target_modules=sorted(self.model.peft_config[CURRENT].target_modules),
+            use_rslora=self.settings.use_rslora,
+            task_type="CAUSAL_LM",
+        )
+
+
+def join(pairs: list[Pair]) -> Pair:
+    """Pairs of one scale as one pair whose product is the sum of theirs."""
+    first = pairs[0]
+    if any(pair.scale != first.scale for pair in pairs):
+        raise ValueError("pairs of different scale cannot be joined by rank")
+    if len(pairs) == 1:
+        return first
+    A = torch.cat([pair.A.detach() for pair in pairs], dim=0)
+    B = torch.cat([pair.B.detach() for pair in pairs], dim=1)
+    return Pair(A, B, first.scale)
+
+
+def named(pairs: dict[str, Pair]) -> dict[str, Tensor]:
+    """The tensors of pairs as a flat dictionary: `<layer>.A`, `<layer>.B`."""
+    return {f"{name}.{side}": getattr(pair, side) for name, pair in pairs.items() for side in "AB"}
+
+
+def _pair(layer: LoraLayer, adapter: str) -> Pair:
+    return Pair(layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter])
+
+
+def _wrap(base: PreTrainedModel, settings: LoraSettings) -> PeftModel:
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=settings.target_modules,
+        use_rslora=settings.use_rslora,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(base, config)
+    except ValueError as error:
+        linear = sorted({name.split(".")[-1] for name, module in base.named_modules()
+                         if isinstance(module, nn.Linear)})
+        raise UsageError(
+            f"no layer named {settings.target_modules!r} in {type(base).__name__}; it has {linear}, "
+            f"or give {ALL_LINEAR!r}"
+        ) from error

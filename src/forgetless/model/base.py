@@ -1,0 +1,67 @@
+"""Load a base model: a packaged one, a local folder, or a name on the hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from forgetless.data.packages import PACKAGED_MODELS, packaged_model
+from forgetless.errors import DownloadError, RunError, UsageError, nearest
+from forgetless.model.identity import Identity, identify
+
+
+@dataclass
+class Base:
+    """A frozen causal language model with its tokenizer, where it came from, and who it is."""
+
+    name: str
+    folder: Path
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    identity: Identity
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence in tokens, where the configuration states one."""
+        return self.model.config.get_text_config().to_dict().get("max_position_embeddings")
+
+
+def load_base(name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Base:
+    """Loads weights from safetensors only; sets a padding token if there is none (padding is always masked)."""
+    folder = find_model(name)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.eos_token_id is None:
+        raise RunError(f"{folder}: the tokenizer has no end-of-sequence token, so answers would never end.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    identity = identify(folder, tokenizer.chat_template)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    model.requires_grad_(False)
+    return Base(name, folder, model.to(device).eval(), tokenizer, identity)
+
+
+def find_model(name: str) -> Path:
+    """The local folder of a model, fetched if need be."""
+    if name in PACKAGED_MODELS:
+        return packaged_model(name)
+    if Path(name).is_dir():
+        return Path(name)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UsageError(f"model {name!r}: no such folder")
+    if "/" not in name:
+        raise UsageError(f"model {name!r} is neither a packaged model, a folder, nor a hub name "
+                         f"('owner/name'){nearest(name, PACKAGED_MODELS)}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        raise DownloadError(
+            f"model {name!r}: not in the local hub cache and could not be fetched "
+            f"({type(error).__name__}). Check the name; behind a closed network copy the model's folder here "
+            f"and give its path, or use a packaged model: {', '.join(PACKAGED_MODELS)}."
+        ) from error

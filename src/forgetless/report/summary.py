@@ -1,0 +1,125 @@
+"""A run folder -> one summary: matrices, intervals, what was forgotten, what the method did. Reads, never scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from forgetless.runs.folder import RunFolder, complete, read_json, read_lines
+from forgetless.score.intervals import paired_change, wilson
+from forgetless.score.metrics import metrics
+from forgetless.score.scorers import MEANINGS
+
+
+def summarise(root: Path) -> dict:
+    """Everything the reports show, as JSON; equal runs give equal summaries (times are not in it)."""
+    run = RunFolder(root)
+    told = read_json(run.config)
+    tasks, lessons = told["tasks"], told["lessons"]
+    folders = [run.task(i + 1, lesson["name"]) for i, lesson in enumerate(lessons)]
+    learned = [i for i, folder in enumerate(folders) if complete(folder)]
+    cells = [_scores(folders[i]) for i in learned]
+    base = _scores(run.task(0, "base"))
+    matrix = [_row(tasks, row.get("deployed", {})) for row in cells]
+    base_row = _row(tasks, base.get("deployed", {}))
+    sizes = [task["test"] for task in tasks]
+    views = {view: [row.get(view, {}) for row in cells] for view in _other_views(cells)}
+    checks = [read_json(folders[i] / "learned.json")["checks"] for i in learned]
+    method = told["method"]["name"]
+    return {
+        "format": told["format"],
+        "status": told["status"],
+        "name": f"{method} on {told['stream']}",
+        "folder": root.name,
+        "method": told["method"],
+        "model": told["model"] | {"identity": told["base"], "precision": told["precision"]},
+        "tasks": tasks,
+        "learned": [lessons[i]["name"] for i in learned],
+        "headline": {"matrix": matrix, "base": base_row},
+        "measures": _measures(tasks, cells, base),
+        "intervals": [[_interval(value, task) for value, task in zip(row, tasks, strict=True)] for row in matrix],
+        "forgotten": _forgotten(tasks, lessons, folders, learned, "deployed"),
+        "metrics": {name: metric.as_json() for name, metric in metrics(matrix, base_row, sizes).items()},
+        "views": {
+            view: {
+                "headline": {"matrix": [_row(tasks, row) for row in rows], "base": base_row},
+                "forgotten": _forgotten(tasks, lessons, folders, learned, view),
+            }
+            for view, rows in views.items()
+        },
+        "counts": {"after": [[row.get("deployed", {}).get(task["name"], {}).get("counts") for task in tasks]
+                             for row in cells]},
+        "losses": {lessons[i]["name"]: read_lines(folders[i] / "log.jsonl") for i in learned},
+        "acts": [{"task": lessons[i]["name"], "checks": found} for i, found in zip(learned, checks, strict=True)],
+        "warnings": [
+            f"{method} did not act on {lessons[i]['name']}: {check['name']} = {check['value']:.4g} ({check['meaning']})"
+            for i, found in zip(learned, checks, strict=True) for check in found if not check["ok"]
+        ],
+        "config": told["config"],
+        "versions": told["versions"],
+    }  # fmt: skip
+
+
+def _scores(folder: Path) -> dict:
+    """scores.json of a published folder, or nothing: {view: {task: {n, scores, counts}}}."""
+    return read_json(folder / "scores" / "scores.json") if complete(folder / "scores") else {}
+
+
+def _row(tasks: list[dict], scored: dict) -> list[float | None]:
+    """The headline score of each task; None where it was not scored."""
+    return [scored[t["name"]]["scores"][t["headline"]] if t["name"] in scored else None for t in tasks]
+
+
+def _interval(value: float | None, task: dict) -> list[float] | None:
+    """95 % of a share of right answers; shares of tokens are no counts of independent answers and have none."""
+    if value is None or task["headline"] == "next_token":
+        return None
+    return list(wilson(round(value * task["test"]), task["test"]))
+
+
+def _other_views(cells: list[dict]) -> list[str]:
+    return list(dict.fromkeys(view for row in cells for view in row if view != "deployed"))
+
+
+def _measures(tasks: list[dict], cells: list[dict], base: dict) -> dict:
+    """Every measure's matrix; a task that is not scored by it has None."""
+    names = [name for name in MEANINGS
+             if any(name in one["scores"] for row in [base, *cells] for one in row.get("deployed", {}).values())]
+
+    def line(row: dict, measure: str) -> list[float | None]:
+        scored = row.get("deployed", {})
+        return [scored.get(task["name"], {"scores": {}})["scores"].get(measure) for task in tasks]
+
+    return {name: {"meaning": MEANINGS[name], "base": line(base, name), "matrix": [line(row, name) for row in cells]}
+            for name in names}
+
+
+def _forgotten(tasks, lessons, folders, learned: list[int], view: str) -> list[dict]:
+    """For each task learnt before the last lesson: the same test rows just after it was learnt and now."""
+    if len(learned) < 2:
+        return []
+    now = _rows(folders[learned[-1]], view)
+    found = []
+    for i in learned[:-1]:
+        task = tasks[lessons[i]["last_task"]]
+        before = _rows(folders[i], view)
+        if task["name"] not in before or task["name"] not in now:
+            continue
+        then_scores, now_scores = (
+            [float(record[task["headline"]]["score"]) for record in rows[task["name"]]] for rows in (before, now)
+        )
+        change = paired_change(then_scores, now_scores)
+        n = len(then_scores)
+        found.append({"task": task["name"], "learned": sum(then_scores) / n, "now": sum(now_scores) / n,
+                      **{name: getattr(change, name) for name in
+                         ("change", "low", "high", "p", "lost", "gained", "n")}})
+    return found
+
+
+def _rows(folder: Path, view: str) -> dict[str, list[dict]]:
+    """Prediction records by task."""
+    file = folder / "scores" / "predictions.jsonl"
+    by_task: dict[str, list[dict]] = {}
+    for record in read_lines(file) if file.exists() else []:
+        if record["view"] == view:
+            by_task.setdefault(record["task"], []).append(record)
+    return by_task

@@ -1,0 +1,45 @@
+"""Greedy answers, in batches."""
+
+from __future__ import annotations
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+
+def generate(
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: list[list[int]],
+    max_new_tokens: int,
+    device: torch.device,
+    batch_tokens: int = 4096,
+) -> list[str]:
+    """The model's greedy continuation of each context (token lists), up to its end token, as text."""
+    ends = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    # A fresh configuration: the model's own may sample or punish repetition.
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=sorted(ends),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    order = sorted(range(len(contexts)), key=lambda i: -len(contexts[i]))
+    answers = [""] * len(contexts)
+    while order:
+        length = len(contexts[order[0]])
+        count = max(1, batch_tokens // (length + max_new_tokens))
+        batch, order = order[:count], order[count:]
+        ids = torch.full((len(batch), length), tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for b, i in enumerate(batch):  # padded on the left: every answer begins at the same place
+            ids[b, length - len(contexts[i]) :] = torch.tensor(contexts[i])
+            mask[b, length - len(contexts[i]) :] = 1
+        with torch.no_grad():
+            made = model.generate(
+                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
+            )
+        for b, i in enumerate(batch):
+            answers[i] = tokenizer.decode(made[b, length:], skip_special_tokens=True)
+    return answers

@@ -1,0 +1,135 @@
+"""Option likelihood: log p(option | prompt) for each label word, the prompt computed once for all of them.
+
+The options are laid behind their prompt in one sequence; the attention mask lets each see the prompt and
+itself, and position numbers restart after the prompt. One forward pass then gives every option's likelihood:
+a row of 100 prompt tokens and 14 options of 2 tokens costs 128 tokens instead of 1,428. Models that cannot
+take such a mask are found by trying, and scored one sequence an option.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from forgetless.data.batches import Encoder
+from forgetless.data.tasks import Row
+from forgetless.model.answers import logits_at
+
+
+@dataclass(frozen=True)
+class Branches:
+    """A context and the options that follow it: `options` are (number, tokens)."""
+
+    row: int
+    context: tuple[int, ...]
+    options: tuple[tuple[int, tuple[int, ...]], ...]
+
+    def __len__(self) -> int:
+        """Tokens of the sequence: nothing follows an option's last token."""
+        return len(self.context) + sum(len(tokens) - 1 for _, tokens in self.options)
+
+    def apart(self) -> list[Branches]:
+        """One sequence an option."""
+        return [Branches(self.row, self.context, (option,)) for option in self.options]
+
+
+class OptionScorer:
+    """Scores rows against options with one model."""
+
+    def __init__(self, model, encoder: Encoder, device: torch.device, batch_tokens: int = 4096):
+        self.model, self.encoder, self.device, self.batch_tokens = model, encoder, device, batch_tokens
+        takes_positions = "position_ids" in inspect.signature(model.get_base_model().forward).parameters
+        self.shared: bool | None = None if takes_positions else False  # None: not tried yet
+
+    def __call__(self, rows: list[Row], options: tuple[str, ...]) -> list[list[float]]:
+        """log p(option | row's prompt), natural logarithm, summed over the option's tokens: rows x options."""
+        branches = [found for i, row in enumerate(rows) for found in self._branches(i, row, options)]
+        if self.shared is None:
+            self.shared = self._try_sharing(branches)
+        if self.shared is False:
+            branches = [alone for one in branches for alone in one.apart()]
+        table = torch.zeros(len(rows), len(options), dtype=torch.float64)
+        for batch in self._batches(branches):
+            self._fill(table, batch, shared=self.shared is not False)
+        return table.tolist()
+
+    def _branches(self, number: int, row: Row, options: tuple[str, ...]) -> Iterator[Branches]:
+        """Options whose context has the same tokens go together: all of them, unless a token spans the border."""
+        split = [self.encoder.scoring_split(row, option) for option in options]
+        shortest = min(len(context) for context, _ in split)
+        groups: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
+        for i, (context, tokens) in enumerate(split):
+            groups.setdefault(tuple(context[-shortest:]), []).append((i, tuple(tokens)))
+        return (Branches(number, context, tuple(group)) for context, group in groups.items())
+
+    def _batches(self, branches: list[Branches]) -> Iterator[list[Branches]]:
+        batch: list[Branches] = []
+        for one in sorted(branches, key=len, reverse=True):
+            if batch and (len(batch) + 1) * len(batch[0]) > self.batch_tokens:
+                yield batch
+                batch = []
+            batch.append(one)
+        if batch:
+            yield batch
+
+    def _try_sharing(self, branches: list[Branches]) -> bool | None:
+        """Whether a shared prompt gives what separate sequences give; None while no row can tell."""
+        telling = [one for one in branches if sum(len(tokens) > 1 for _, tokens in one.options) > 1]
+        if not telling:
+            return None
+        one, size = telling[0], 1 + max(number for number, _ in telling[0].options)
+        shared, apart = torch.zeros(one.row + 1, size, dtype=torch.float64), torch.zeros(one.row + 1, size)
+        try:
+            self._fill(shared, [one], shared=True)
+        except (TypeError, ValueError, RuntimeError):  # the model refuses the mask or the positions
+            return False
+        self._fill(apart, one.apart(), shared=False)
+        return bool(torch.allclose(shared, apart.double(), rtol=0.02, atol=0.2))  # bf16 rounds at about 0.02
+
+    def _fill(self, table: Tensor, batch: list[Branches], shared: bool) -> None:
+        rows, length = len(batch), max(len(one) for one in batch)
+        ids = torch.full((rows, length), self.encoder.tokenizer.pad_token_id)
+        positions = torch.zeros((rows, length), dtype=torch.long)
+        segment = torch.full((rows, length), -1)  # 0: context, k: option k, -1: padding
+        keep = torch.zeros((rows, length), dtype=torch.bool)
+        wanted: list[tuple[int, int, int, int, int]] = []  # batch row, position, token, table row, option
+        for b, one in enumerate(batch):
+            n = len(one.context)
+            ids[b, :n], positions[b, :n], segment[b, :n] = torch.tensor(one.context), torch.arange(n), 0
+            start = n
+            for k, (number, tokens) in enumerate(one.options, start=1):
+                inner = len(tokens) - 1
+                ids[b, start : start + inner] = torch.tensor(tokens[:-1], dtype=torch.long)
+                positions[b, start : start + inner] = torch.arange(n, n + inner)
+                segment[b, start : start + inner] = k
+                places = [n - 1, *range(start, start + inner)]
+                keep[b, places] = True
+                wanted += [(b, p, token, one.row, number) for p, token in zip(places, tokens, strict=True)]
+                start += inner
+        inputs = {"input_ids": ids.to(self.device)}
+        if shared:
+            inputs |= {"position_ids": positions.to(self.device), "attention_mask": self._mask(segment)}
+        else:
+            inputs |= {"attention_mask": (segment >= 0).long().to(self.device)}
+        with torch.no_grad():
+            logp = logits_at(self.model, keep.to(self.device), **inputs).float().log_softmax(-1)
+        order = keep.flatten().cumsum(0).view_as(keep) - 1  # place of (row, position) among the kept
+        b, p, token, row, option = (torch.tensor(column) for column in zip(*wanted, strict=True))
+        found = logp[order[b, p].to(self.device), token.to(self.device)].double().cpu()
+        table.index_put_((row, option), found.to(table.dtype), accumulate=True)
+
+    def _mask(self, segment: Tensor) -> Tensor:
+        """(rows, 1, length, length): a token sees the tokens before it that are context or of its own option."""
+        length = segment.shape[1]
+        query, key = segment.unsqueeze(2), segment.unsqueeze(1)
+        before = torch.ones(length, length, dtype=torch.bool).tril()
+        sees = before & ((key == 0) | (key == query))
+        sees = sees.unsqueeze(1).to(self.device)
+        if self.model.config._attn_implementation == "sdpa":
+            return sees
+        dtype = self.model.dtype
+        return torch.zeros(sees.shape, dtype=dtype, device=self.device).masked_fill_(~sees, torch.finfo(dtype).min)

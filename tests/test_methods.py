@@ -1,0 +1,360 @@
+"""One contract for all methods, on the tiny model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from peft import PeftModel
+
+from forgetless.data.batches import Encoder, collate, split
+from forgetless.data.tasks import Stream
+from forgetless.learn.engine import Engine
+from forgetless.learn.step import TrainSettings, learn_task
+from forgetless.methods import METHODS, Method
+from forgetless.model.adapters import Adapters, LoraSettings, named
+from forgetless.model.base import load_base
+
+FAST = TrainSettings(learning_rate=2e-2, num_train_epochs=8, batch_size=4, micro_batch_size=4)
+# Options under which a method is plain fine-tuning of the kind named first.
+SWITCHED_OFF = {
+    "sequential": ("sequential", {}),
+    "incremental": ("incremental", {}),
+    "per_task": ("per_task", {}),
+    "joint": ("joint", {}),
+    "replay": ("sequential", {"memory": 0}),
+    "olora": ("incremental", {"lam": 0.0}),
+    "nlora": ("incremental", {"lam": 0.0}),
+    "ilora": ("replay", {"gamma": 0.0, "deploy": "fast"}),
+}
+OPTIONS = {"replay": {"memory": 6}, "ilora": {"memory": 6}, "nlora": {"lam": 1e-4}}
+
+
+@dataclass
+class Trained:
+    method: Method
+    losses: list[list[float]]
+    base_before: dict[str, torch.Tensor]
+
+
+def build(name: str, tiny: str, options: dict | None = None, seed: int = 0) -> Method:
+    base = load_base(tiny, torch.float32)
+    method = METHODS[name](**(OPTIONS.get(name, {}) if options is None else options))
+    method.start(Adapters(base.model, LoraSettings(r=4), tiny, seed), Encoder(base.tokenizer, 64), seed)
+    return method
+
+
+def train(name, tiny, stream, options=None, settings=FAST, seed=0, method=None, start=0) -> Trained:
+    method = method or build(name, tiny, options, seed)
+    kept = {k: v.clone() for k, v in method.adapters.model.named_parameters() if "lora_" not in k}
+    losses = []
+    for number, lesson in enumerate(method.lessons(stream)):
+        if number < start:
+            continue
+        method.begin_task(number)
+        records: list[dict] = []
+        examples = [method.encoder(row) for row in lesson.rows]
+        learn_task(method, examples, settings, Engine("cpu", "fp32"), seed=seed, task=number, log=records.append)
+        method.end_task(number, lesson.rows)
+        losses.append([record["loss"] for record in records])
+    return Trained(method, losses, kept)
+
+
+def same(a: Method, b: Method, tolerance: float = 0.0) -> bool:
+    left, right = named(a.export()), named(b.export())
+    return left.keys() == right.keys() and all(
+        torch.equal(left[k], right[k]) if not tolerance else torch.allclose(left[k], right[k], atol=tolerance)
+        for k in left
+    )
+
+
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, two):
+    """Each method once over two tasks; tests that only look share it."""
+    return {name: train(name, tiny, two) for name in METHODS}
+
+
+@every_method
+def test_loss_falls_on_each_task(name, trained):
+    for losses in trained[name].losses:  # random words, so only the form of the answers can be learnt
+        assert sum(losses[-3:]) / 3 < 0.9 * losses[0]
+
+
+@every_method
+def test_same_seed_same_bytes_other_seed_other_bytes(name, trained, tiny, two):
+    assert same(trained[name].method, train(name, tiny, two).method)
+    assert not same(trained[name].method, train(name, tiny, two, seed=1).method)
+
+
+@every_method
+def test_switched_off_is_plain_fine_tuning(name, tiny, two):
+    plain, off = SWITCHED_OFF[name]
+    options = OPTIONS.get(plain) if plain == "replay" else None
+    shared = {"memory": 6} if plain == "replay" else {}
+    assert same(train(name, tiny, two, off | shared).method, train(plain, tiny, two, options).method)
+
+
+@every_method
+def test_it_acts(name, trained, tiny, two):
+    """What the method is for differs from the method switched off; its own checks say so too."""
+    method = trained[name].method
+    assert all(check.ok for check in method.checks()), method.checks()
+    plain, off = SWITCHED_OFF[name]
+    if plain != name:
+        shared = {"memory": 6} if plain == "replay" else {}
+        assert not same(method, train(name, tiny, two, off | shared).method)
+
+
+@every_method
+def test_any_split_gives_the_same_gradient(name, tiny, two):
+    """Uneven answers, one- and two-term losses; the last micro-batch is short."""
+    method = train(name, tiny, two).method
+    method.begin_task(1)
+    examples = _examples(method)
+    gradients = []
+    for size in (len(examples) * 2, 3, 1):
+        for parameter in method.adapters.parameters():
+            parameter.grad = None
+        batch = method.batch(examples, 0)
+        for chosen in split(batch, size):
+            method.loss(collate(chosen, method.encoder.tokenizer.pad_token_id)).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in method.adapters.parameters()]))
+    for other in gradients[1:]:
+        assert (gradients[0] - other).norm() < 1e-5 * gradients[0].norm()
+
+
+def _examples(method: Method):
+    from forgetless.data.tasks import Row
+
+    return [method.encoder(Row("The sky is", " blue" + " very blue" * n)) for n in (0, 3, 1, 5)]
+
+
+@every_method
+def test_resumed_at_the_border_equals_uninterrupted(name, tiny, two, tmp_path):
+    from forgetless.learn.stream import load_state, save_state
+
+    if name == "joint":
+        pytest.skip("joint training is one lesson: it has no border to resume at")
+    first = train(name, tiny, Stream("one", two.tasks[:1]))
+    first.method.adapters.save(tmp_path / "adapter", first.method.export())
+    save_state(tmp_path, first.method.state())
+    fresh = build(name, tiny)
+    fresh.resume(fresh.adapters.load(tmp_path / "adapter"), load_state(tmp_path), 0)
+    resumed = train(name, tiny, two, method=fresh, start=1)
+    assert same(resumed.method, train(name, tiny, two).method)
+
+
+@every_method
+def test_frozen_weights_have_not_moved(name, trained):
+    now = dict(trained[name].method.adapters.model.named_parameters())
+    for key, before in trained[name].base_before.items():
+        assert torch.equal(before, now[key]), key
+        assert not now[key].requires_grad
+
+
+@every_method
+def test_past_pairs_do_not_move(name, tiny, two):
+    method = build(name, tiny)
+    if "Incremental" not in [kind.__name__ for kind in type(method).__mro__]:
+        pytest.skip("keeps no frozen pairs")
+    one = train(name, tiny, Stream("one", two.tasks[:1]), method=method)
+    before = {k: (v.A.clone(), v.B.clone()) for k, v in one.method.export().items()}
+    train(name, tiny, two, method=method, start=1)
+    for key, pair in method.adapters.past().items():
+        assert torch.equal(pair.A, before[key][0]) and torch.equal(pair.B, before[key][1])
+        assert not pair.A.requires_grad
+
+
+@every_method
+def test_loads_in_stock_peft_with_equal_logits(name, trained, tiny, tmp_path):
+    method = trained[name].method
+    method.adapters.save(tmp_path, method.export())
+    stock = PeftModel.from_pretrained(load_base(tiny, torch.float32).model, tmp_path)
+    ids = torch.tensor([_examples(method)[3].ids])
+    with torch.no_grad(), next(iter(method.views().values())):
+        mine = method.adapters.model(ids).logits
+    with torch.no_grad():
+        theirs = stock(ids).logits
+        base = load_base(tiny, torch.float32).model(ids).logits
+    assert torch.allclose(mine, theirs, atol=1e-5)
+    assert not torch.allclose(mine, base, atol=1e-3)
+
+
+@every_method
+def test_a_new_task_starts_from_the_old_function(name, tiny, two):
+    """Until the second task's first step the model answers as it did (per_task starts anew by design)."""
+    if name in ("per_task", "joint"):
+        pytest.skip("starts anew by design")
+    one = train(name, tiny, Stream("one", two.tasks[:1])).method
+    ids = torch.tensor([_examples(one)[3].ids])
+    with torch.no_grad():
+        before = one.adapters.model(ids).logits
+        one.begin_task(1)
+        after = one.adapters.model(ids).logits
+    assert torch.allclose(before, after, atol=1e-5)
+
+
+@every_method
+def test_every_option_is_documented(name):
+    import inspect
+    from pathlib import Path
+
+    page = Path(__file__).parents[1] / "docs" / "methods" / f"{name}.md"
+    text = page.read_text()
+    kind = METHODS[name]
+    assert kind.paper in text and kind.summary
+    if kind.__init__ is not object.__init__:
+        for option in list(inspect.signature(kind.__init__).parameters)[1:]:
+            assert f"`{option}`" in text, f"{page.name} does not explain {option}"
+            assert f"{option}:" in (kind.__doc__ or ""), f"{kind.__name__} does not document {option}"
+
+
+# ------------------------------------------------------------------- what each method is for, measured
+
+
+def test_olora_overlap_is_below_incremental(tiny, two):
+    plain = train("olora", tiny, two, {"lam": 0.0}).method.overlap()
+    kept = train("olora", tiny, two, {"lam": 1.0}).method.overlap()
+    assert kept < 0.5 * plain
+
+
+def test_olora_first_task_has_no_penalty(tiny):
+    method = build("olora", tiny)
+    method.begin_task(0)
+    assert method.penalty() is None
+
+
+def test_nlora_updates_are_smaller_and_proximal_ones_have_zeros(tiny, two):
+    from forgetless.methods.nlora import density, product_l1
+
+    def size(method):
+        return sum(float(product_l1(p.B.detach(), p.A.detach())) for p in method.adapters.pairs().values())
+
+    plain, penalised = train("nlora", tiny, two, {"lam": 0.0}).method, train("nlora", tiny, two, {"lam": 3e-3}).method
+    assert size(penalised) < 0.8 * size(plain)
+    proximal = train("nlora", tiny, two, {"lam": 0.0, "proximal": 0.3}).method
+    assert density(list(proximal.adapters.pairs().values()))["exact"] < 0.7
+    assert density(list(plain.adapters.pairs().values()))["exact"] > 0.99
+
+
+def test_nlora_as_released_refuses_layers_that_are_not_square(tiny):
+    from forgetless.errors import UsageError
+
+    with pytest.raises(UsageError, match="not square"):
+        build("nlora", tiny, {"as_released": True})
+
+
+def test_ilora_slow_learner_follows_the_closed_form(tiny, two):
+    """θ_l = λ^K θ_0 + (1-λ) Σ λ^(K-k) θ_w^k, from the fast learner's recorded states; nothing else moves it."""
+    lam, states = 0.9, []
+    method = build("ilora", tiny, {"lam": lam, "memory": 6})
+    start = {k: v.clone() for k, v in method.slow.items()}
+    follow = method.after_step
+
+    def watched(optimizer):
+        fast = method.adapters.snapshot()
+        states.append(fast)
+        follow(optimizer)
+        assert all(torch.equal(fast[k], v) for k, v in method.adapters.snapshot().items())  # the average moves only θ_l
+
+    method.after_step = watched
+    train("ilora", tiny, two, method=method)
+    for key, tensor in method.slow.items():
+        expected = lam ** len(states) * start[key]
+        for k, fast in enumerate(states, start=1):
+            expected = expected + (1 - lam) * lam ** (len(states) - k) * fast[key]
+        assert torch.allclose(tensor, expected, atol=1e-5)
+
+
+def test_ilora_slow_learner_gets_no_gradient(tiny, two):
+    method = train("ilora", tiny, two).method
+    assert all(not tensor.requires_grad for tensor in method.slow.values())
+    trained = {id(p) for p in method.adapters.parameters()}
+    assert all(id(tensor) not in trained for tensor in method.slow.values())
+
+
+@pytest.mark.parametrize("target", ["logits", "hidden_last", "hidden_all"])
+def test_ilora_with_equal_learners_is_replay(tiny, two, target):
+    """θ_l = θ_w and no dropout: the consistency term is 0 and the loss is replay's."""
+    method = train("ilora", tiny, two, {"memory": 6, "target": target}).method
+    method.slow = method.adapters.snapshot()
+    part = collate(method.batch(_examples(method), 0), method.encoder.tokenizer.pad_token_id)
+    assert part.memory.any()
+    replay = METHODS["replay"].loss(method, part)
+    assert float(method.loss(part).detach()) == pytest.approx(float(replay.detach()), rel=1e-6)
+
+
+@pytest.mark.parametrize("target", ["logits", "hidden_last", "hidden_all"])
+@pytest.mark.parametrize("gated", [False, True])
+def test_ilora_consistency_against_the_obvious_form(tiny, two, target, gated):
+    """Row by row without padding, by the definition: the mean over layers, replayed positions and width."""
+    method = train("ilora", tiny, two, {"memory": 6, "target": target, "gated": gated}).method
+    batch = method.batch(_examples(method), 0)
+    part = collate(batch, method.encoder.tokenizer.pad_token_id)
+    values = []
+    for example in (e for e in batch if e.memory):
+        ids = torch.tensor([example.ids])
+        with torch.no_grad():
+            fast = method.adapters.model(ids, output_hidden_states=True)
+            with method.adapters.using(method.slow):
+                slow = method.adapters.model(ids, output_hidden_states=True)
+        if target == "logits":
+            places = [i - 1 for i, answer in enumerate(example.answer) if answer]
+            pairs = [(fast.logits[0, places], slow.logits[0, places])]
+        else:
+            chosen = slice(-1, None) if target == "hidden_last" else slice(None)
+            pairs = list(zip(fast.hidden_states[chosen], slow.hidden_states[chosen], strict=True))
+        for f, s in pairs:
+            difference = s - f
+            values.append((difference.clamp_min(0) if gated else difference).square().flatten())
+    expected = torch.cat(values).mean()
+    found = method.loss(part) - METHODS["replay"].loss(method, part)
+    assert float(found.detach()) == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_ilora_deploys_the_learner_it_is_told_to(tiny, two):
+    fast = train("ilora", tiny, two, {"memory": 6, "deploy": "fast"}).method
+    slow = train("ilora", tiny, two, {"memory": 6, "deploy": "slow"}).method
+    assert list(fast.views()) == ["fast", "slow"] and list(slow.views()) == ["slow", "fast"]
+    assert not same(fast, slow)
+    assert all(torch.equal(a, b) for a, b in zip(fast.slow.values(), slow.slow.values(), strict=True))
+
+
+def test_ilora_as_released_keeps_the_slow_learner_at_the_last_border(tiny, two):
+    method = train("ilora", tiny, Stream("one", two.tasks[:1]), {"as_released": True, "memory": 6}).method
+    border = method.adapters.snapshot()
+    train("ilora", tiny, two, method=method, start=1)
+    assert all(torch.equal(border[k], v) for k, v in method.slow.items())
+
+
+def test_replay_weighs_both_terms_by_half(tiny, two):
+    method = train("replay", tiny, Stream("one", two.tasks[:1])).method
+    method.begin_task(1)
+    batch = method.batch(_examples(method), 0)
+    for memory in (False, True):
+        assert sum(e.weight * e.answers for e in batch if e.memory == memory) == pytest.approx(0.5)
+
+
+def test_joint_sees_every_row_once_an_epoch(two, tiny):
+    lessons = build("joint", tiny).lessons(two)
+    assert len(lessons) == 1 and lessons[0].rows == two.tasks[0].train + two.tasks[1].train
+    assert lessons[0].last_task == 1
+
+
+def test_dropout_is_repeatable(tiny, two):
+    def run():
+        base = load_base(tiny, torch.float32)
+        method = METHODS["sequential"]()
+        settings = LoraSettings(r=4, lora_dropout=0.3)
+        method.start(Adapters(base.model, settings, tiny, 0), Encoder(base.tokenizer, 64), 0)
+        return train("sequential", tiny, two, method=method).method
+
+    torch.manual_seed(1)
+    first = run()
+    torch.manual_seed(2)
+    assert same(first, run())
+    assert not same(first, train("sequential", tiny, two).method)
