@@ -34,11 +34,18 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    words = [f"The {key} is {value}. What colour size sound has the {key}? Answer: {value}"
-             for table in (COLOURS, SIZES, SOUNDS) for key, value in table.items()]
+    words = [
+        f"The {key} is {value}. What colour size sound has the {key}? Answer: {value}"
+        for table in (COLOURS, SIZES, SOUNDS)
+        for key, value in table.items()
+    ]
     special = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|pad|>"]
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(words * 3, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>")
     fast.chat_template = TEMPLATE
@@ -72,8 +79,10 @@ def make_task(name: str, table: dict[str, str], question: str, copies: int = 2, 
         Row(f"What {question} has the {'very ' * (i % 3)}{key}? Answer:", f" {value}", source=f"{name}:{i}")
         for i in range(copies) for key, value in table.items()
     )  # fmt: skip
-    test = tuple(Row(f"What {question} has the {key}? Answer:", f" {value}", source=f"{name}-test:{key}")
-                 for key, value in table.items())
+    test = tuple(
+        Row(f"What {question} has the {key}? Answer:", f" {value}", source=f"{name}-test:{key}")
+        for key, value in table.items()
+    )
     return Task(name, train, (), test, tuple(dict.fromkeys(table.values())), scorers, max_new_tokens=4)
 
 

@@ -75,8 +75,14 @@ def test_named_columns(tmp_path):
         ({"messages": []}, "messages must be a list"),
         ({"messages": [USER]}, "no assistant turn"),
         ({"messages": [REPLY]}, "the first turn is the assistant's"),
-        ({"messages": [USER, {"role": "asistant", "content": "4"}]}, "turn 2: unknown role 'asistant'; did you mean"),
-        ({"messages": [USER, {"role": "assistant", "content": None}]}, r"turn 2 \(assistant\): 'content' must be"),
+        (
+            {"messages": [USER, {"role": "asistant", "content": "4"}]},
+            "turn 2: unknown role 'asistant'; did you mean",
+        ),
+        (
+            {"messages": [USER, {"role": "assistant", "content": None}]},
+            r"turn 2 \(assistant\): 'content' must be",
+        ),
         ({"messages": [USER, {**REPLY, "tool_calls": [1]}]}, "tool_calls"),
         ({"messages": ["hello"]}, "turn 1: expected"),
         ("[" * 100_000, "cannot be read as JSON|broken JSON"),
@@ -198,8 +204,12 @@ def test_a_hub_name_with_network(monkeypatch):
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["prompt", "completion", "answer", "messages", "text", "role", "content"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["prompt", "completion", "answer", "messages", "text", "role", "content"]), inner
+        )
+    ),
     max_leaves=12,
 )
 quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -242,7 +252,11 @@ def olora(tmp_path, rows, labels=("yes", "no"), group="TC", name="toy"):
 
 
 def test_olora_layout(tmp_path):
-    rows = [{"sentence": "S", "label": "yes"}, {"sentence": "T", "label": "-"}, {"sentence": "U", "label": "no"}]
+    rows = [
+        {"sentence": "S", "label": "yes"},
+        {"sentence": "T", "label": "-"},
+        {"sentence": "U", "label": "no"},
+    ]
     folder = olora(tmp_path, rows)
     reading = read_olora(folder, "test")
     assert [row.answer for row in reading.rows] == [" yes", " no"]
@@ -270,23 +284,30 @@ def test_olora_labels_and_names(tmp_path):
 @needs_olora
 @pytest.mark.parametrize(
     "task, train, test",
-    [("TC/agnews", 4000, 1000), ("TC/dbpedia", 5000, 1000), ("SC/amazon", 5000, 1000), ("SC/SST-2", 2000, 872),
-     ("NLI/MNLI", 3000, 980), ("NLI/RTE", 2000, 277), ("NLI/CB", 250, 56), ("COPA/COPA", 400, 100)],
-)  # fmt: skip
+    [
+        ("TC/agnews", 4000, 1000),
+        ("TC/dbpedia", 5000, 1000),
+        ("SC/amazon", 5000, 1000),
+        ("SC/SST-2", 2000, 872),
+        ("NLI/MNLI", 3000, 980),
+        ("NLI/RTE", 2000, 277),
+        ("NLI/CB", 250, 56),
+        ("COPA/COPA", 400, 100),
+    ],
+)
 def test_real_olora_files(task, train, test):
     assert len(read_olora(OLORA / task, "train").rows) == train
     reading = read_olora(OLORA / task, "test")
     assert len(reading.rows) == test
-    assert reading.notes == (
-        ["test.json: 20 rows without an answer ('-') dropped"] if task == "NLI/MNLI" else []
-    )
+    assert reading.notes == (["test.json: 20 rows without an answer ('-') dropped"] if task == "NLI/MNLI" else [])
 
 
 @needs_olora
 def test_real_olora_prompts():
     row = read_olora(OLORA / "SC" / "SST-2", "test").rows[0]
     assert row.prompt == (
-        "Task:SC\nDataset:SST-2\nWhat is the sentiment of the following paragraph? Choose one from the option.\n"
+        "Task:SC\nDataset:SST-2\n"
+        "What is the sentiment of the following paragraph? Choose one from the option.\n"
         "Option: Good, Bad \nText: a solid examination of the male midlife crisis . \nAnswer:"
     )
     assert row.answer == " Good"

@@ -10,6 +10,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def parse_learn(arguments: list[str]) -> LearnConfig | None:
     flags, file = _read_flags(arguments)
     if file is not None:
         try:
-            options = yaml.safe_load(open(file, encoding="utf-8")) or {}
+            options = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
         except (OSError, yaml.YAMLError) as error:
             raise UsageError(f"{file}: {error}") from error
         if not isinstance(options, dict):
@@ -121,11 +122,17 @@ def parse_learn(arguments: list[str]) -> LearnConfig | None:
     own = list(inspect.signature(METHODS[chosen].__init__).parameters)[1:] if _has_options(METHODS[chosen]) else []
     names = [one.name for one in fields(LearnConfig) if one.name not in ("method", "method_options")]
     known = [*names, "method.name", *(f"method.{name}" for name in own)]
-    parser = jsonargparse.ArgumentParser(prog="forgetless learn", exit_on_error=False, epilog=LEARN_EPILOG,
-                                         description=LearnConfig.__doc__, formatter_class=_Formatter)
+    parser = jsonargparse.ArgumentParser(
+        prog="forgetless learn",
+        exit_on_error=False,
+        epilog=LEARN_EPILOG,
+        description=LearnConfig.__doc__,
+        formatter_class=_Formatter,
+    )
     parser.add_argument("--config", help="a YAML file with any of these options; flags win")
-    parser.add_argument("--method.name", default="sequential",
-                        help="--method NAME for short; one of: " + ", ".join(METHODS))
+    parser.add_argument(
+        "--method.name", default="sequential", help="--method NAME for short; one of: " + ", ".join(METHODS)
+    )
     parser.add_class_arguments(LearnConfig, skip={"method", "method_options"})
     if own:
         parser.add_class_arguments(METHODS[chosen], "method")
@@ -229,8 +236,6 @@ def _demo(arguments: list[str]) -> int:
 
 
 def _report(arguments: list[str]) -> int:
-    from pathlib import Path
-
     from forgetless.errors import UsageError
     from forgetless.progress import out
     from forgetless.report.page import write_report
@@ -238,7 +243,9 @@ def _report(arguments: list[str]) -> int:
 
     folders = [Path(word) for word in arguments if not word.startswith("-")]
     if not folders or {"-h", "--help"} & set(arguments):
-        print("usage: forgetless report RUN [RUN ...]     several runs are drawn side by side in the first one's folder")
+        print(
+            "usage: forgetless report RUN [RUN ...]     several runs are drawn side by side in the first one's folder"
+        )
         return 0 if arguments else 1
     for folder in folders:
         if not (folder / "run.json").exists():

@@ -54,8 +54,16 @@ class LearnConfig(TrainSettings, LoraSettings):
         _one_of("cells", self.cells, CELLS)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("on_bad_row", self.on_bad_row, ("error", "skip"))
-        for name in ("r", "batch_size", "micro_batch_size", "learning_rate", "num_train_epochs", "max_length",
-                     "lora_alpha", "score_batch_tokens"):
+        for name in (
+            "r",
+            "batch_size",
+            "micro_batch_size",
+            "learning_rate",
+            "num_train_epochs",
+            "max_length",
+            "lora_alpha",
+            "score_batch_tokens",
+        ):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name} must be above 0, not {getattr(self, name)}")
 
@@ -63,8 +71,9 @@ class LearnConfig(TrainSettings, LoraSettings):
         try:
             return METHODS[self.method](**self.method_options)
         except TypeError as error:
-            raise UsageError(f"method {self.method}: {str(error).split('__init__() ')[-1]}; "
-                             f"see docs/methods/{self.method}.md") from error
+            raise UsageError(
+                f"method {self.method}: {str(error).split('__init__() ')[-1]}; see docs/methods/{self.method}.md"
+            ) from error
 
     def part(self, kind: type):
         """The fields of one of the settings classes."""
@@ -74,12 +83,24 @@ class LearnConfig(TrainSettings, LoraSettings):
         """The options as JSON, without where the run lies; a stream given as an object by its name."""
         told = {one.name: getattr(self, one.name) for one in fields(self)}
         stream = self.stream.name if isinstance(self.stream, Stream) else self.stream
-        return {name: value for name, value in told.items() if name not in ("output_dir", "dry_run")} | {"stream": stream}
+        return {name: value for name, value in told.items() if name not in ("output_dir", "dry_run")} | {
+            "stream": stream
+        }
 
     def decides(self) -> dict:
         """The options that a run's numbers depend on: they may not change when it is continued."""
-        free = {"report_to", "micro_batch_size", "gradient_checkpointing", "cells", "device", "precision",
-                "score_batch_tokens", "stream", "model", "on_bad_row"}
+        free = {
+            "report_to",
+            "micro_batch_size",
+            "gradient_checkpointing",
+            "cells",
+            "device",
+            "precision",
+            "score_batch_tokens",
+            "stream",
+            "model",
+            "on_bad_row",
+        }
         return {name: value for name, value in self.plain().items() if name not in free}
 
 

@@ -71,13 +71,13 @@ class Encoder:
             over = len(ids) - self.max_length
             ids, answer = ids[: self.max_length], answer[: self.max_length]
         elif row.shape == "text":
-            ids = self._ids(row.answer) + [self.tokenizer.eos_token_id]
+            ids = [*self._ids(row.answer), self.tokenizer.eos_token_id]
             answer = [False] + [True] * (len(ids) - 1)  # nothing predicts the first token
             over = len(ids) - self.max_length
             ids, answer = ids[: self.max_length], answer[: self.max_length]
         else:
             before, after = self.split(row.prompt, row.answer)
-            after = after + [self.tokenizer.eos_token_id]
+            after = [*after, self.tokenizer.eos_token_id]
             over = len(before) + len(after) - self.max_length
             if over > 0:  # the answer is kept whole, the prompt loses its beginning
                 before = before[over:]
@@ -88,8 +88,10 @@ class Encoder:
                 )
             ids, answer = before + after, [False] * len(before) + [True] * len(after)
         if not any(answer):
-            raise DataError(f"{row.source}: no answer token is left within max_length={self.max_length}; "
-                            "raise max_length or shorten the row")
+            raise DataError(
+                f"{row.source}: no answer token is left within max_length={self.max_length}; "
+                "raise max_length or shorten the row"
+            )
         return Example(tuple(ids), tuple(answer), truncated=over > 0)
 
     def split(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
@@ -98,10 +100,10 @@ class Encoder:
         White space at the prompt's end goes to the answer, where most tokenizers keep it.
         """
         stripped = prompt.rstrip(" ")
-        answer = prompt[len(stripped):] + answer
+        answer = prompt[len(stripped) :] + answer
         before, whole = self._ids(stripped), self._ids(stripped + answer)
         if whole[: len(before)] == before:
-            return before, whole[len(before):]
+            return before, whole[len(before) :]
         # The border falls inside a token: the answer is then encoded alone.
         return before, self.tokenizer(answer, add_special_tokens=False).input_ids
 
@@ -117,13 +119,15 @@ class Encoder:
         prompt, lead = self.context(row)
         if row.shape == "chat":
             before, whole = self._plain(prompt), self._plain(prompt + lead + option)
-            after = whole[len(before):] if whole[: len(before)] == before else self._plain(option)
+            after = whole[len(before) :] if whole[: len(before)] == before else self._plain(option)
         else:
             before, after = self.split(prompt, lead + option)
         room = self.max_length - len(after)
         if room <= 0:
-            raise DataError(f"option {option[:40]!r} has {len(after)} tokens, which fills "
-                            f"max_length={self.max_length}; raise max_length")
+            raise DataError(
+                f"option {option[:40]!r} has {len(after)} tokens, which fills "
+                f"max_length={self.max_length}; raise max_length"
+            )
         return before[-room:], after
 
     def generation_context(self, row: Row, room: int) -> list[int]:
@@ -131,9 +135,11 @@ class Encoder:
         prompt, _ = self.context(row)
         ids = self._plain(prompt) if row.shape == "chat" else self._ids(prompt.rstrip(" "))
         if room >= self.max_length:
-            raise DataError(f"{row.source}: max_new_tokens={room} leaves no room for the prompt in "
-                            f"max_length={self.max_length}; raise max_length or lower max_new_tokens")
-        return ids[-(self.max_length - room):]
+            raise DataError(
+                f"{row.source}: max_new_tokens={room} leaves no room for the prompt in "
+                f"max_length={self.max_length}; raise max_length or lower max_new_tokens"
+            )
+        return ids[-(self.max_length - room) :]
 
     def _ids(self, text: str) -> list[int]:
         ids = self.tokenizer(text).input_ids
@@ -144,8 +150,10 @@ class Encoder:
 
     def _template(self, messages: Iterable[tuple[str, str]], generate: bool) -> str:
         if not self.tokenizer.chat_template:
-            raise DataError("rows with messages need a chat template, and this model's tokenizer has none; "
-                            "use prompt/completion rows, or a model with a chat template")
+            raise DataError(
+                "rows with messages need a chat template, and this model's tokenizer has none; "
+                "use prompt/completion rows, or a model with a chat template"
+            )
         told = [{"role": role, "content": content} for role, content in messages]
         return self.tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=generate)
 
@@ -158,9 +166,11 @@ class Encoder:
             before = self._template(row.messages[:last], generate=True)
             after = self._template(row.messages[: last + 1], generate=False).rstrip("\n")
             if not before.startswith(text) or not after.startswith(before):
-                raise DataError(f"{row.source}: the chat template rewrites earlier turns (turn {last + 1}), so the "
-                                "assistant's tokens cannot be told from the rest; use prompt/completion rows")
-            for piece, wanted in ((before[len(text):], False), (after[len(before):], True)):
+                raise DataError(
+                    f"{row.source}: the chat template rewrites earlier turns (turn {last + 1}), so the "
+                    "assistant's tokens cannot be told from the rest; use prompt/completion rows"
+                )
+            for piece, wanted in ((before[len(text) :], False), (after[len(before) :], True)):
                 tokens = self._plain(piece)
                 ids += tokens
                 answer += [wanted] * len(tokens)

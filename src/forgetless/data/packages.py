@@ -174,8 +174,7 @@ def _made_from(folder: Path, gguf_sha256: str) -> bool:
     """Whether the converted model is there; sizes only, since a run hashes the weights anyway."""
     marker = _marker(folder)
     return marker.get("gguf_sha256") == gguf_sha256 and all(
-        (folder / name).is_file() and (folder / name).stat().st_size == size
-        for name, size in marker["bytes"].items()
+        (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in marker["bytes"].items()
     )
 
 
@@ -437,10 +436,7 @@ def mmlu_subject(
 def sst2(train: int = 150, validation: int = 50, test: int = 100) -> Task:
     """SST-2: the sentiment of a sentence from a film review. All rows are from its 872 validation rows."""
     ask, options = "What is the sentiment of this film review?", ("negative", "positive")
-    rows = [
-        _row(ask, item["sentence"], "Sentiment", options[item["label"]], place)
-        for place, item in _glue("sst2")
-    ]
+    rows = [_row(ask, item["sentence"], "Sentiment", options[item["label"]], place) for place, item in _glue("sst2")]
     return _task("sst2", rows, options, train, validation, test)
 
 
@@ -523,9 +519,7 @@ def _task(
     judged = pool if test_rows is None else _in_turn(name, test_rows, options)
     wanted = test + validation + train if test_rows is None else validation + train
     if len(pool) < wanted or len(judged) < test:
-        have = f"{len(pool)} distinct rows" + (
-            f" and {len(judged)} for the test" if test_rows is not None else ""
-        )
+        have = f"{len(pool)} distinct rows" + (f" and {len(judged)} for the test" if test_rows is not None else "")
         raise DataError(f"{name}: {train} + {validation} + {test} rows asked for, and there are {have}")
     rest = pool[test:] if test_rows is None else pool
     return Task(

@@ -23,12 +23,10 @@ COLUMNS = ("prompt", "completion", "messages", "answer", "text")
 OLORA_INSTRUCTIONS = {
     "NLI": 'What is the logical relationship between the "sentence 1" and the "sentence 2"? '
     "Choose one from the option.",
-    "QQP": 'Whether the "first sentence" and the "second sentence" have the same meaning? '
-    "Choose one from the option.",
+    "QQP": 'Whether the "first sentence" and the "second sentence" have the same meaning? Choose one from the option.',
     "SC": "What is the sentiment of the following paragraph? Choose one from the option.",
     "TC": "What is the topic of the following paragraph? Choose one from the option.",
-    "BoolQA": "According to the following passage, is the question true or false? "
-    "Choose one from the option.",
+    "BoolQA": "According to the following passage, is the question true or false? Choose one from the option.",
     "MultiRC": "According to the following passage and question, is the candidate answer true or false? "
     "Choose one from the option.",
     "WiC": "Given a word and two sentences, whether the word is used with the same sense in both sentence? "
@@ -102,9 +100,7 @@ def read_olora(folder: str | Path, split: str, *, on_bad_row: str = "error") -> 
     category, name = folder.resolve().parent.name, folder.resolve().name
     if category not in OLORA_INSTRUCTIONS:
         near = nearest(category, OLORA_INSTRUCTIONS)
-        raise UsageError(
-            f"{folder}: the O-LoRA layout is <category>/<data set>; no category {category!r}{near}"
-        )
+        raise UsageError(f"{folder}: the O-LoRA layout is <category>/<data set>; no category {category!r}{near}")
     options = olora_options(folder)
     head = f"Task:{category}\nDataset:{name}\n"
     if OLORA_INSTRUCTIONS[category]:
@@ -178,8 +174,7 @@ def _object(raw: bytes) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise BadRow(
-            f"broken JSON ({error.msg}, column {error.colno}): {_short(text)}; "
-            "each line must be one whole object"
+            f"broken JSON ({error.msg}, column {error.colno}): {_short(text)}; each line must be one whole object"
         ) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; endless nesting
         raise BadRow(f"cannot be read as JSON ({error})") from error
@@ -201,8 +196,7 @@ def _list_items(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
             item, at = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
             raise DataError(
-                f"{path}:{error.lineno}: broken JSON ({error.msg}, column {error.colno}); "
-                "repair the file there"
+                f"{path}:{error.lineno}: broken JSON ({error.msg}, column {error.colno}); repair the file there"
             ) from error
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{line}: cannot be read as JSON ({error})") from error
@@ -212,9 +206,7 @@ def _list_items(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
             at = _skip(text, at + 1)
         elif text[at : at + 1] != "]":
             here, found = text.count("\n", 0, at) + 1, _short(text[at:]) or "the end"
-            raise DataError(
-                f"{path}:{here}: broken JSON: expected ',' or ']', found {found}; repair the file there"
-            )
+            raise DataError(f"{path}:{here}: broken JSON: expected ',' or ']', found {found}; repair the file there")
     if rest := text[at + 1 :].strip():
         here = text.count("\n", 0, at) + 1
         raise DataError(f"{path}:{here}: broken JSON: text after the list's end: {_short(rest)}")
@@ -253,8 +245,8 @@ def _hub_items(source: str, split: str) -> Iterator[tuple[str, Any]]:
     except Exception as error:  # no network, no such name, configuration or split: they share no class
         raise DownloadError(
             f"{source}: data set {name!r}, split {split!r}, could not be loaded: {_short(str(error), 300)}\n"
-            "Check the name, the configuration (hub:NAME:CONFIG) and the split (hub:NAME#SPLIT). Without "
-            "network: load it on another machine, write it with save_to_disk, and give that folder's path here"
+            "Check the name, the configuration (hub:NAME:CONFIG) and the split (hub:NAME#SPLIT). "
+            "Without network: load it on another machine, save_to_disk it, and give that folder's path"
         ) from error
     return _dataset_items(f"{place}#{split}", data)
 
@@ -273,9 +265,7 @@ def _dataset_items(place: str, data: Any) -> Iterator[tuple[str, Any]]:
 # ---------------------------------------------------------------- one raw row -> Row
 
 
-def _collect(
-    source: str, items: Iterable[tuple[str, Any]], make: Callable[[Any], Row], on_bad_row: str
-) -> Reading:
+def _collect(source: str, items: Iterable[tuple[str, Any]], make: Callable[[Any], Row], on_bad_row: str) -> Reading:
     reading = Reading([])
     for place, item in items:
         try:
@@ -288,9 +278,7 @@ def _collect(
         reading.rows.append(Row(row.prompt, row.answer, row.messages, source=place))
     if not reading.rows:
         bad = reading.dropped
-        raise DataError(
-            f"{source}: no rows ({f'all {len(bad)} are bad; first: {bad[0]}' if bad else 'it is empty'})"
-        )
+        raise DataError(f"{source}: no rows ({f'all {len(bad)} are bad; first: {bad[0]}' if bad else 'it is empty'})")
     return reading
 
 
@@ -315,11 +303,11 @@ def _recognised(item: Any) -> Row:
         return Row("", _text(item, "text"))
     found = ", ".join(sorted(map(str, keys))) or "none"
     # Nearer than `nearest` asks for, which would take "question" for a misspelt "completion".
-    guesses = ((key, difflib.get_close_matches(key, COLUMNS, n=1, cutoff=0.75)) for key in sorted(keys))
+    strange = sorted(keys - set(COLUMNS))
+    guesses = ((key, difflib.get_close_matches(key, COLUMNS, n=1, cutoff=0.75)) for key in strange)
     near = next((f"; is {key!r} meant to be {guess[0]!r}?" for key, guess in guesses if guess), "")
     raise BadRow(
-        f"no known columns (found: {found}{near}); rows are {SHAPES}, "
-        "or name the columns with `prompt:` and `answer:`"
+        f"no known columns (found: {found}{near}); rows are {SHAPES}, or name the columns with `prompt:` and `answer:`"
     )
 
 

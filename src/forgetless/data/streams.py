@@ -20,12 +20,11 @@ import yaml
 
 from forgetless.data import packages
 from forgetless.data.readers import Reading, olora_options, read_olora, read_options, read_rows
-from forgetless.data.tasks import Row, Stream, Task
+from forgetless.data.tasks import SCORERS, Row, Stream, Task
 from forgetless.errors import DataError, UsageError, nearest
 from forgetless.seeds import seed_for
 
 T = TypeVar("T")
-SCORERS = ("options", "exact_match")
 JUDGED_SEED = 0  # of the validation cut and of `test_limit`
 MOST_VALIDATION_ROWS = 200
 
@@ -84,9 +83,7 @@ def load_stream(
     name, entries = _entries(told, name, place)
     configs = [_config(entry, f"{place}: task {n}", folder) for n, entry in enumerate(entries, start=1)]
     _distinct_names(configs, place)
-    return Stream(
-        name, tuple(load_task(config, on_bad_row=on_bad_row, base_dir=folder) for config in configs)
-    )
+    return Stream(name, tuple(load_task(config, on_bad_row=on_bad_row, base_dir=folder) for config in configs))
 
 
 def load_task(config: TaskConfig, *, on_bad_row: str = "error", base_dir: str | Path = ".") -> Task:
@@ -97,13 +94,14 @@ def load_task(config: TaskConfig, *, on_bad_row: str = "error", base_dir: str | 
 
     def rows(split: str, path: str) -> tuple[Row, ...]:
         reading = _reading(config, split, path, folder, on_bad_row)
-        notes.extend(f"{split}: {note}" for note in reading.notes)
+        notes.extend(reading.notes)
         if reading.dropped:
             notes.append(f"{split}: {len(reading.dropped)} bad rows dropped; first: {reading.dropped[0]}")
         return _inside(reading.rows, options, name, split, on_bad_row, notes)
 
     train, test = rows("train", config.train or ""), rows("test", config.test or "")
-    _can_be_judged(test, name)
+    scorers = tuple(config.scorers or _usual_scorers(options, test))
+    _can_be_judged(test, scorers, name)
     if isinstance(config.validation, str) and not _share(config.validation):
         validation = rows("validation", config.validation)
     else:
@@ -117,7 +115,7 @@ def load_task(config: TaskConfig, *, on_bad_row: str = "error", base_dir: str | 
         validation=validation,
         test=test,
         options=options,
-        scorers=tuple(config.scorers or (["options"] if options else ["exact_match"])),
+        scorers=scorers,
         max_new_tokens=config.max_new_tokens or (16 if options else 32),
         notes=tuple(notes),
     )
@@ -135,9 +133,7 @@ def sample(rows: Sequence[T], count: int | None, *, seed: int, name: str, purpos
     return tuple(rows[i] for i in sorted(drawn))
 
 
-def cut_validation(
-    train: Sequence[Row], validation: str | int, name: str
-) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+def cut_validation(train: Sequence[Row], validation: str | int, name: str) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     """What is left of the training rows, and the validation rows cut from them."""
     share = _share(validation) if isinstance(validation, str) else None
     count = validation if share is None else max(1, min(MOST_VALIDATION_ROWS, int(len(train) * share)))
@@ -176,9 +172,7 @@ def _file(path: Path) -> Any:
         raise UsageError(f"{path}: not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
     except OSError as error:
         beside = os.listdir(path.parent) if path.parent.is_dir() else []
-        near = nearest(
-            path.name, [*NAMED_STREAMS, *(name for name in beside if name.endswith((".yaml", ".json")))]
-        )
+        near = nearest(path.name, [*NAMED_STREAMS, *(name for name in beside if name.endswith((".yaml", ".json")))])
         raise UsageError(f"no stream {str(path)!r} ({error.strerror}){near}") from error
 
 
@@ -229,14 +223,10 @@ def _sources(config: TaskConfig, place: str) -> None:
             "'.', beginning with a letter or digit, at most 80"
         )
     if config.olora and (config.train or config.test or config.prompt or config.answer):
-        raise UsageError(
-            f"{place} ({config.name}): `olora:` brings its own train, test and columns; remove the others"
-        )
+        raise UsageError(f"{place} ({config.name}): `olora:` brings its own train, test and columns; remove the others")
     if not config.olora and not (config.train and config.test):
         missing = "train" if not config.train else "test"
-        raise UsageError(
-            f"{place} ({config.name}): `{missing}:` is missing; give `train:` and `test:`, or `olora:`"
-        )
+        raise UsageError(f"{place} ({config.name}): `{missing}:` is missing; give `train:` and `test:`, or `olora:`")
 
 
 def _words(config: TaskConfig, place: str) -> TaskConfig:
@@ -251,9 +241,7 @@ def _words(config: TaskConfig, place: str) -> TaskConfig:
                 )
         config = dataclasses.replace(config, options=[str(word) for word in config.options])
     elif config.options is not None and not isinstance(config.options, str):
-        raise UsageError(
-            f"{where}: `options:` must be a list of words or a JSON file's path, found {config.options!r}"
-        )
+        raise UsageError(f"{where}: `options:` must be a list of words or a JSON file's path, found {config.options!r}")
     scorers = [config.scorers] if isinstance(config.scorers, str) else config.scorers
     for scorer in scorers or ():
         if scorer not in SCORERS:
@@ -312,9 +300,7 @@ def _options(config: TaskConfig, folder: Path) -> tuple[str, ...]:
                 f"task {config.name!r}: the option {option!r} is {'empty' if not option else 'there twice'}"
             )
     if len(options) == 1:
-        raise UsageError(
-            f"task {config.name!r}: one option ({options[0]!r}) leaves nothing to choose; add the others"
-        )
+        raise UsageError(f"task {config.name!r}: one option ({options[0]!r}) leaves nothing to choose; add the others")
     return options
 
 
@@ -339,12 +325,20 @@ def _inside(
     return kept
 
 
-def _can_be_judged(test: Sequence[Row], name: str) -> None:
+def _usual_scorers(options: tuple[str, ...], test: Sequence[Row]) -> tuple[str, ...]:
+    """Options are ranked, answers compared, plain text predicted token by token."""
+    if options:
+        return ("options",)
+    return ("next_token",) if all(row.shape == "text" for row in test) else ("exact_match",)
+
+
+def _can_be_judged(test: Sequence[Row], scorers: tuple[str, ...], name: str) -> None:
     blind = [row for row in test if row.shape == "text"]
-    if blind:
+    if blind and set(scorers) != {"next_token"}:
         raise DataError(
-            f"task {name!r}, test: {len(blind)} rows are {{'text'}} without a prompt, so no answer can be judged; "
-            f"first: {blind[0].source}; give test rows a prompt and an answer"
+            f"task {name!r}, test: {len(blind)} rows are {{'text'}} without a prompt, so no answer "
+            f"can be judged; first: {blind[0].source}; give test rows a prompt and an answer, or "
+            "`scorers: [next_token]`"
         )
 
 
@@ -360,8 +354,7 @@ def _overlaps(train: Sequence[Row], validation: Sequence[Row], test: Sequence[Ro
         shared = [row for row in rows if asked(row) in known]
         if shared:
             notes.append(
-                f"{len(shared)} of {len(rows)} {here} rows have the prompt of a {there} row; "
-                f"first: {shared[0].source}"
+                f"{len(shared)} of {len(rows)} {here} rows have the prompt of a {there} row; first: {shared[0].source}"
             )
     twice = len(test) - len({asked(row) for row in test})
     if twice:

@@ -7,6 +7,9 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 
+SCORERS = ("options", "exact_match", "next_token")
+"""How a task may be scored; `forgetless.score.scorers` says what each measures."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -52,7 +55,7 @@ class Row:
 class Task:
     """Rows to learn from, rows to choose by, rows to judge by, and how answers are scored.
 
-    `scorers` names entries of `forgetless.score.SCORERS`; the first gives the headline number.
+    `scorers` names entries of `SCORERS`; the first gives the headline number.
     `options` are the label words, in their order; empty for free answers.
     """
 

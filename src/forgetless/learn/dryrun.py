@@ -34,9 +34,15 @@ def plan_run(config: LearnConfig) -> None:
         steps = count_steps(len(examples), config.part(TrainSettings))
         total_steps += steps
         task = next((task for task in tasks if task.name == lesson.name), None)
-        table.add_row(lesson.name, f"{len(examples):,}", f"{sum(len(e.ids) for e in examples):,}", f"{steps:,}",
-                      str(len(task.validation)) if task else "", str(len(task.test)) if task else "",
-                      str(len(task.options)) if task else "")
+        table.add_row(
+            lesson.name,
+            f"{len(examples):,}",
+            f"{sum(len(e.ids) for e in examples):,}",
+            f"{steps:,}",
+            str(len(task.validation)) if task else "",
+            str(len(task.test)) if task else "",
+            str(len(task.options)) if task else "",
+        )
     out.print(table)
     step_seconds = _time_step(session)
     row_seconds = _time_scoring(session)
@@ -91,8 +97,9 @@ def _time_step(session: Session) -> float:
 
 def _time_scoring(session: Session) -> float:
     """Seconds a test row, over a few rows of each task."""
-    scorer = Scorer(session.adapters, session.encoder, session.engine, session.stream.options,
-                    session.config.score_batch_tokens)
+    scorer = Scorer(
+        session.adapters, session.encoder, session.engine, session.stream.options, session.config.score_batch_tokens
+    )
     seconds, rows = 0.0, 0
     for task in session.stream.tasks:
         sample = task.test[:16]
@@ -106,8 +113,11 @@ def _cells(session: Session) -> list[tuple[int, int]]:
     tasks, last = len(session.stream.tasks), len(session.lessons) - 1
     cells = [] if session.config.cells == "last" else [(0, j) for j in range(tasks)]
     for i, lesson in enumerate(session.lessons):
-        wanted = range(tasks) if session.config.cells == "all" or i == last else range(
-            lesson.last_task + 1 if session.config.cells == "seen" else 0)
+        wanted = (
+            range(tasks)
+            if session.config.cells == "all" or i == last
+            else range(lesson.last_task + 1 if session.config.cells == "seen" else 0)
+        )
         cells += [(i + 1, j) for j in wanted if session.method.weights_for(i, j) == i]
     return cells
 

@@ -18,8 +18,13 @@ PRECISIONS = ("auto", "bf16", "fp32")
 class Engine:
     """Where tensors live and how processes add up their gradients."""
 
-    def __init__(self, device: str = "auto", precision: str = "auto", report_to: list[str] | None = None,
-                 logging_dir: str | None = None):
+    def __init__(
+        self,
+        device: str = "auto",
+        precision: str = "auto",
+        report_to: list[str] | None = None,
+        logging_dir: str | None = None,
+    ):
         if precision not in PRECISIONS:
             raise UsageError(f"precision {precision!r}: one of {', '.join(PRECISIONS)}")
         self.accelerator = Accelerator(

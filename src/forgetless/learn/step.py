@@ -109,8 +109,10 @@ def learn_task(
         method.after_backward()  # the whole gradient, before clipping
         norm = clip_grad_norm_(parameters, settings.max_grad_norm or math.inf)
         if not math.isfinite(float(total) + float(norm)):
-            raise RunError(f"task {task + 1}, step {step + 1}: loss {float(total)}, gradient norm {float(norm)}. "
-                           "Nothing of this task was saved. Lower learning_rate, or look at the rows of this step.")
+            raise RunError(
+                f"task {task + 1}, step {step + 1}: loss {float(total)}, gradient norm {float(norm)}. "
+                "Nothing of this task was saved. Lower learning_rate, or look at the rows of this step."
+            )
         optimizer.step()
         optimizer.zero_grad()
         method.after_step(optimizer)

@@ -28,7 +28,14 @@ from forgetless.progress import console, steps
 from forgetless.report.page import write_report
 from forgetless.report.summary import summarise
 from forgetless.runs.folder import (
-    FORMAT, TIMES, RunFolder, complete, read_json, read_lines, write_json, write_lines,
+    FORMAT,
+    TIMES,
+    RunFolder,
+    complete,
+    read_json,
+    read_lines,
+    write_json,
+    write_lines,
 )  # fmt: skip
 from forgetless.score.scorers import Scorer, TaskScores, headline, label_counts
 
@@ -76,8 +83,10 @@ def prepare(config: LearnConfig) -> Session:
     engine = Engine(config.device, config.precision, config.report_to, str(folder / "trackers"))
     base = load_base(config.model, engine.dtype, engine.device)
     if base.context and config.max_length > base.context:
-        raise UsageError(f"max_length {config.max_length} is longer than the {base.context} tokens that "
-                         f"{config.model} was made for; lower max_length")
+        raise UsageError(
+            f"max_length {config.max_length} is longer than the {base.context} tokens that "
+            f"{config.model} was made for; lower max_length"
+        )
     encoder = Encoder(base.tokenizer, config.max_length)
     notes = check_rows(stream, encoder)
     if config.gradient_checkpointing:
@@ -95,8 +104,10 @@ def check_rows(stream: Stream, encoder: Encoder) -> list[str]:
     for task in stream.tasks:
         cut = sum(encoder(row).truncated for row in task.train)
         if cut:
-            notes.append(f"{task.name}: {cut} of {len(task.train)} training rows are longer than "
-                         f"max_length={encoder.max_length} and were cut (prompts lose their beginning)")
+            notes.append(
+                f"{task.name}: {cut} of {len(task.train)} training rows are longer than "
+                f"max_length={encoder.max_length} and were cut (prompts lose their beginning)"
+            )
         cut = sum(encoder(row).truncated for row in task.test)
         if cut:
             notes.append(f"{task.name}: {cut} of {len(task.test)} test rows are cut to max_length={encoder.max_length}")
@@ -104,13 +115,15 @@ def check_rows(stream: Stream, encoder: Encoder) -> list[str]:
             for option in stream.options:
                 encoder.scoring_split(task.test[0], option)
         elif "options" in task.scorers:
-            raise DataError(f"task {task.name}: scored by option likelihood but has no options; "
-                            "give `options: [...]`, or `scorers: [exact_match]`")
+            raise DataError(
+                f"task {task.name}: scored by option likelihood but has no options; "
+                "give `options: [...]`, or `scorers: [exact_match]`"
+            )
     return notes
 
 
 def _learn(session: Session) -> dict:
-    config, run, method = session.config, session.run, session.method
+    config, run = session.config, session.run
     session.say(f"{config.method} on {session.stream.name}: {', '.join(task.name for task in session.stream.tasks)}")
     session.say(f"{config.model} on {session.engine.told} -> {run.root}")
     for note in session.notes:
@@ -120,8 +133,9 @@ def _learn(session: Session) -> dict:
     if session.engine.is_main:
         run.write(run.config, _describe(session, "running"))
     _init_trackers(session)
-    scorer = Scorer(session.adapters, session.encoder, session.engine, session.stream.options,
-                    config.score_batch_tokens)
+    scorer = Scorer(
+        session.adapters, session.encoder, session.engine, session.stream.options, config.score_batch_tokens
+    )
     _score_base(session, scorer)
     for number, lesson in enumerate(session.lessons):
         folder = run.task(number + 1, lesson.name)
@@ -162,16 +176,20 @@ def _learn_lesson(session: Session, number: int, lesson: Lesson, folder: Path) -
     checks = [check.as_json() for check in [*method.checks(), *_penalty_acts(records)]]
     for check in checks:
         if not check["ok"]:
-            session.say(f"WARNING: {config.method} did not act on {lesson.name}: {check['name']} = {check['value']:.4g} "
-                        f"({check['meaning']})")
+            session.say(
+                f"WARNING: {config.method} did not act on {lesson.name}: {check['name']} = {check['value']:.4g} "
+                f"({check['meaning']})"
+            )
     if engine.is_main:
         with session.run.publish(folder) as temporary:
             session.adapters.save(temporary / "adapter", method.export())
             (temporary / "adapter" / "README.md").write_text(_card(session, number))
             save_state(temporary, method.state())
             write_lines(temporary / "log.jsonl", records)
-            write_json(temporary / "learned.json", {"lesson": lesson.name, "rows": len(lesson.rows),
-                                                    "steps": len(records), "checks": checks})
+            write_json(
+                temporary / "learned.json",
+                {"lesson": lesson.name, "rows": len(lesson.rows), "steps": len(records), "checks": checks},
+            )
             write_json(temporary / f"{TIMES}.json", {"seconds": time.monotonic() - began})
     engine.wait()
 
@@ -243,8 +261,10 @@ def _check_continues(session: Session) -> int:
     mine = session.config.decides()
     for option, value in stored["decides"].items():
         if mine.get(option) != value:
-            raise RunError(f"{run.config}: this run was begun with {option}={value!r}, now it is {mine.get(option)!r}; "
-                           "give the old value, or another output_dir")
+            raise RunError(
+                f"{run.config}: this run was begun with {option}={value!r}, now it is {mine.get(option)!r}; "
+                "give the old value, or another output_dir"
+            )
     for kind, old, new in (
         ("task", [[one["name"], one["fingerprint"]] for one in stored["tasks"]],
          [[task.name, task.fingerprint] for task in session.stream.tasks]),
@@ -254,9 +274,11 @@ def _check_continues(session: Session) -> int:
         for number, told in enumerate(old):
             if number >= len(new) or new[number] != told:
                 now = repr(new[number][0]) if number < len(new) else "gone"
-                raise RunError(f"{run.config}: {kind} {number + 1} of this run is {told[0]!r}, now it is {now} or its "
-                               "rows, options or scoring have changed. A run goes on with a longer stream of the "
-                               "same beginning; for anything else give another output_dir.")
+                raise RunError(
+                    f"{run.config}: {kind} {number + 1} of this run is {told[0]!r}, now it is {now} or its "
+                    "rows, options or scoring have changed. A run goes on with a longer stream of the "
+                    "same beginning; for anything else give another output_dir."
+                )
     finished = 0
     while finished < len(session.lessons) and complete(run.task(finished + 1, session.lessons[finished].name)):
         finished += 1
@@ -366,8 +388,11 @@ def _publish_scores(session: Session, folder: Path, views: dict[str, dict[str, T
 
 
 def _load_scores(folder: Path, task: str) -> TaskScores:
-    records = [record for record in read_lines(folder / "predictions.jsonl")
-               if record["task"] == task and record["view"] == "deployed"]
+    records = [
+        record
+        for record in read_lines(folder / "predictions.jsonl")
+        if record["task"] == task and record["view"] == "deployed"
+    ]
     measures = [name for name, value in records[0].items() if isinstance(value, dict) and "score" in value]
     bare = [{key: value for key, value in record.items() if key not in ("task", "view")} for record in records]
     return TaskScores({name: [float(record[name]["score"]) for record in bare] for name in measures}, bare)
@@ -432,8 +457,11 @@ def _finish(session: Session, status: str) -> dict:
                 shutil.copyfile(file, temporary / file.name)
         summary = summarise(run.root)
         run.write(run.summary, summary)
-        run.write(run.matrix, {key: summary[key] for key in ("learned", "headline", "measures", "metrics")}
-                  | {"tasks": [task["name"] for task in summary["tasks"]]})
+        run.write(
+            run.matrix,
+            {key: summary[key] for key in ("learned", "headline", "measures", "metrics")}
+            | {"tasks": [task["name"] for task in summary["tasks"]]},
+        )
         write_report([summary], run.root)
     session.engine.wait()
     return summarise(run.root) | {"path": str(run.root)}

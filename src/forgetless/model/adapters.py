@@ -234,8 +234,7 @@ def _wrap(base: PreTrainedModel, settings: LoraSettings) -> PeftModel:
     try:
         return get_peft_model(base, config)
     except ValueError as error:
-        linear = sorted({name.split(".")[-1] for name, module in base.named_modules()
-                         if isinstance(module, nn.Linear)})
+        linear = sorted({name.split(".")[-1] for name, module in base.named_modules() if isinstance(module, nn.Linear)})
         raise UsageError(
             f"no layer named {settings.target_modules!r} in {type(base).__name__}; it has {linear}, "
             f"or give {ALL_LINEAR!r}"

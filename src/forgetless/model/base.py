@@ -52,8 +52,10 @@ def find_model(name: str) -> Path:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UsageError(f"model {name!r}: no such folder")
     if "/" not in name:
-        raise UsageError(f"model {name!r} is neither a packaged model, a folder, nor a hub name "
-                         f"('owner/name'){nearest(name, PACKAGED_MODELS)}")
+        raise UsageError(
+            f"model {name!r} is neither a packaged model, a folder, nor a hub name "
+            f"('owner/name'){nearest(name, PACKAGED_MODELS)}"
+        )
     from huggingface_hub import snapshot_download
 
     try:

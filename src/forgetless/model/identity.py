@@ -41,8 +41,10 @@ def identify(folder: Path, chat_template: str | None) -> Identity:
     """
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        raise RunError(f"{folder}: no *.safetensors file; forgetless reads no pickled weights. "
-                       "Convert the model with save_pretrained (transformers writes safetensors).")
+        raise RunError(
+            f"{folder}: no *.safetensors file; forgetless reads no pickled weights. "
+            "Convert the model with save_pretrained (transformers writes safetensors)."
+        )
     tokenizer = [folder / name for name in _TOKENIZER_FILES if (folder / name).exists()]
     return Identity(
         weights=_cached(weights, _hash_tensors),
@@ -74,8 +76,6 @@ def _hash_tensors(files: list[Path]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
 
 
 def _hash_files(files: list[Path]) -> str:

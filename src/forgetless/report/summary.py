@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from forgetless.runs.folder import RunFolder, complete, read_json, read_lines
 from forgetless.score.intervals import paired_change, wilson
 from forgetless.score.metrics import metrics
+
+from forgetless.runs.folder import RunFolder, complete, read_json, read_lines
 from forgetless.score.scorers import MEANINGS
 
 
@@ -82,15 +83,20 @@ def _other_views(cells: list[dict]) -> list[str]:
 
 def _measures(tasks: list[dict], cells: list[dict], base: dict) -> dict:
     """Every measure's matrix; a task that is not scored by it has None."""
-    names = [name for name in MEANINGS
-             if any(name in one["scores"] for row in [base, *cells] for one in row.get("deployed", {}).values())]
+    names = [
+        name
+        for name in MEANINGS
+        if any(name in one["scores"] for row in [base, *cells] for one in row.get("deployed", {}).values())
+    ]
 
     def line(row: dict, measure: str) -> list[float | None]:
         scored = row.get("deployed", {})
         return [scored.get(task["name"], {"scores": {}})["scores"].get(measure) for task in tasks]
 
-    return {name: {"meaning": MEANINGS[name], "base": line(base, name), "matrix": [line(row, name) for row in cells]}
-            for name in names}
+    return {
+        name: {"meaning": MEANINGS[name], "base": line(base, name), "matrix": [line(row, name) for row in cells]}
+        for name in names
+    }
 
 
 def _forgotten(tasks, lessons, folders, learned: list[int], view: str) -> list[dict]:
@@ -109,9 +115,14 @@ def _forgotten(tasks, lessons, folders, learned: list[int], view: str) -> list[d
         )
         change = paired_change(then_scores, now_scores)
         n = len(then_scores)
-        found.append({"task": task["name"], "learned": sum(then_scores) / n, "now": sum(now_scores) / n,
-                      **{name: getattr(change, name) for name in
-                         ("change", "low", "high", "p", "lost", "gained", "n")}})
+        found.append(
+            {
+                "task": task["name"],
+                "learned": sum(then_scores) / n,
+                "now": sum(now_scores) / n,
+                **{name: getattr(change, name) for name in ("change", "low", "high", "p", "lost", "gained", "n")},
+            }
+        )
     return found
 
 

@@ -58,8 +58,9 @@ class RunFolder:
             with lock.acquire(timeout=0):
                 yield
         except Timeout:
-            raise RunError(f"{self.root}: another process is working in this run folder; wait for it, "
-                           "or give another output_dir") from None
+            raise RunError(
+                f"{self.root}: another process is working in this run folder; wait for it, or give another output_dir"
+            ) from None
 
     def _make(self, folder: Path) -> None:
         try:
@@ -85,8 +86,10 @@ class RunFolder:
             temporary.rename(folder)
             _flush(folder.parent)
         except OSError as error:
-            raise RunError(f"{folder}: could not be written ({error.strerror}); what was there before is "
-                           "unchanged. Make room or give another output_dir.") from error
+            raise RunError(
+                f"{folder}: could not be written ({error.strerror}); what was there before is "
+                "unchanged. Make room or give another output_dir."
+            ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -107,8 +110,10 @@ def complete(folder: Path) -> bool:
     for name in sorted(listed.keys() | found.keys()):
         if listed.get(name) != found.get(name):
             what = "is missing" if name not in found else "is not listed" if name not in listed else "has changed"
-            raise RunError(f"{folder / name}: {what} since the folder was written (its manifest says otherwise). "
-                           f"Restore it from a copy, or remove {folder} to do this part again.")
+            raise RunError(
+                f"{folder / name}: {what} since the folder was written (its manifest says otherwise). "
+                f"Restore it from a copy, or remove {folder} to do this part again."
+            )
     return True
 
 

@@ -37,9 +37,7 @@ def generate(
             ids[b, length - len(contexts[i]) :] = torch.tensor(contexts[i])
             mask[b, length - len(contexts[i]) :] = 1
         with torch.no_grad():
-            made = model.generate(
-                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
-            )
+            made = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)
         for b, i in enumerate(batch):
             answers[i] = tokenizer.decode(made[b, length:], skip_special_tokens=True)
     return answers
