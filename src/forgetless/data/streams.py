@@ -147,9 +147,10 @@ def cut_validation(train: Sequence[Row], validation: str | int, name: str) -> tu
     return tuple(row for i, row in enumerate(train) if i not in inside), tuple(train[i] for i in chosen)
 
 
-def demo() -> Stream:
-    """Three small real tasks out of packages: news topics, exam subjects, film reviews."""
-    return Stream("demo", (packages.bbc(), packages.mmlu_subject(), packages.sst2()))
+def demo(train: int = 150, validation: int = 50, test: int = 100) -> Stream:
+    """Three small real tasks out of packages: film reviews, news topics, exam subjects."""
+    builders = (packages.sst2, packages.bbc, packages.mmlu_subject)
+    return Stream("demo", tuple(build(train, validation, test) for build in builders))
 
 
 NAMED_STREAMS: dict[str, Callable[[], Stream]] = {"demo": demo}

@@ -111,6 +111,8 @@ def check_rows(stream: Stream, encoder: Encoder) -> list[str]:
         cut = sum(encoder(row).truncated for row in task.test)
         if cut:
             notes.append(f"{task.name}: {cut} of {len(task.test)} test rows are cut to max_length={encoder.max_length}")
+        if "exact_match" in task.scorers:
+            encoder.generation_context(task.test[0], task.max_new_tokens)
         if task.options:
             for option in stream.options:
                 encoder.scoring_split(task.test[0], option)
@@ -456,7 +458,7 @@ def _finish(session: Session, status: str) -> dict:
             for file in (last / "adapter").iterdir():
                 shutil.copyfile(file, temporary / file.name)
         summary = summarise(run.root)
-        run.write(run.summary, summary)
+        run.write(run.summary, {key: value for key, value in summary.items() if key != "folder"})
         run.write(
             run.matrix,
             {key: summary[key] for key in ("learned", "headline", "measures", "metrics")}

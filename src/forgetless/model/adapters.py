@@ -110,10 +110,14 @@ class Adapters:
         self.set_past(self.summed())
         self.reset(task)
 
-    def set_past(self, pairs: dict[str, Pair]) -> None:
-        """Replaces the frozen pairs."""
+    def drop_past(self) -> None:
+        """Forgets the frozen pairs."""
         if PAST in self.model.peft_config:
             self.model.delete_adapter(PAST)
+
+    def set_past(self, pairs: dict[str, Pair]) -> None:
+        """Replaces the frozen pairs."""
+        self.drop_past()
         self.model.add_adapter(PAST, self._config(pairs, dropout=0.0))
         with torch.no_grad():
             for name, layer in self.layers().items():
@@ -234,8 +238,10 @@ def _wrap(base: PreTrainedModel, settings: LoraSettings) -> PeftModel:
     try:
         return get_peft_model(base, config)
     except ValueError as error:
-        linear = sorted({name.split(".")[-1] for name, module in base.named_modules() if isinstance(module, nn.Linear)})
+        if "not found in the base model" not in str(error):
+            raise UsageError(f"target_modules={settings.target_modules!r}: {error}") from error
+        linear = {name.split(".")[-1] for name, module in base.named_modules() if isinstance(module, nn.Linear)}
         raise UsageError(
-            f"no layer named {settings.target_modules!r} in {type(base).__name__}; it has {linear}, "
+            f"no layer named {settings.target_modules!r} in {type(base).__name__}; it has {sorted(linear)}, "
             f"or give {ALL_LINEAR!r}"
         ) from error

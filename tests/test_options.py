@@ -1,0 +1,131 @@
+"""Option likelihoods: a shared prompt against one sequence an option, on several architectures."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from forgetless.data.batches import Encoder
+from forgetless.data.tasks import Row
+from forgetless.model.answers import logits_at
+from forgetless.score.options import OptionScorer
+
+OPTIONS = ("blue", "very blue", "dark green, almost black", "red")
+ROWS = [Row("What colour has the sky? Answer:", " blue"), Row("Rose? Answer:", " red"), Row("Leaf:", " very blue")]
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+}
+ARCHITECTURES = {
+    "llama": SMALL,
+    "qwen2": SMALL,
+    "gemma2": SMALL | {"head_dim": 8, "final_logit_softcapping": 5.0, "sliding_window": 128},
+    "cohere": SMALL | {"logit_scale": 0.25},
+    "granite": SMALL | {"logits_scaling": 4.0},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "initializer_range": 0.2},
+    "opt": {
+        "hidden_size": 32,
+        "ffn_dim": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "word_embed_proj_dim": 32,
+        "init_std": 0.2,
+    },
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.2},
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "initializer_range": 0.2},
+}
+
+
+def make(kind: str, tokenizer):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=len(tokenizer),
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=tokenizer.pad_token_id,
+        **ARCHITECTURES[kind],
+    )
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def wrapped(model):
+    targets = ["in_proj"] if model.config.model_type == "mamba" else "all-linear"
+    return get_peft_model(model, LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM"))
+
+
+def obvious(model, encode, row, option):
+    """log p(option | prompt) from all logits of one sequence."""
+    context, tokens = encode.scoring_split(row, option)
+    with torch.no_grad():
+        logp = model(torch.tensor([[*context, *tokens]])).logits[0].float().log_softmax(-1)
+    return sum(float(logp[len(context) - 1 + i, token]) for i, token in enumerate(tokens))
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_likelihoods_equal_the_obvious_form(kind, tokenizer):
+    """Padded batches, options of one and several tokens; models that cannot share a prompt are found out."""
+    encode, model = Encoder(tokenizer, 64), wrapped(make(kind, tokenizer))
+    scorer = OptionScorer(model, encode, torch.device("cpu"))
+    found = scorer(ROWS, OPTIONS)
+    for row, values in zip(ROWS, found, strict=True):
+        expected = [obvious(model, encode, row, option) for option in OPTIONS]
+        assert values == pytest.approx(expected, abs=1e-3)
+    assert scorer.shared is (kind not in ("bloom", "mamba"))
+
+
+def test_sharing_and_not_sharing_agree_with_eager_attention(tokenizer):
+    encode, model = Encoder(tokenizer, 64), wrapped(make("llama", tokenizer))
+    model.get_base_model().set_attn_implementation("eager")
+    shared, apart = (OptionScorer(model, encode, torch.device("cpu")) for _ in range(2))
+    apart.shared = False
+    one, other = shared(ROWS, OPTIONS), apart(ROWS, OPTIONS)
+    assert shared.shared is True
+    for left, right in zip(one, other, strict=True):
+        assert left == pytest.approx(right, abs=1e-4)
+
+
+def test_small_batches_give_the_same(tokenizer):
+    encode, model = Encoder(tokenizer, 64), wrapped(make("llama", tokenizer))
+    large = OptionScorer(model, encode, torch.device("cpu"))(ROWS, OPTIONS)
+    small = OptionScorer(model, encode, torch.device("cpu"), batch_tokens=8)(ROWS, OPTIONS)
+    for left, right in zip(large, small, strict=True):
+        assert left == pytest.approx(right, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_logits_at_answer_rows_are_the_models_own(kind, tokenizer):
+    """Scaling and soft-caps stay the model's: the rows asked for equal the rows of the full logits."""
+    model = make(kind, tokenizer)
+    ids = torch.randint(5, len(tokenizer), (3, 9))
+    keep = torch.rand(3, 9, generator=torch.Generator().manual_seed(1)) < 0.3
+    with torch.no_grad():
+        full = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[keep]
+        rows = logits_at(model, keep, input_ids=ids, attention_mask=torch.ones_like(ids))
+        one = logits_at(model, torch.ones_like(keep[:1]), input_ids=ids[:1], attention_mask=torch.ones_like(ids[:1]))
+    assert rows.shape == full.shape
+    assert torch.allclose(rows, full, atol=1e-5)
+    assert one.shape == (9, len(tokenizer))
+
+
+def test_generation_is_greedy_and_batches_change_nothing(tokenizer):
+    from forgetless.score.generation import generate
+
+    model = make("llama", tokenizer)
+    contexts = [tokenizer(row.prompt).input_ids for row in ROWS]
+    together = generate(model, tokenizer, contexts, 5, torch.device("cpu"))
+    apart = [generate(model, tokenizer, [context], 5, torch.device("cpu"))[0] for context in contexts]
+    assert together == apart
+    ids = list(contexts[0])
+    with torch.no_grad():
+        for _ in range(5):
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] in (0, tokenizer.eos_token_id):
+                break
+    assert together[0] == tokenizer.decode(ids[len(contexts[0]) :], skip_special_tokens=True)

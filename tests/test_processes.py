@@ -1,0 +1,55 @@
+"""One process and two give the same adapters, for one- and two-term losses, through the real command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+
+def learn(folder: Path, stream: Path, tiny: str, method: str, processes: int) -> dict:
+    flags = ["--stream", str(stream), "--model", tiny, "--method", method, "--output_dir", str(folder), "--r", "4"]
+    flags += ["--batch_size", "6", "--micro_batch_size", "2", "--learning_rate", "1e-3", "--max_length", "64"]
+    flags += ["--device", "cpu", "--precision", "fp32", "--num_train_epochs", "2"]
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [sys.executable, *(launch if processes > 1 else []), "-m", "forgetless", "learn", *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def stream(two, tmp_path_factory) -> Path:
+    """Answers of uneven length, an odd number of rows: processes get unequal shares."""
+    folder, tasks = tmp_path_factory.mktemp("stream"), []
+    for task in two.tasks:
+        for split in ("train", "test"):
+            rows = getattr(task, split)[: 11 if split == "train" else 6]
+            lines = [json.dumps({"prompt": r.prompt, "completion": r.answer + " indeed" * (i % 3)})
+                     for i, r in enumerate(rows)]  # fmt: skip
+            (folder / f"{task.name}-{split}.jsonl").write_text("\n".join(lines))
+        tasks.append({"name": task.name, "train": f"{task.name}-train.jsonl", "test": f"{task.name}-test.jsonl",
+                      "validation": 0, "max_new_tokens": 4})  # fmt: skip
+    (folder / "stream.yaml").write_text(json.dumps({"tasks": tasks}))
+    return folder / "stream.yaml"
+
+
+@pytest.mark.parametrize("method", ["olora", "ilora"])
+def test_two_processes_equal_one(method, stream, tiny, tmp_path):
+    one = learn(tmp_path / "one", stream, tiny, method, 1)
+    both = learn(tmp_path / "two", stream, tiny, method, 2)
+    left, right = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
+    change = sum(float((left[k] - right[k]).norm() ** 2) for k in left) ** 0.5
+    size = sum(float(left[k].norm() ** 2) for k in left) ** 0.5
+    assert change < 1e-4 * size
+    for task in one["losses"]:
+        for a, b in zip(one["losses"][task], both["losses"][task], strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    assert one["headline"] == both["headline"]
