@@ -45,6 +45,22 @@ def test_a_long_prompt_loses_its_beginning_and_the_answer_stays(tokenizer):
     assert text_of(tokenizer, example, True) == " blue<|end|>"
 
 
+def test_a_cut_context_keeps_the_token_that_begins_every_sequence(tokenizer):
+    encode = Encoder(tokenizer, 10)
+    bos = encode._ids("word")[0]
+    encode.tokenizer = type("T", (), {"bos_token_id": bos, "eos_token_id": tokenizer.eos_token_id,
+                                      "__call__": lambda self, *a, **k: tokenizer(*a, **k)})()  # fmt: skip
+    ids = encode(Row("word " * 50 + "sky is", " blue")).ids
+    assert ids[0] == bos and len(ids) == 10
+
+
+def test_a_cut_context_is_the_same_for_all_options(tokenizer):
+    splits = Encoder(tokenizer, 16).scoring_splits(
+        Row("word " * 50 + "The sky is", " blue"), ["blue", "very dark blue"]
+    )
+    assert splits[0][0] == splits[1][0] and len(splits[1][0]) + len(splits[1][1]) == 16
+
+
 def test_no_room_for_the_prompt_is_an_error_that_names_the_row(tokenizer):
     with pytest.raises(DataError, match=r"rows\.jsonl:7.*max_length=4"):
         Encoder(tokenizer, 4)(Row("x", " a long answer of many words", source="rows.jsonl:7"))
@@ -70,7 +86,7 @@ def test_context_is_the_same_in_training_and_scoring(tokenizer, prompt, answer):
         return
     encode, row = Encoder(tokenizer, 256), Row(prompt, answer)
     example = encode(row)
-    context, option = encode.scoring_split(row, row.label)
+    [(context, option)] = encode.scoring_splits(row, [row.label])
     before = [t for t, a in zip(example.ids, example.answer, strict=True) if not a]
     assert before == context
     if row.answer.rstrip() == row.answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -242,21 +243,17 @@ def _learn_with_nan(tiny, stream, folder):
 )
 def test_bad_options_are_named(options, said, tiny, three, tmp_path):
     with pytest.raises(ForgetlessError, match=said):
-        learn(config(tiny, three, tmp_path / "run", **options))
+        learn(replace(config(tiny, three, tmp_path / "run"), **options))
     assert not (tmp_path / "run").exists()
 
 
 def test_options_longer_than_the_context_are_refused(tiny, colours, tmp_path):
-    from dataclasses import replace
-
     long = replace(colours, options=(*colours.options, "word " * 60))
     with pytest.raises(ForgetlessError, match="fills max_length"):
         learn(config(tiny, Stream("one", (long,)), tmp_path / "run"))
 
 
 def test_cut_rows_are_counted(tiny, colours, tmp_path):
-    from dataclasses import replace
-
     from forgetless.data.tasks import Row
 
     long = replace(colours, train=(*colours.train, Row("word " * 90 + "sky? Answer:", " blue")))
@@ -282,8 +279,8 @@ def stream_file(tmp_path, two):
     told = {
         "name": "filed",
         "tasks": [
-            {"name": t.name, "train": f"{t.name}-train.jsonl", "test": f"{t.name}-test.jsonl", "options": list(t.options),
-             "validation": 2}
+            {"name": t.name, "train": f"{t.name}-train.jsonl", "test": f"{t.name}-test.jsonl",
+             "options": list(t.options), "validation": 2}
             for t in two.tasks
         ],
     }  # fmt: skip

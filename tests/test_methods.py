@@ -135,7 +135,7 @@ def _examples(method: Method):
 
 @every_method
 def test_resumed_at_the_border_equals_uninterrupted(name, tiny, two, tmp_path):
-    from forgetless.learn.stream import load_state, save_state
+    from forgetless.learn.state import load_state, save_state
 
     if name == "joint":
         pytest.skip("joint training is one lesson: it has no border to resume at")
@@ -236,7 +236,7 @@ def test_nlora_updates_are_smaller_and_proximal_ones_have_zeros(tiny, two):
 
     plain, penalised = train("nlora", tiny, two, {"lam": 0.0}).method, train("nlora", tiny, two, {"lam": 3e-3}).method
     assert size(penalised) < 0.8 * size(plain)
-    proximal = train("nlora", tiny, two, {"lam": 0.0, "proximal": 0.3}).method
+    proximal = train("nlora", tiny, two, {"lam": 0.0, "proximal": 0.8}).method
     assert density(list(proximal.adapters.pairs().values()))["exact"] < 0.7
     assert density(list(plain.adapters.pairs().values()))["exact"] > 0.99
 
@@ -314,6 +314,18 @@ def test_ilora_consistency_against_the_obvious_form(tiny, two, target, gated):
     expected = torch.cat(values).mean()
     found = method.loss(part) - METHODS["replay"].loss(method, part)
     assert float(found.detach()) == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_ilora_compares_two_learners_in_bf16_too(tiny, two):
+    """Autocast keeps bf16 copies of weights by tensor: swapping the learners must not reuse the other's."""
+    method = train("ilora", tiny, two).method
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        part = collate(method.batch(_examples(method), 0), method.encoder.tokenizer.pad_token_id)
+        loss = method.loss(part)
+    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+        expected = method.loss(part)
+    assert method.step_consistency > 0
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-3)
 
 
 def test_ilora_deploys_the_learner_it_is_told_to(tiny, two):

@@ -62,7 +62,7 @@ def wrapped(model):
 
 def obvious(model, encode, row, option):
     """log p(option | prompt) from all logits of one sequence."""
-    context, tokens = encode.scoring_split(row, option)
+    [(context, tokens)] = encode.scoring_splits(row, [option])
     with torch.no_grad():
         logp = model(torch.tensor([[*context, *tokens]])).logits[0].float().log_softmax(-1)
     return sum(float(logp[len(context) - 1 + i, token]) for i, token in enumerate(tokens))

@@ -88,7 +88,9 @@ class LearnConfig(TrainSettings, LoraSettings):
         }
 
     def decides(self) -> dict:
-        """The options that a run's numbers depend on: they may not change when it is continued."""
+        """The options that may not change when a run is continued. Precision, device and the split may: another
+        machine goes on with what it has, and the numbers then agree up to rounding (dropout draws anew).
+        """
         free = {
             "report_to",
             "micro_batch_size",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
 from forgetless.config import LearnConfig
@@ -32,13 +31,11 @@ def demo(arguments: list[str]) -> int:
     summaries = []
     for method, options in (("sequential", {}), (KEEPER, KEEPER_OPTIONS)):
         folder = root / method
-        base = folder / "tasks" / "00-base"
-        if summaries and not base.exists():  # the untouched base is the same for both: scored once
-            shutil.copytree(root / "sequential" / "tasks" / "00-base", base)
         config = LearnConfig(
             stream=stream, method=method, method_options=options, seed=told.seed, output_dir=str(folder), **SETTINGS
         )
-        summaries.append(learn(config))
+        # the untouched base is the same for both: scored once
+        summaries.append(learn(config, base_scores=root / "sequential"))
         console.print()
     print_matrices(summaries, out)
     files = write_report(summaries, root)

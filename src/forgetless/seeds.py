@@ -1,7 +1,8 @@
 """Random choices as functions of what they are for, not of what was drawn before.
 
-Rows, replay draws and dropout follow (seed, task, step, ...): a run that stops and goes on, is split
-differently or runs on several processes then draws the same by construction.
+Rows and replay draws follow (seed, task, step): a run that stops and goes on, is split differently or runs on
+several processes then draws the same by construction. Dropout follows (seed, task, step, process, micro-batch): it is
+the same when a run goes on, and another draw when the split changes.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ before it is split, so any split into micro-batches and any number of processes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -79,8 +79,7 @@ class Encoder:
             before, after = self.split(row.prompt, row.answer)
             after = [*after, self.tokenizer.eos_token_id]
             over = len(before) + len(after) - self.max_length
-            if over > 0:  # the answer is kept whole, the prompt loses its beginning
-                before = before[over:]
+            before = self._tail(before, self.max_length - len(after))  # the answer is kept whole
             if not before:
                 raise DataError(
                     f"{row.source}: the answer alone has {len(after)} tokens, which leaves no room for the "
@@ -114,21 +113,22 @@ class Encoder:
         last = max(i for i, (role, _) in enumerate(row.messages) if role == "assistant")
         return self._template(row.messages[:last], generate=True), ""
 
-    def scoring_split(self, row: Row, option: str) -> tuple[list[int], list[int]]:
-        """Tokens of the context and of one option in the answer's place; a long context loses its beginning."""
+    def scoring_splits(self, row: Row, options: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """Tokens of the context and of each option in the answer's place.
+
+        A long context loses its beginning, the same for all options: the longest one sets the room.
+        """
         prompt, lead = self.context(row)
-        if row.shape == "chat":
-            before, whole = self._plain(prompt), self._plain(prompt + lead + option)
-            after = whole[len(before) :] if whole[: len(before)] == before else self._plain(option)
-        else:
-            before, after = self.split(prompt, lead + option)
-        room = self.max_length - len(after)
-        if room <= 0:
+        splits = [self._plain_split(prompt, option) if row.shape == "chat" else self.split(prompt, lead + option)
+                  for option in options]  # fmt: skip
+        longest = max(len(after) for _, after in splits)
+        if longest >= self.max_length:
+            option = next(o for o, (_, after) in zip(options, splits, strict=True) if len(after) == longest)
             raise DataError(
-                f"option {option[:40]!r} has {len(after)} tokens, which fills "
+                f"option {option[:40]!r} has {longest} tokens, which fills "
                 f"max_length={self.max_length}; raise max_length"
             )
-        return before[-room:], after
+        return [(self._tail(before, self.max_length - longest), after) for before, after in splits]
 
     def generation_context(self, row: Row, room: int) -> list[int]:
         """Tokens before the answer, leaving `room` tokens for it; a long context loses its beginning."""
@@ -139,11 +139,22 @@ class Encoder:
                 f"{row.source}: max_new_tokens={room} leaves no room for the prompt in "
                 f"max_length={self.max_length}; raise max_length or lower max_new_tokens"
             )
-        return ids[-(self.max_length - room) :]
+        return self._tail(ids, self.max_length - room)
+
+    def _tail(self, ids: list[int], room: int) -> list[int]:
+        """The last `room` tokens; a token that begins every sequence stays in front."""
+        if len(ids) <= room:
+            return ids
+        first = ids[:1] if ids[0] == self.tokenizer.bos_token_id and room > 1 else []
+        return first + ids[len(ids) - max(room, 0) + len(first) :]
 
     def _ids(self, text: str) -> list[int]:
         ids = self.tokenizer(text).input_ids
         return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
+
+    def _plain_split(self, prompt: str, option: str) -> tuple[list[int], list[int]]:
+        before, whole = self._plain(prompt), self._plain(prompt + option)
+        return before, whole[len(before) :] if whole[: len(before)] == before else self._plain(option)
 
     def _plain(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids

@@ -12,8 +12,9 @@ from rich.table import Table
 
 from forgetless.config import LearnConfig
 from forgetless.data.batches import Example, collate, split
+from forgetless.learn.cells import scored_columns
+from forgetless.learn.session import Session, prepare
 from forgetless.learn.step import TrainSettings, count_steps, plan
-from forgetless.learn.stream import Session, prepare
 from forgetless.methods.incremental import Incremental
 from forgetless.progress import out
 from forgetless.score.scorers import Scorer
@@ -31,7 +32,7 @@ def plan_run(config: LearnConfig) -> None:
     total_steps = 0
     for lesson in session.lessons:
         examples = [session.encoder(row) for row in lesson.rows]
-        steps = count_steps(len(examples), config.part(TrainSettings))
+        steps = count_steps(len(examples), config.part(TrainSettings), lesson.tasks)
         total_steps += steps
         task = next((task for task in tasks if task.name == lesson.name), None)
         table.add_row(
@@ -110,16 +111,13 @@ def _time_scoring(session: Session) -> float:
 
 def _cells(session: Session) -> list[tuple[int, int]]:
     """(row, column) of what will be scored; row 0 is the base; a cell that repeats another is left out."""
-    tasks, last = len(session.stream.tasks), len(session.lessons) - 1
-    cells = [] if session.config.cells == "last" else [(0, j) for j in range(tasks)]
-    for i, lesson in enumerate(session.lessons):
-        wanted = (
-            range(tasks)
-            if session.config.cells == "all" or i == last
-            else range(lesson.last_task + 1 if session.config.cells == "seen" else 0)
-        )
-        cells += [(i + 1, j) for j in wanted if session.method.weights_for(i, j) == i]
-    return cells
+    base = [] if session.config.cells == "last" else [(0, j) for j in range(len(session.stream.tasks))]
+    return base + [
+        (i + 1, j)
+        for i in range(len(session.lessons))
+        for j in scored_columns(session, i)
+        if session.method.weights_for(i, j) == i
+    ]
 
 
 def _disk(session: Session) -> float:

@@ -41,7 +41,7 @@ class Memory:
     def add_task(self, task: int, rows: tuple[Row, ...]) -> None:
         """Takes in a finished task's rows, each once."""
         if self.share is not None:
-            self._keep(task, rows, math.ceil(self.share * len(rows)))
+            self._keep(task, rows, math.ceil(round(self.share * len(rows), 9)))
         elif self.policy == "quota":
             self._share_out(task, rows)
         else:

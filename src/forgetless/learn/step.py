@@ -47,10 +47,10 @@ class TrainSettings:
     """batches of rows of similar length (drawn from windows of 8 batches): less padding"""
 
 
-def count_steps(rows: int, settings: TrainSettings) -> int:
-    """Optimizer steps of a task."""
+def count_steps(rows: int, settings: TrainSettings, tasks: int = 1) -> int:
+    """Optimizer steps of a lesson: the epochs of its rows, or `max_steps` for each task in it."""
     if settings.max_steps > 0:
-        return settings.max_steps
+        return settings.max_steps * tasks
     return max(1, math.ceil(settings.num_train_epochs * math.ceil(rows / settings.batch_size)))
 
 
@@ -82,11 +82,12 @@ def learn_task(
     *,
     seed: int,
     task: int,
+    tasks: int = 1,
     log: Callable[[dict], None],
 ) -> None:
     """Trains `method`'s adapters on one task's examples. `log` gets a record per step."""
     model, parameters = method.adapters.model, method.adapters.parameters()
-    steps = count_steps(len(examples), settings)
+    steps = count_steps(len(examples), settings, tasks)
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     warmup = math.ceil(settings.warmup_ratio * steps)
     schedule = get_scheduler(settings.lr_scheduler_type, optimizer, warmup, steps)

@@ -49,6 +49,7 @@ class Lesson:
     name: str
     rows: tuple[Row, ...]
     last_task: int  # the last task of the stream that is learnt when this lesson is over
+    tasks: int = 1  # how many tasks' rows these are; `max_steps` is per task
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
     θ_l^k  = λ θ_l^{k-1} + (1 - λ) θ_w^k                   Ren et al. 2024, arXiv 2402.18865
 
 θ_w fast, θ_l slow, x_m replayed rows, no gradient on θ_l. The equations are known from notes on the paper, not
-from its text (methods.md A.1 [SEC]); λ, γ and what f is are not published. The released code never moves the
+from its text (methods.md A.1 [SEC]); the paper's λ, γ and f are not known to us. The released code never moves the
 slow learner (methods.md A.3); `as_released` gives what it computes.
 """
 
@@ -40,8 +40,8 @@ class ILoRA(Replay):
         warmup: λ_k = min(1 - 1/(k+1), λ), k counted in each task
         as_released: no averaging (the slow learner is the fast one at the end of the previous task), gated,
             all hidden states, fast learner deployed
-        memory: rows kept in all, such as 500, or a share of each task, such as '10%'
-        policy: 'reservoir' or 'quota'
+        memory: rows kept in all (a number), or a share of each task (a number and a percent sign)
+        policy: 'reservoir' or 'quota', for a number of rows
         replay_rows: replayed rows of a step; 0: as many as the step has current rows
     """
 
@@ -66,7 +66,7 @@ class ILoRA(Replay):
     ):
         super().__init__(memory, policy, replay_rows)
         if as_released:
-            lam, target, gated, deploy, restart = 1.0, "hidden_all", True, "fast", True
+            lam, target, gated, deploy, restart, warmup = 1.0, "hidden_all", True, "fast", True, False
         if target not in TARGETS:
             raise UsageError(f"target {target!r}: one of {', '.join(TARGETS)}")
         if deploy not in LEARNERS:
@@ -91,6 +91,7 @@ class ILoRA(Replay):
         replayed = [example for example in examples if example.memory]
         self.memory_tokens = sum(len(example.ids) for example in replayed)
         self.memory_answers = sum(example.answers for example in replayed)
+        self.step_consistency = 0.0
         return examples
 
     def loss(self, part: Part) -> Tensor:
@@ -108,7 +109,7 @@ class ILoRA(Replay):
         total = sum(squared_distance(w, l, self.gated).sum() for w, l in zip(fast, slow, strict=True))
         consistency = total / (len(fast) * positions * fast[0].shape[-1])
         self.compared += len(replayed.ids)
-        self.consistency += float(consistency.detach())
+        self.step_consistency += float(consistency.detach())
         return cross_entropy + self.gamma * consistency
 
     def _forward(self, part: Part) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -124,6 +125,7 @@ class ILoRA(Replay):
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.k += 1
+        self.consistency += self.step_consistency
         lam = warmed(self.lam, self.k) if self.warmup else self.lam
         average(self.slow, named(self.adapters.pairs()), lam)
 
@@ -165,7 +167,10 @@ class ILoRA(Replay):
         self.apart = distance(self.slow, named(self.adapters.pairs()))
 
     def told(self) -> dict[str, float]:
-        return {"slow_fast_distance": distance(self.slow, named(self.adapters.pairs()))}
+        return {
+            "consistency": self.step_consistency,
+            "slow_fast_distance": distance(self.slow, named(self.adapters.pairs())),
+        }
 
     def checks(self) -> list[Check]:
         still = self.lam == 1.0  # by choice

@@ -19,4 +19,4 @@ class Joint(Method):
 
     def lessons(self, stream: Stream) -> list[Lesson]:
         rows = tuple(row for task in stream.tasks for row in task.train)
-        return [Lesson("joint", rows, len(stream.tasks) - 1)]
+        return [Lesson("joint", rows, len(stream.tasks) - 1, len(stream.tasks))]

@@ -35,6 +35,11 @@ class NLoRA(Incremental):
     extra_compute = "one more product a layer, of rank r x finished tasks; ||BA||_1 and its gradient each step"
 
     def __init__(self, lam: float = 1e-5, proximal: float = 0.0, as_released: bool = False):
+        if not 0 <= proximal < 1:
+            raise UsageError(
+                f"proximal {proximal}: from 0 to below 1; AdamW moves an entry by about the learning "
+                "rate a step, so a threshold of that size never lets one leave 0"
+            )
         self.lam, self.proximal, self.as_released = lam, proximal, as_released
 
     def start(self, adapters, encoder, seed) -> None:
@@ -110,14 +115,14 @@ def released_l1(B: Tensor, A: Tensor) -> Tensor:
 
 
 def density(pairs: list[Pair]) -> dict[str, float]:
-    """Shares of non-zero entries of B A over all layers: exact, above 1e-6, above 1e-3 of each layer's largest."""
+    """Shares of the entries of s B A over all layers that are not 0, above 1e-6, above 1e-3 of their layer's largest."""
     counts, entries = {"exact": 0, "absolute": 0, "relative": 0}, 0
     with torch.no_grad():
         for pair in pairs:
             blocks = _row_blocks(pair.B, pair.A)
-            largest = max(float((pair.B[rows] @ pair.A).abs().max()) for rows in blocks)
+            largest = max(pair.scale * float((pair.B[rows] @ pair.A).abs().max()) for rows in blocks)
             for rows in blocks:
-                size = (pair.B[rows] @ pair.A).abs_()
+                size = pair.scale * (pair.B[rows] @ pair.A).abs_()
                 counts["exact"] += int((size > 0).sum())
                 counts["absolute"] += int((size > 1e-6).sum())
                 counts["relative"] += int((size > 1e-3 * largest).sum())

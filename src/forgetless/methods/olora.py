@@ -4,7 +4,8 @@
 
 with PEFT's letters, where A is the input-side factor (the paper's are the other way round, methods.md 0.3).
 The earlier pairs are kept joined, A_past = [A_1; ...; A_{t-1}], so that one product a layer gives all terms:
-Σ_i ||A_i A_tᵀ||_F² = ||A_past A_tᵀ||_F². The released code sums absolute values instead of squares.
+Σ_i ||A_i A_tᵀ||_F² = ||A_past A_tᵀ||_F². The released code sums absolute values instead of
+squares, and has the λ2 term (0 in its main runs), which is not known from the paper.
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ class OLoRA(Incremental):
     def begin_task(self, task: int) -> None:
         super().begin_task(task)
         self.overlap_before = self.overlap()
-        self.penalty_gradient = 0.0
 
     def penalty(self) -> Tensor | None:
         current, past = self.adapters.pairs(), self.adapters.past()
-        terms = [self.lam * overlap(old.A, new.A, self.as_released) for new, old in each_layer(current, past)]
+        terms = []
+        if self.lam:
+            terms = [self.lam * overlap(old.A, new.A, self.as_released) for new, old in each_layer(current, past)]
         if self.lam_norm:
             terms += [self.lam_norm * tensor.norm() for pair in current.values() for tensor in (pair.A, pair.B)]
         return torch.stack(terms).sum() if terms else None

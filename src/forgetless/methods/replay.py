@@ -19,8 +19,9 @@ class Replay(Method):
     """Experience replay.
 
     Args:
-        memory: rows kept in all, such as 500, or a share of each task, such as '10%'
-        policy: 'reservoir' (each row seen is kept with equal probability) or 'quota' (each task has equal room)
+        memory: rows kept in all (a number), or a share of each task (a number and a percent sign)
+        policy: for a number of rows: 'reservoir' (each row seen is kept with equal probability) or 'quota' (each
+            task has equal room); a share of each task is that share under both
         replay_rows: replayed rows of a step; 0: as many as the step has current rows
     """
 

@@ -147,12 +147,10 @@ class Adapters:
         mine = named(self.pairs())
         kept = {name: tensor.data for name, tensor in mine.items()}
         try:
-            for name, tensor in mine.items():
-                tensor.data = tensors[name]
+            _swap(mine, tensors)
             yield
         finally:
-            for name, tensor in mine.items():
-                tensor.data = kept[name]
+            _swap(mine, kept)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -208,7 +206,7 @@ class Adapters:
 def join(pairs: list[Pair]) -> Pair:
     """Pairs of one scale as one pair whose product is the sum of theirs."""
     first = pairs[0]
-    if any(pair.scale != first.scale for pair in pairs):
+    if not all(math.isclose(pair.scale, first.scale, rel_tol=1e-6) for pair in pairs):
         raise ValueError("pairs of different scale cannot be joined by rank")
     if len(pairs) == 1:
         return first
@@ -220,6 +218,13 @@ def join(pairs: list[Pair]) -> Pair:
 def named(pairs: dict[str, Pair]) -> dict[str, Tensor]:
     """The tensors of pairs as a flat dictionary: `<layer>.A`, `<layer>.B`."""
     return {f"{name}.{side}": getattr(pair, side) for name, pair in pairs.items() for side in "AB"}
+
+
+def _swap(tensors: dict[str, Tensor], data: dict[str, Tensor]) -> None:
+    """Points tensors at other data. Autocast keeps bf16 copies by tensor, not by content: they must go."""
+    for name, tensor in tensors.items():
+        tensor.data = data[name]
+    torch.clear_autocast_cache()
 
 
 def _pair(layer: LoraLayer, adapter: str) -> Pair:

@@ -81,10 +81,13 @@ class RunFolder:
             for path in sorted(temporary.rglob("*")):
                 _flush(path)
             _flush(temporary)
+            previous = folder.with_name(f".{folder.name}.previous")
+            shutil.rmtree(previous, ignore_errors=True)
             if folder.exists():
-                shutil.rmtree(folder)
+                folder.rename(previous)
             temporary.rename(folder)
             _flush(folder.parent)
+            shutil.rmtree(previous, ignore_errors=True)
         except OSError as error:
             raise RunError(
                 f"{folder}: could not be written ({error.strerror}); what was there before is "

@@ -2,86 +2,157 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest, norm
+from scipy.optimize import brentq
+from scipy.stats import binom, binomtest, norm, t
+
+DRAWS = 5_000  # of the bootstrap and of the sign-flip test
+CHUNK = 250  # draws held at once: 250 x 10,000 rows are 20 MB
 
 
 @dataclass(frozen=True)
 class Change:
-    """After minus before, on the same rows. `lost`: right before and wrong after; `gained`: the reverse."""
+    """After minus before in the mean score, on the same rows.
+
+    `low` and `high` bound the change; `lost` counts the rows that were right before and are wrong after (for
+    other scores: rows that got less), `gained` the reverse.
+    """
 
     change: float
     low: float
     high: float
-    p: float | None
+    p: float
     lost: int
     gained: int
     n: int
 
 
-def wilson(correct: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share of right answers (Wilson 1927)."""
-    if n <= 0 or not 0 <= correct <= n:
+def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval of a share of right answers: (p̂ + z²/2n ± z √(p̂(1-p̂)/n + z²/4n²)) / (1 + z²/n). (Wilson 1927)"""
+    if n < 1 or not 0 <= correct <= n:
         raise ValueError(f"{correct} right answers of {n}")
-    z = norm.ppf((1 + confidence) / 2)
-    share, spread = correct / n, z**2 / n
-    middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * np.sqrt(share * (1 - share) / n + spread / (4 * n))
-    # at 0 and n right answers the limits are exactly 0 and 1; rounding must not say otherwise
-    return (0.0 if correct == 0 else float(middle - half)), (1.0 if correct == n else float(middle + half))
+    z, share = norm.ppf((1 + confidence) / 2), correct / n
+    middle = share + z**2 / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    scale = 1 + z**2 / n
+    # with 0 or n right answers the limits are exactly 0 or 1; rounding must not say otherwise
+    return (0.0 if correct == 0 else (middle - half) / scale), (1.0 if correct == n else (middle + half) / scale)
 
 
-def paired_change(before: Sequence[float], after: Sequence[float], confidence: float = 0.95, seed: int = 0) -> Change:
-    """The change of the mean score with its interval.
+def paired_change(
+    before: Sequence[bool | float], after: Sequence[bool | float], confidence: float = 0.95, seed: int = 0
+) -> Change:
+    """How the mean score of the same rows changed, with an interval and a p value.
 
-    Right/wrong scores: Newcombe's score interval for a difference of paired shares (Newcombe 1998, Statistics in
-    Medicine 17:2635, method 10) and the exact McNemar test (two-sided binomial over the rows that changed). Other
-    scores: the paired bootstrap's percentiles (2,000 draws, fixed seed) and no p.
+    Right/wrong scores: Tango's score interval with a continuity correction, and the exact McNemar test. Other
+    scores in 0..1: expanded-percentile paired bootstrap and a sign-flip test, both drawn from `seed`.
     """
     if len(before) != len(after) or not len(before):
         raise ValueError(f"the same rows before and after are needed, not {len(before)} and {len(after)}")
     old, new = np.asarray(before, float), np.asarray(after, float)
     lost, gained, n = int((new < old).sum()), int((new > old).sum()), len(old)
-    change = float(new.mean() - old.mean())
-    if set(np.unique(np.concatenate([old, new]))) <= {0.0, 1.0}:
-        low, high = _newcombe(int(((old == 1) & (new == 1)).sum()), lost, gained, n, confidence)
-        return Change(change, low, high, mcnemar(lost, gained), lost, gained, n)
-    draws = np.random.default_rng(seed).integers(0, n, (2000, n))
-    means = (new - old)[draws].mean(1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Change(change, float(low), float(high), None, lost, gained, n)
+    if np.isin(old, (0, 1)).all() and np.isin(new, (0, 1)).all():
+        low, high = tango(lost, gained, n, confidence)
+        return Change((gained - lost) / n, low, high, mcnemar(lost, gained), lost, gained, n)
+    difference = new - old
+    low, high = _bootstrap(difference, confidence, seed)
+    return Change(float(difference.mean()), low, high, _sign_flip(difference, seed), lost, gained, n)
 
 
 def mcnemar(lost: int, gained: int) -> float:
-    """Exact two-sided p of "a changed row is as likely to be lost as gained" (McNemar 1947)."""
+    """Exact two-sided p of "a row that changed was as likely to be lost as gained". (McNemar 1947)"""
     return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
 
 
-def _newcombe(both: int, lost: int, gained: int, n: int, confidence: float) -> tuple[float, float]:
-    """Method 10: Wilson limits of both shares, joined by their correlation φ with a continuity correction."""
-    neither = n - both - lost - gained
-    after, before = (both + gained) / n, (both + lost) / n
-    low_after, high_after = wilson(both + gained, n, confidence)
-    low_before, high_before = wilson(both + lost, n, confidence)
-    product = (both + lost) * (gained + neither) * (both + gained) * (lost + neither)
-    cross = both * neither - lost * gained
-    cross = max(cross - n / 2, 0) if cross > 0 else cross
-    phi = cross / np.sqrt(product) if product else 0.0
-    down, up = after - low_after, high_after - after
-    down_before, up_before = before - low_before, high_before - before
-    low = (after - before) - np.sqrt(max(down**2 - 2 * phi * down * up_before + up_before**2, 0))
-    high = (after - before) + np.sqrt(max(up**2 - 2 * phi * up * down_before + down_before**2, 0))
-    return float(max(low, -1.0)), float(min(high, 1.0))
+def tango(lost: int, gained: int, n: int, confidence: float = 0.95, correction: float = 1.0) -> tuple[float, float]:
+    """Score interval of Δ = P(gained) - P(lost) on paired rows: all Δ with |S(Δ)| < z.
+
+    S(Δ) = (|gained - lost - nΔ| - correction)₊ / √(n (2 q̂(Δ) + Δ - Δ²)), q̂(Δ) the likeliest P(lost) if Δ is true
+    (Tango 1998, Statistics in Medicine 17:891). It needs no correction for coverage on average, but dips to 93 % and
+    can exclude 0 where the exact McNemar test does not (4 lost, 0 gained: p = .125). One row of correction, as in
+    the corrected McNemar test, keeps the coverage at 95 % or more from n = 20 on and lets both agree.
+    """
+    z = float(norm.ppf((1 + confidence) / 2))
+    observed = (gained - lost) / n
+
+    def beyond(delta: float) -> float:
+        """Above 0 where Δ is too far from what was observed."""
+        distance = max(abs(gained - lost - n * delta) - correction, 0.0)
+        linear = (2 * n - gained + lost) * delta - lost - gained
+        root = math.sqrt(max(linear**2 + 8 * n * lost * delta * (1 - delta), 0.0))
+        variance = n * (2 * (root - linear) / (4 * n) + delta * (1 - delta))
+        return distance - z * math.sqrt(max(variance, 0.0))
+
+    return _edge(beyond, observed, -1.0), _edge(beyond, observed, 1.0)
+
+
+def _edge(beyond: Callable[[float], float], inside: float, end: float) -> float:
+    """Where `beyond` turns positive on the way from `inside` to `end`; `end` itself if it never does."""
+    # a hair inside the interval and the range: at their ends the variance can be 0, which would be a false root
+    start, near_end = inside + end * 1e-9, end * (1 - 1e-12)
+    if inside == end or beyond(near_end) <= 0:
+        return end
+    return float(brentq(beyond, start, near_end, xtol=1e-12))
+
+
+def _bootstrap(difference: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
+    """Percentiles of the mean over resampled rows, widened as Student's t is (Hesterberg 2015, section 5.3)."""
+    n, rng = len(difference), np.random.default_rng(seed)
+    if n < 2:  # one row says nothing about others
+        return -1.0, 1.0
+    weights = np.full(n, 1 / n)
+    means = np.concatenate([rng.multinomial(n, weights, CHUNK) @ difference / n for _ in range(DRAWS // CHUNK)])
+    tail = norm.cdf(math.sqrt(n / (n - 1)) * t.ppf((1 - confidence) / 2, n - 1))
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _sign_flip(difference: np.ndarray, seed: int) -> float:
+    """Two-sided p of "before and after could be swapped in any row", by swapping at random."""
+    rng, observed = np.random.default_rng(seed), abs(difference.sum())
+    extreme = 0
+    for _ in range(DRAWS // CHUNK):
+        sums = rng.choice([-1.0, 1.0], (CHUNK, len(difference))) @ difference
+        extreme += int((np.abs(sums) >= observed - 1e-9).sum())
+    return (1 + extreme) / (1 + DRAWS)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values (Holm 1979): the family-wise error stays at the level they are compared with."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    """p values adjusted for their number: max over the smaller ones of min(1, (m - rank) p). (Holm 1979)
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
     adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        adjusted[i] = largest
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = largest
     return adjusted
+
+
+def least_detectable_drop(n: int, gained: float = 0.0, level: float = 0.05, power: float = 0.8) -> float | None:
+    """The smallest net drop that the exact McNemar test on `n` rows finds with this power; None if it finds none.
+
+    `gained` is the share of rows that turn right meanwhile: they hide losses, so without them this is the best
+    case. Exact: Σ_m P(m rows change) P(enough of m are lost), no normal approximation.
+    """
+    if not 0 <= gained < 0.5:
+        raise ValueError(f"gained is a share of rows below one half, not {gained}")
+    changed = np.arange(n + 1)
+    # lost >= needed[m] makes the two-sided test significant when m rows changed
+    needed = changed - binom.ppf(level / 2, changed, 0.5) + 1
+    needed = np.where(2 * binom.sf(needed - 1, changed, 0.5) <= level, needed, needed + 1)
+
+    def surplus(drop: float) -> float:
+        changes = drop + 2 * gained
+        found = binom.sf(needed - 1, changed, (drop + gained) / changes)
+        return float(binom.pmf(changed, n, changes) @ found) - power
+
+    largest = 1 - 2 * gained
+    if n < 1 or surplus(largest) < 0:
+        return None
+    return float(brentq(surplus, 1e-9, largest, xtol=1e-6))

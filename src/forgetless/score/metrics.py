@@ -1,11 +1,12 @@
-"""Continual-learning metrics on R, where R[i, j] is the score on task j after learning task i.
+"""Continual-learning metrics on R, where R[i,j] is the score on task j after learning task i (both from 1 to T).
 
-Formulas as in the literature named beside each; papers differ in divisors, so each metric carries its own. A cell
-that was not scored makes a metric `None` with the reason, never 0.
+Papers differ in divisors, so each metric carries its own beside its formula. A cell that was not scored makes the
+metrics that need it `None` with the reason, never 0. The last row stands for R[T,.]: a joint run has only that one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -13,7 +14,7 @@ Matrix = Sequence[Sequence[float | None]]
 
 
 class NotScored(Exception):
-    """A metric needs something that is not there."""
+    """A metric needs a number that is not there."""
 
 
 @dataclass(frozen=True)
@@ -32,39 +33,47 @@ class Metric:
 
 @dataclass(frozen=True)
 class Scores:
-    """R with T tasks, the untouched model's scores b, and the number of test rows n of each task; indices from 1."""
+    """R, the untouched model's scores b and the numbers of test rows n, all read with the papers' indices from 1."""
 
     matrix: Matrix
-    base: Sequence[float | None] | None
-    sizes: Sequence[int] | None
+    base: Sequence[float | None]
+    sizes: Sequence[int]
 
     @property
     def T(self) -> int:
-        return max((len(row) for row in self.matrix), default=0)
+        return max(len(self.base), len(self.sizes), *(len(row) for row in self.matrix), 0)
 
     def R(self, i: int, j: int) -> float:
         if i > len(self.matrix):
-            raise NotScored(f"there is no row R[{i}, .]: the matrix has {len(self.matrix)} of {self.T} rows")
-        row = self.matrix[i - 1]
-        value = row[j - 1] if j <= len(row) else None
-        if value is None:
-            raise NotScored(f"R[{i},{j}] was not scored")
-        return value
+            raise NotScored(f"R[{i},{j}]: the matrix has {_rows(len(self.matrix))} for {self.T} tasks")
+        return _cell(self.matrix[i - 1], j, f"R[{i},{j}]")
 
     def last(self, j: int) -> float:
-        """The score on task j after the last row, which is R[T, j] once all tasks are learnt."""
+        """R[T,j], or the only row's score of a joint run."""
+        if not self.matrix:
+            raise NotScored("nothing has been scored after learning")
         return self.R(len(self.matrix), j)
 
     def b(self, j: int) -> float:
-        value = self.base[j - 1] if self.base else None
-        if value is None:
-            raise NotScored(f"the untouched model was not scored on task {j}")
-        return value
+        return _cell(self.base, j, f"b_{j}, the untouched model on task {j},")
 
     def n(self, j: int) -> int:
-        if not self.sizes:
-            raise NotScored("the numbers of test rows are not known")
+        if j > len(self.sizes):
+            raise NotScored(f"n_{j}, the number of test rows of task {j}, is not known")
         return self.sizes[j - 1]
+
+
+def _cell(row: Sequence[float | None], j: int, name: str) -> float:
+    value = row[j - 1] if j <= len(row) else None
+    if value is None:
+        raise NotScored(f"{name} was not scored")
+    if not math.isfinite(value):
+        raise NotScored(f"{name} is {value}")
+    return value
+
+
+def _rows(count: int) -> str:
+    return f"{count} row" if count == 1 else f"{count} rows"
 
 
 def metrics(
@@ -76,13 +85,17 @@ def metrics(
     >>> found = metrics(R, base=[.1, .1, .1])
     >>> round(found["average_accuracy"].value, 4), round(found["bwt"].value, 2), round(found["forgetting"].value, 2)
     (0.7333, -0.2, 0.2)
+    >>> metrics([[.9, None], [None, .8]])["bwt"].why
+    'cannot compute: R[2,1] was not scored'
     """
-    scores = Scores(matrix, base, sizes)
+    scores = Scores(matrix, base or (), sizes or ())
     return {key: _compute(scores, *told) for key, told in METRICS.items()}
 
 
 def _compute(scores: Scores, name: str, formula: str, divisor: str, compute: Callable) -> Metric:
     try:
+        if scores.T == 0:
+            raise NotScored("there are no tasks")
         return Metric(name, compute(scores), formula, divisor)
     except NotScored as missing:
         return Metric(name, None, formula, divisor, f"cannot compute: {missing}")
@@ -93,93 +106,80 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def average_accuracy(s: Scores) -> float:
+    """How well all tasks are known at the end, each counting the same. (GEM, arXiv 1706.08840)"""
     return _mean([s.last(j) for j in range(1, s.T + 1)])
 
 
 def weighted_accuracy(s: Scores) -> float:
-    rows = [s.n(j) for j in range(1, s.T + 1)]
-    return sum(s.last(j) * s.n(j) for j in range(1, s.T + 1)) / sum(rows)
-
-
-def average_incremental(s: Scores) -> float:
-    return _mean(running_averages(s))
+    """The same with each test row counting the same; what O-LoRA's `predict_exact_match` is. (arXiv 2310.14152)"""
+    return sum(s.n(j) * s.last(j) for j in range(1, s.T + 1)) / sum(s.n(j) for j in range(1, s.T + 1))
 
 
 def running_averages(s: Scores) -> list[float]:
+    """OP_t: the average accuracy over the tasks learnt so far, after each task. (TRACE, arXiv 2310.06762)"""
     return [_mean([s.R(t, j) for j in range(1, t + 1)]) for t in range(1, s.T + 1)]
 
 
+def average_incremental(s: Scores) -> float:
+    """How well the tasks learnt so far were known, on average over the stream. (iCaRL, arXiv 1611.07725)"""
+    return _mean(running_averages(s))
+
+
 def learning_accuracy(s: Scores) -> float:
+    """How well each task was known just after it was learnt: plasticity. (MER, arXiv 1810.11910)"""
     return _mean([s.R(j, j) for j in range(1, s.T + 1)])
 
 
-def _backward(s: Scores) -> float:
-    """Σ_{j<T} (R[T,j] - R[j,j])."""
-    _several(s)
-    return sum(s.R(s.T, j) - s.R(j, j) for j in range(1, s.T))
-
-
 def bwt(s: Scores) -> float:
-    return _backward(s) / (s.T - 1)
+    """What learning later tasks did to earlier ones; negative is forgetting. (GEM, arXiv 1706.08840)"""
+    return _mean([s.R(s.T, j) - s.R(j, j) for j in _earlier(s)])
 
 
 def bwt_over_all(s: Scores) -> float:
-    return _backward(s) / s.T
+    """The same sum over T instead of T-1. (TRACE, arXiv 2310.06762; SAPT, arXiv 2401.08295)"""
+    return bwt(s) * (s.T - 1) / s.T
 
 
 def fwt(s: Scores) -> float:
-    _several(s)
-    return _mean([s.R(j - 1, j) - s.b(j) for j in range(2, s.T + 1)])
+    """What learning earlier tasks did to tasks not yet learnt. (GEM, arXiv 1706.08840)"""
+    return _mean([s.R(j, j + 1) - s.b(j + 1) for j in _earlier(s)])
 
 
 def forgetting(s: Scores) -> float:
-    _several(s)
-    return _mean([max(s.R(l, j) for l in range(j, s.T)) - s.R(s.T, j) for j in range(1, s.T)])
+    """The fall of each earlier task from its best score before the last task; at least -BWT. (arXiv 1801.10112)"""
+    return _mean([max(s.R(l, j) for l in range(j, s.T)) - s.R(s.T, j) for j in _earlier(s)])
 
 
 def retention(s: Scores) -> float:
-    _several(s)
-    shares = []
-    for j in range(1, s.T):
-        learnt = s.R(j, j)
-        if learnt == 0:
-            raise NotScored(f"R[{j},{j}] is 0, so no share of it can be kept")
-        shares.append(s.R(s.T, j) / learnt)
-    return _mean(shares)
+    """The share of what was learnt that is still there, averaged over earlier tasks."""
+    for j in _earlier(s):
+        if s.R(j, j) == 0:
+            raise NotScored(f"R[{j},{j}] is 0, and no share of nothing can be kept")
+    return _mean([s.R(s.T, j) / s.R(j, j) for j in _earlier(s)])
 
 
-def _several(s: Scores) -> None:
+def _earlier(s: Scores) -> range:
+    """The tasks that could be forgotten: all but the last."""
     if s.T < 2:
-        raise NotScored("one task has no earlier task to forget")
-    if len(s.matrix) < s.T:
-        raise NotScored(f"the matrix has {len(s.matrix)} of {s.T} rows")
+        raise NotScored("with one task there is no earlier task")
+    return range(1, s.T)
 
 
 METRICS: dict[str, tuple[str, str, str, Callable]] = {
-    "average_accuracy": ("average accuracy", "(1/T) Σ_j R[T,j]", "T (macro over tasks)", average_accuracy),
-    "weighted_accuracy": (
-        "sample-weighted accuracy",
-        "Σ_j n_j R[T,j] / Σ_j n_j",
-        "test rows of all tasks",
-        weighted_accuracy,
-    ),
+    "average_accuracy": ("average accuracy", "(1/T) Σ_j R[T,j]", "T", average_accuracy),
+    "weighted_accuracy": ("sample-weighted accuracy", "Σ_j n_j R[T,j] / Σ_j n_j", "Σ_j n_j", weighted_accuracy),
     "average_incremental": (
         "average incremental accuracy",
-        "(1/T) Σ_i (1/i) Σ_{j<=i} R[i,j]",
-        "T, and i inside",
+        "(1/T) Σ_i (1/i) Σ_{j≤i} R[i,j]",
+        "i inside, T outside",
         average_incremental,
     ),
     "learning_accuracy": ("learning accuracy", "(1/T) Σ_j R[j,j]", "T", learning_accuracy),
     "bwt": ("backward transfer (GEM)", "(1/(T-1)) Σ_{j<T} (R[T,j] - R[j,j])", "T-1", bwt),
     "bwt_over_all": ("backward transfer (TRACE, SAPT)", "(1/T) Σ_{j<T} (R[T,j] - R[j,j])", "T", bwt_over_all),
-    "fwt": ("forward transfer (GEM)", "(1/(T-1)) Σ_{j>=2} (R[j-1,j] - b_j)", "T-1", fwt),
-    "forgetting": ("forgetting", "(1/(T-1)) Σ_{j<T} (max_{j<=l<T} R[l,j] - R[T,j])", "T-1", forgetting),
+    "fwt": ("forward transfer (GEM)", "(1/(T-1)) Σ_{j≥2} (R[j-1,j] - b_j)", "T-1", fwt),
+    "forgetting": ("forgetting", "(1/(T-1)) Σ_{j<T} (max_{j≤l<T} R[l,j] - R[T,j])", "T-1", forgetting),
     "retention": ("retention", "(1/(T-1)) Σ_{j<T} R[T,j] / R[j,j]", "T-1", retention),
-    "running_average": (
-        "overall performance after each task (TRACE OP_t)",
-        "(1/t) Σ_{j<=t} R[t,j]",
-        "t",
-        running_averages,
-    ),
+    "running_average": ("accuracy so far (TRACE OP_t)", "(1/t) Σ_{j≤t} R[t,j]", "t", running_averages),
 }
 """key -> name, formula, divisor, function."""

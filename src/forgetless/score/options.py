@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,16 +54,14 @@ class OptionScorer:
             branches = [alone for one in branches for alone in one.apart()]
         table = torch.zeros(len(rows), len(options), dtype=torch.float64)
         for batch in self._batches(branches):
-            self._fill(table, batch, shared=self.shared is not False)
+            self._fill(table, batch, shared=self.shared is True)  # while nothing branches, the plain mask does
         return table.tolist()
 
     def _branches(self, number: int, row: Row, options: tuple[str, ...]) -> Iterator[Branches]:
         """Options whose context has the same tokens go together: all of them, unless a token spans the border."""
-        split = [self.encoder.scoring_split(row, option) for option in options]
-        shortest = min(len(context) for context, _ in split)
         groups: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
-        for i, (context, tokens) in enumerate(split):
-            groups.setdefault(tuple(context[-shortest:]), []).append((i, tuple(tokens)))
+        for i, (context, tokens) in enumerate(self.encoder.scoring_splits(row, options)):
+            groups.setdefault(tuple(context), []).append((i, tuple(tokens)))
         return (Branches(number, context, tuple(group)) for context, group in groups.items())
 
     def _batches(self, branches: list[Branches]) -> Iterator[list[Branches]]:
@@ -81,14 +79,16 @@ class OptionScorer:
         telling = [one for one in branches if sum(len(tokens) > 1 for _, tokens in one.options) > 1]
         if not telling:
             return None
-        one, size = telling[0], 1 + max(number for number, _ in telling[0].options)
-        shared, apart = torch.zeros(one.row + 1, size, dtype=torch.float64), torch.zeros(one.row + 1, size)
+        tried = [replace(one, row=i) for i, one in enumerate(telling[:4])]
+        size = 1 + max(number for one in tried for number, _ in one.options)
+        shared, apart = (torch.zeros(len(tried), size, dtype=torch.float64) for _ in range(2))
         try:
-            self._fill(shared, [one], shared=True)
+            self._fill(shared, tried, shared=True)
         except (TypeError, ValueError, RuntimeError):  # the model refuses the mask or the positions
             return False
-        self._fill(apart, one.apart(), shared=False)
-        return bool(torch.allclose(shared, apart.double(), rtol=0.02, atol=0.2))  # bf16 rounds at about 0.02
+        self._fill(apart, [alone for one in tried for alone in one.apart()], shared=False)
+        rounding = 1e-3 if self.model.dtype == torch.float32 else 0.2
+        return bool(torch.allclose(shared, apart, rtol=rounding / 10, atol=rounding))
 
     def _fill(self, table: Tensor, batch: list[Branches], shared: bool) -> None:
         rows, length = len(batch), max(len(one) for one in batch)

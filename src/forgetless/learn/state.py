@@ -1,0 +1,53 @@
+"""What a method needs to go on with the next task, as files beside its adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from forgetless.data.tasks import Row
+from forgetless.learn.memory import Memory
+from forgetless.learn.session import Session
+from forgetless.methods import State
+from forgetless.runs.folder import read_json, read_lines, write_json, write_lines
+
+
+def save_state(folder: Path, state: State) -> None:
+    """method.safetensors, method.json, and memory/ for kept rows."""
+    if state.tensors:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+        save_file(tensors, folder / "method.safetensors", metadata={"format": "pt"})
+    write_json(folder / "method.json", state.values)
+    if state.memory is not None:
+        (folder / "memory").mkdir()
+        (folder / "memory" / "HOLDS_TRAINING_ROWS").write_text(
+            "rows.jsonl holds rows of the training data, kept for replay. Do not publish it with the adapter.\n"
+        )
+        records = [
+            {"task": task, "source": row.source} | row.content()
+            for row, task in zip(state.memory.rows, state.memory.tasks, strict=True)
+        ]
+        write_lines(folder / "memory" / "rows.jsonl", records)
+
+
+def load_state(folder: Path) -> State:
+    """What `save_state` wrote."""
+    tensors = load_file(folder / "method.safetensors") if (folder / "method.safetensors").exists() else {}
+    memory = None
+    if (folder / "memory").exists():
+        memory = Memory(0)
+        for record in read_lines(folder / "memory" / "rows.jsonl"):
+            turns = tuple((turn["role"], turn["content"]) for turn in record.get("messages", ()))
+            answer = record.get("answer", record.get("text", ""))
+            if turns:
+                answer = [text for role, text in turns if role == "assistant"][-1]
+            memory.rows.append(Row(record.get("prompt", ""), answer, turns, record["source"]))
+            memory.tasks.append(record["task"])
+    return State(tensors, read_json(folder / "method.json"), memory)
+
+
+def resume(session: Session, folder: Path, number: int) -> None:
+    """Puts the model and the method back to where they were when lesson `number` was finished."""
+    session.method.task = number
+    session.method.resume(session.adapters.load(folder / "adapter"), load_state(folder), number)

@@ -1,0 +1,299 @@
+"""Plain words for the figures of a summary; the page, the Markdown and the terminal say the same sentences."""
+
+from __future__ import annotations
+
+import math
+
+NOT_SCORED = "not scored"
+
+GLOSSARY = {
+    "matrix": (
+        "R, the score matrix",
+        "One row for each moment of the stream, one column for each task: R[i, j] is the score on task j's test rows "
+        "after learning task i.",
+    ),
+    "score": ("score", "The share of a task's test rows that the model answers rightly, by the task's own measure."),
+    "just-learnt": (
+        "just learnt",
+        "The cell of a task in the row of its own training, R[j, j]: what the model could do before it learnt on.",
+    ),
+    "base": ("untouched base", "The model as it was before any of this training."),
+    "majority": (
+        "majority answer",
+        "What a model scores that always gives the commonest answer of the test rows. A score near it shows no skill.",
+    ),
+    "change": (
+        "lost, gained",
+        "The score now minus the score when just learnt, on the same test rows, in points of 100. Lost rows were right "
+        "and are now wrong; gained rows were wrong and are now right.",
+    ),
+    "interval": (
+        "95 % interval",
+        "The values that the test rows leave plausible. When the interval of a change covers 0, these rows cannot tell "
+        "a loss from chance.",
+    ),
+    "p": (
+        "p",
+        "The exact McNemar test: how likely so uneven a split of lost and gained rows would be if both were equally "
+        "likely. Not corrected for looking at several tasks.",
+    ),
+    "backward": (
+        "backward transfer",
+        "The mean change of the earlier tasks from just learnt to now; below 0 means forgetting. Papers divide by "
+        "different numbers, so the divisor is named.",
+    ),
+    "forgetting": (
+        "forgetting",
+        "As backward transfer with the sign turned, but counted from the best score that a task ever had.",
+    ),
+    "own": ("own labels", "The likeliest of the task's own answers is taken as the model's answer."),
+    "union": (
+        "union of labels",
+        "The likeliest answer among the labels of all tasks of the stream: the model is not told which task it is in.",
+    ),
+    "exact": ("exact match", "The answer that the model writes, compared word for word after normalisation."),
+    "penalty": (
+        "penalty",
+        "What the method adds to the loss to protect earlier tasks. It is drawn on its own scale.",
+    ),
+}
+"""Anchor -> term, explanation."""
+
+MEASURES = {
+    "likelihood": ("Own labels", "own"),
+    "likelihood_union": ("Union of all tasks' labels", "union"),
+    "exact_match": ("Exact match", "exact"),
+    "next_token": ("Next token", "score"),
+}
+"""Measure -> heading, glossary anchor."""
+
+IN_POINTS = ("bwt", "bwt_over_all", "fwt", "forgetting")
+"""Metrics that are differences of scores."""
+
+
+def clean(text: object) -> str:
+    """Someone's name on one line, without characters that steer a terminal or turn the reading direction."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+
+
+def number(value: float, digits: int = 1) -> str:
+    """Rounded, without a trailing `.0` and never `-0`.
+
+    >>> number(28.04), number(-0.01), number(28.16)
+    ('28', '0', '28.2')
+    """
+    text = f"{value:.{digits}f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text == "-0" else text
+
+
+def percent(share: float | None) -> str:
+    """A score as people say it.
+
+    >>> percent(0.89), percent(None)
+    ('89 %', 'not scored')
+    """
+    return NOT_SCORED if share is None else f"{number(100 * share)} %"
+
+
+def points(share: float) -> str:
+    """The size of a difference of two scores.
+
+    >>> points(-0.28), points(0.01)
+    ('28 points', '1 point')
+    """
+    size = number(abs(100 * share))
+    return f"{size} point" if size == "1" else f"{size} points"
+
+
+def metric_value(key: str, value: float | list[float] | None) -> str | None:
+    """A metric as people say it; None where it could not be computed."""
+    if value is None:
+        return None
+    if isinstance(value, list):
+        return ", ".join(percent(one) for one in value)
+    return f"{number(100 * value)} points" if key in IN_POINTS else percent(value)
+
+
+def reason(metric: dict) -> str:
+    """Why a metric has no value."""
+    why = metric.get("why") or "a cell it needs was not scored"
+    return why if why.startswith("cannot compute") else f"cannot compute: {why}"
+
+
+def run_labels(summaries: list[dict]) -> list[str]:
+    """A short name for each run: its method where that tells them apart, else what does."""
+    ways = (
+        [clean(s["method"]["name"]) for s in summaries],
+        [clean(s["name"]) for s in summaries],
+        [clean(f"{s['method']['name']} ({s.get('folder') or i + 1})") for i, s in enumerate(summaries)],
+    )
+    for labels in ways:
+        if len(set(labels)) == len(labels):
+            return labels
+    return [f"{label} #{i + 1}" for i, label in enumerate(ways[0])]
+
+
+def title(summaries: list[dict]) -> str:
+    """`sequential on demo`, or `sequential and replay on demo`."""
+    if len(summaries) == 1:
+        return clean(summaries[0]["name"])
+    streams = {clean(s["name"]).partition(" on ")[2] for s in summaries}
+    runs = run_labels(summaries)
+    names = ", ".join(runs[:-1]) + " and " + runs[-1]
+    stream = streams.pop()
+    return f"{names} on {stream}" if stream and not streams else names
+
+
+def at_once(summary: dict) -> bool:
+    """Were all tasks learnt together?"""
+    names = {task["name"] for task in summary["tasks"]}
+    return len(summary["learned"]) == 1 and summary["learned"][0] not in names
+
+
+def row_label(summary: dict, learned: str) -> str:
+    """Names a row of the matrix."""
+    return "after all at once" if at_once(summary) else f"after {clean(learned)}"
+
+
+def verdict(summary: dict) -> str:
+    """The run in one sentence."""
+    nothing = _nothing_to_forget(summary)
+    if nothing:
+        return nothing
+    entries = summary["forgotten"]
+    lost = sorted((one for one in entries if one["high"] < 0), key=lambda one: one["change"])
+    if not lost:
+        return f"No loss that the test rows can show on {_earlier(len(entries))}."
+    worst = lost[0]
+    most = f"{clean(worst['task'])} lost {points(worst['change'])} (95 % interval {_range(worst)})"
+    if len(entries) == 1:
+        return f"{most[0].upper()}{most[1:]}." if not worst["task"][:1].islower() else f"{most}."
+    return f"{len(lost)} of {len(entries)} earlier tasks lost something; the most: {most}."
+
+
+def sentences(summary: dict) -> list[str]:
+    """What was forgotten, a sentence a task, and what a reader must know beside it."""
+    said = [forgotten_sentence(summary, entry) for entry in summary["forgotten"]]
+    said = said or [_nothing_to_forget(summary)]
+    said += _unscored_changes(summary)
+    if summary["forgotten"] and not at_once(summary):
+        said.append(f"{clean(summary['learned'][-1])} was learnt last: nothing of it can be forgotten yet.")
+    if summary["status"] != "complete":
+        lessons = "1" if at_once(summary) else str(len(summary["tasks"]))
+        said.append(f"The run is not finished: {len(summary['learned'])} of {lessons} lessons are done.")
+    return said
+
+
+def forgotten_sentence(summary: dict, entry: dict) -> str:
+    """What became of one earlier task.
+
+    A loss or a gain is said as one only where its interval leaves 0 out.
+    """
+    task, n = clean(entry["task"]), entry["n"]
+    then, now = percent(entry["learned"]), percent(entry["now"])
+    after = f"After learning {len(summary['learned'])} tasks"
+    if entry["low"] <= 0 <= entry["high"]:
+        return (
+            f"{after}, {task} went from {then} to {now}: no loss that these {n} rows can show "
+            f"(95 % interval {_range(entry)}), {_rows(summary, entry)}."
+        )
+    verb, word = ("fell", "lost") if entry["change"] < 0 else ("rose", "gained")
+    return (
+        f"{after}, {task} {verb} from {then} to {now}: {points(entry['change'])} {word} "
+        f"(95 % interval {_range(entry)}), {_rows(summary, entry)}."
+        f"{_no_skill(summary, entry)}{_one_answer(summary, entry)}"
+    )
+
+
+def _nothing_to_forget(summary: dict) -> str:
+    """Why there is nothing to say on forgetting; empty where there is."""
+    learned, tasks = summary["learned"], len(summary["tasks"])
+    if not learned:
+        return "Nothing is learnt yet, so nothing can be forgotten yet."
+    if at_once(summary):
+        many = f"All {tasks} tasks were learnt" if tasks > 1 else "The task was learnt"
+        return f"{many} at once: there is no earlier task, so nothing can be forgotten yet."
+    if len(learned) == 1:
+        return f"Only {clean(learned[0])} is learnt: there is no earlier task, so nothing can be forgotten yet."
+    if not summary["forgotten"]:
+        return "What was forgotten is not known: no earlier task was scored both when just learnt and now."
+    return ""
+
+
+def _unscored_changes(summary: dict) -> list[str]:
+    """Earlier tasks whose change is not known although others' is."""
+    if not summary["forgotten"]:
+        return []
+    known = {entry["task"] for entry in summary["forgotten"]}
+    missing = [clean(name) for name in summary["learned"][:-1] if name not in known]
+    return [f"{name}: not scored both when just learnt and now, so its change is not known." for name in missing]
+
+
+def _earlier(many: int) -> str:
+    return "the earlier task" if many == 1 else f"any of the {many} earlier tasks"
+
+
+def _range(entry: dict) -> str:
+    """The interval of a change in points: `20 to 36` within a loss or a gain, else with both words."""
+    low, high = 100 * entry["low"], 100 * entry["high"]
+    if high < 0:
+        return f"{number(-high)} to {number(-low)}"
+    if low > 0:
+        return f"{number(low)} to {number(high)}"
+    return f"{number(-low)} lost to {number(high)} gained"
+
+
+def _rows(summary: dict, entry: dict) -> str:
+    """What happened to single rows; shares of tokens can only be higher or lower."""
+    if _by_name(summary, entry["task"]).get("headline") == "next_token":
+        return f"{entry['lost']} of {entry['n']} rows score lower and {entry['gained']} higher"
+    lost, gained = entry["lost"], entry["gained"]
+    return (
+        f"{lost} of {entry['n']} answers that {'was' if lost == 1 else 'were'} right {'is' if lost == 1 else 'are'} "
+        f"now wrong and {gained} that {'was' if gained == 1 else 'were'} wrong {'is' if gained == 1 else 'are'} "
+        "now right"
+    )
+
+
+def _no_skill(summary: dict, entry: dict) -> str:
+    majority = _by_name(summary, entry["task"]).get("majority")
+    if not majority or entry["now"] > majority["share"]:
+        return ""
+    return f' Always answering "{clean(majority["label"])}" would give {percent(majority["share"])}.'
+
+
+def _one_answer(summary: dict, entry: dict) -> str:
+    """Says it when the model now gives nearly always the same answer."""
+    counts = _last_counts(summary, entry["task"])
+    total = sum(counts.values()) if counts else 0
+    if not total:
+        return ""
+    label, many = max(counts.items(), key=lambda item: item[1])
+    if many < 0.9 * total:
+        return ""
+    what = "none of the task's labels" if label == "(no option)" else f'"{clean(label)}"'
+    return f" {many} of its {total} answers are now {what}."
+
+
+def _by_name(summary: dict, name: str) -> dict:
+    return next((task for task in summary["tasks"] if task["name"] == name), {})
+
+
+def _last_counts(summary: dict, name: str) -> dict[str, int]:
+    rows = summary.get("counts", {}).get("after", [])
+    for task, counts in zip(summary["tasks"], rows[-1] if rows else [], strict=False):
+        if task["name"] == name:
+            return counts or {}
+    return {}
+
+
+def figure(value: object) -> str:
+    """A checked or configured value, short: `0`, `1,234`, `0.0123`, `1.2e-05`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "none" if value is None else clean(value)
+    if not math.isfinite(value):
+        return str(value)
+    if float(value).is_integer() and abs(value) < 1e12:
+        return f"{int(value):,}"
+    return f"{value:.4g}"
