@@ -5,7 +5,6 @@ Exit codes: 0 done; 1 an error, usage errors too.
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import sys
 from collections.abc import Callable
@@ -119,15 +118,16 @@ def parse_learn(arguments: list[str]) -> LearnConfig | None:
     chosen = flags.get("method.name", options.get("method", {}).get("name", "sequential"))
     if chosen not in METHODS:
         raise UsageError(f"method: no {chosen!r}{nearest(str(chosen), METHODS)}")
-    own = list(inspect.signature(METHODS[chosen].__init__).parameters)[1:] if _has_options(METHODS[chosen]) else []
+    own = list(inspect.signature(METHODS[chosen]).parameters)
     names = [one.name for one in fields(LearnConfig) if one.name not in ("method", "method_options")]
     known = [*names, "method.name", *(f"method.{name}" for name in own)]
     parser = jsonargparse.ArgumentParser(
         prog="forgetless learn",
+        usage="forgetless learn --stream STREAM [--method METHOD] [options]",
         exit_on_error=False,
         epilog=LEARN_EPILOG,
         description=LearnConfig.__doc__,
-        formatter_class=_Formatter,
+        formatter_class=_formatter(),
     )
     parser.add_argument("--config", help="a YAML file with any of these options; flags win")
     parser.add_argument(
@@ -184,18 +184,21 @@ def _read_flags(arguments: list[str]) -> tuple[dict[str, str], str | None]:
     return flags, flags.pop("config", None)
 
 
+def _formatter() -> type:
+    """Help with defaults, which keeps the layout of the examples below the options."""
+    import jsonargparse
+
+    class Formatter(jsonargparse.DefaultHelpFormatter):
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            return text
+
+    return Formatter
+
+
 def _flat(options: dict) -> list[str]:
     """Option names of a YAML file: `method: {lam: 1}` is method.lam."""
     inner = options.get("method") or {}
     return [name for name in options if name != "method"] + [f"method.{name}" for name in inner]
-
-
-def _has_options(method: type) -> bool:
-    return method.__init__ is not object.__init__
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the layout of the examples below the options."""
 
 
 def _methods(arguments: list[str]) -> int:

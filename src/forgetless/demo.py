@@ -15,7 +15,7 @@ from forgetless.report.terminal import print_matrices
 # Chosen on the validation rows of the demo stream: docs/log.md has the runs.
 KEEPER = "replay"
 KEEPER_OPTIONS = {"memory": "20%"}
-SETTINGS = {"learning_rate": 1e-3, "num_train_epochs": 1.0, "max_length": 256}
+LEARNING_RATE, EPOCHS, MAX_LENGTH = 1e-3, 1.0, 256
 
 
 def demo(arguments: list[str]) -> int:
@@ -32,7 +32,14 @@ def demo(arguments: list[str]) -> int:
     for method, options in (("sequential", {}), (KEEPER, KEEPER_OPTIONS)):
         folder = root / method
         config = LearnConfig(
-            stream=stream, method=method, method_options=options, seed=told.seed, output_dir=str(folder), **SETTINGS
+            stream=stream,
+            method=method,
+            method_options=options,
+            seed=told.seed,
+            output_dir=str(folder),
+            learning_rate=LEARNING_RATE,
+            num_train_epochs=EPOCHS,
+            max_length=MAX_LENGTH,
         )
         # the untouched base is the same for both: scored once
         summaries.append(learn(config, base_scores=root / "sequential"))

@@ -166,7 +166,7 @@ class Encoder:
                 "use prompt/completion rows, or a model with a chat template"
             )
         told = [{"role": role, "content": content} for role, content in messages]
-        return self.tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=generate)
+        return str(self.tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=generate))
 
     def _chat(self, row: Row) -> tuple[list[int], list[bool]]:
         """The template's text; the tokens that each assistant turn adds to the turns before it are answers."""
@@ -217,5 +217,7 @@ def collate(examples: list[Example], pad: int, device: torch.device | str = "cpu
     keep = torch.zeros_like(answer)
     keep[:, :-1] = answer[:, 1:]  # the position before an answer token predicts it
     memory = torch.tensor([example.memory for example in examples])
-    moved = [tensor.to(device) for tensor in (ids, mask, keep, ids[answer], weights[answer], memory)]
-    return Part(*moved, tokens=int(mask.sum()))
+    return Part(
+        ids.to(device), mask.to(device), keep.to(device), ids[answer].to(device), weights[answer].to(device),
+        memory.to(device), int(mask.sum()),
+    )  # fmt: skip

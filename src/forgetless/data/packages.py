@@ -251,7 +251,7 @@ def _pip_download(package: Package, folder: str) -> None:
     command = [*_pip(package), "download", "--no-deps", "--only-binary", ":all:", "--no-input",
                "--disable-pip-version-check", "--dest", folder, package.requirement]  # fmt: skip
     if sys.stderr.isatty():  # pip's progress bar is for people; standard output stays the caller's
-        done = subprocess.run(command, stdout=sys.stderr.fileno())
+        done = subprocess.run(command, stdout=sys.stderr.fileno(), text=True)
         why = "pip's messages are above"
     else:
         pipe = subprocess.PIPE

@@ -283,10 +283,9 @@ def _collect(source: str, items: Iterable[tuple[str, Any]], make: Callable[[Any]
 
 
 def _maker(prompt: str | None, answer: str | None) -> Callable[[Any], Row]:
-    def named(item: Any) -> Row:
-        return _pair(_text(item, prompt), _answer(item, answer), space=True)
-
-    return named if prompt and answer else _recognised
+    if prompt and answer:
+        return lambda item: _pair(_text(item, prompt), _answer(item, answer), space=True)
+    return _recognised
 
 
 def _recognised(item: Any) -> Row:

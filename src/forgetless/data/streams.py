@@ -135,8 +135,8 @@ def sample(rows: Sequence[T], count: int | None, *, seed: int, name: str, purpos
 
 def cut_validation(train: Sequence[Row], validation: str | int, name: str) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     """What is left of the training rows, and the validation rows cut from them."""
-    share = _share(validation) if isinstance(validation, str) else None
-    count = validation if share is None else max(1, min(MOST_VALIDATION_ROWS, int(len(train) * share)))
+    share = _share(str(validation))
+    count = int(validation) if share is None else max(1, min(MOST_VALIDATION_ROWS, int(len(train) * share)))
     if count >= len(train):
         raise DataError(
             f"task {name!r}: {count} validation rows are to be cut from train, which has {len(train)} "

@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 from rich.table import Table
 
@@ -53,7 +54,8 @@ def plan_run(config: LearnConfig) -> None:
     scoring = rows * row_seconds * len(session.method.views())
     facts = {
         "method": f"{config.method} {config.method_options or ''}: {session.method.summary}",
-        "model": f"{config.model}, {session.base.model.num_parameters():,} parameters, on {session.engine.told}",
+        "model": f"{config.model}, {session.base.model.num_parameters() - trainable:,} parameters, "
+                 f"on {session.engine.told}",
         "trainable": f"{trainable:,} parameters in {len(session.adapters.pairs())} layers, rank {config.r}",
         "scored": f"{len(cells)} cells of the matrix (cells={config.cells}), {rows:,} rows",
         "time": f"about {_minutes(total_steps * step_seconds + scoring)}: {total_steps} steps x {step_seconds:.2f} s "
@@ -91,7 +93,7 @@ def _time_step(session: Session) -> float:
             parameter.grad = None
 
     batches = plan([session.encoder(row) for row in rows], settings, config.seed, 0)
-    seconds = [_seconds(lambda i=i, batch=batch: step(i, batch)) for i, batch in zip(range(4), batches, strict=False)]
+    seconds = [_seconds(partial(step, i, batch)) for i, batch in zip(range(4), batches, strict=False)]
     session.adapters.model.eval()
     return statistics.median(seconds[1:])  # the first warms up
 
@@ -104,7 +106,7 @@ def _time_scoring(session: Session) -> float:
     seconds, rows = 0.0, 0
     for task in session.stream.tasks:
         sample = task.test[:16]
-        seconds += _seconds(lambda task=task, sample=sample: scorer(task, sample))
+        seconds += _seconds(partial(scorer, task, sample))
         rows += len(sample)
     return seconds / rows
 

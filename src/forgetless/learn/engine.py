@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from torch import Tensor, nn
+from torch import Tensor
 
 from forgetless.errors import UsageError
 
@@ -62,7 +62,7 @@ class Engine:
         """Plain `backward`: no hidden division by steps or processes."""
         loss.backward()
 
-    def sum_gradients(self, parameters: list[nn.Parameter], loss: Tensor) -> Tensor:
+    def sum_gradients(self, parameters: list[Tensor], loss: Tensor) -> Tensor:
         """Adds up the gradients of all processes in one flat all-reduce; the loss (a scalar) rides along."""
         if self.processes == 1:
             return loss
@@ -74,7 +74,7 @@ class Engine:
             start += parameter.numel()
         return flat[-1]
 
-    def add_gradient(self, penalty: Tensor, parameters: list[nn.Parameter]) -> float:
+    def add_gradient(self, penalty: Tensor, parameters: list[Tensor]) -> float:
         """Adds the penalty's gradient; returns its norm as a share of the loss gradient's: does the penalty act?"""
         before = torch.stack([_gradient(parameter).norm() for parameter in parameters]).norm()
         found = torch.autograd.grad(penalty, parameters, allow_unused=True)
@@ -111,5 +111,5 @@ def has_fast_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
+def _gradient(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

@@ -35,8 +35,7 @@ class Memory:
         if self.policy not in POLICIES:
             raise UsageError(f"memory policy {self.policy!r}: one of {', '.join(POLICIES)}")
         self.share = _share(self.capacity)
-        if self.share is None:
-            self.capacity = int(self.capacity)
+        self.room = int(self.capacity) if self.share is None else 0  # rows, where capacity is no share
 
     def add_task(self, task: int, rows: tuple[Row, ...]) -> None:
         """Takes in a finished task's rows, each once."""
@@ -61,7 +60,7 @@ class Memory:
 
     def _share_out(self, task: int, rows: tuple[Row, ...]) -> None:
         known = sorted({*self.tasks, task})
-        quota = {t: self.capacity // len(known) + (i < self.capacity % len(known)) for i, t in enumerate(known)}
+        quota = {t: self.room // len(known) + (i < self.room % len(known)) for i, t in enumerate(known)}
         kept: list[tuple[Row, int]] = []
         for row, owner in zip(self.rows, self.tasks, strict=True):
             if quota[owner] > 0:
@@ -73,12 +72,12 @@ class Memory:
     def _reservoir(self, task: int, rows: tuple[Row, ...]) -> None:
         draw = generator("memory", self.seed, task)
         for seen, row in enumerate(rows, start=self.seen):
-            if len(self.rows) < self.capacity:
+            if len(self.rows) < self.room:
                 self.rows.append(row)
                 self.tasks.append(task)
                 continue
             slot = int(torch.randint(seen + 1, (), generator=draw))  # uniform in 0..seen
-            if slot < self.capacity:
+            if slot < self.room:
                 self.rows[slot], self.tasks[slot] = row, task
 
 

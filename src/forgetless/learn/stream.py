@@ -200,7 +200,7 @@ def _describe(session: Session, status: str) -> dict:
                 "test": len(task.test),
                 "options": list(task.options),
                 "headline": headline(task),
-                "majority": dict(zip(("label", "share"), task.majority(), strict=True)) if task.majority() else None,
+                "majority": {"label": most[0], "share": most[1]} if (most := task.majority()) else None,
                 "notes": [note for note in session.notes if note.startswith(f"{task.name}: ")],
             }
             for task in session.stream.tasks
@@ -220,8 +220,8 @@ def _finish(session: Session, status: str) -> dict:
     run = session.run
     if session.engine.is_main:
         run.write(run.config, _describe(session, status))
-        last = [run.task(i + 1, lesson.name) for i, lesson in enumerate(session.lessons)]
-        last = [folder for folder in last if folder.exists()][-1]
+        folders = [run.task(i + 1, lesson.name) for i, lesson in enumerate(session.lessons)]
+        last = [folder for folder in folders if folder.exists()][-1]
         with run.publish(run.adapter) as temporary:
             for file in (last / "adapter").iterdir():
                 shutil.copyfile(file, temporary / file.name)

@@ -106,7 +106,8 @@ class ILoRA(Replay):
         fast = self._f(replayed, logits[inside], [state[part.memory] for state in states])
         # the part's share of the step's mean over layers, replayed positions and width
         positions = self.memory_answers if self.target == "logits" else self.memory_tokens
-        total = sum(squared_distance(w, l, self.gated).sum() for w, l in zip(fast, slow, strict=True))
+        distances = (squared_distance(w, l, self.gated).sum() for w, l in zip(fast, slow, strict=True))
+        total = sum(distances, cross_entropy.new_zeros(()))
         consistency = total / (len(fast) * positions * fast[0].shape[-1])
         self.compared += len(replayed.ids)
         self.step_consistency += float(consistency.detach())
@@ -138,7 +139,7 @@ class ILoRA(Replay):
         }
 
     def views(self) -> dict[str, AbstractContextManager]:
-        learners = {"slow": self.adapters.using(self.slow), "fast": nullcontext()}
+        learners: dict[str, AbstractContextManager] = {"slow": self.adapters.using(self.slow), "fast": nullcontext()}
         other = "fast" if self.deploy == "slow" else "slow"
         return {self.deploy: learners[self.deploy], other: learners[other]}
 

@@ -17,15 +17,15 @@ class Incremental(Method):
     extra_memory = "one frozen pair of rank r a finished task"
     extra_compute = "one more product a layer, of rank r x finished tasks"
 
+    def start(self, adapters, encoder, seed) -> None:
+        super().start(adapters, encoder, seed)
+        self._trained = False  # whether the current pair holds a finished task
+
     def begin_task(self, task: int) -> None:
         super().begin_task(task)
         if task > 0 and self._trained:
             self.adapters.finish(task)
         self._trained = True
-
-    def start(self, adapters, encoder, seed) -> None:
-        super().start(adapters, encoder, seed)
-        self._trained = False  # whether the current pair holds a finished task
 
     def resume(self, adapter: dict[str, Pair], state: State, task: int) -> None:
         """The deployed adapter holds all pairs, joined: it is the past of the next task."""

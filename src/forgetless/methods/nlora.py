@@ -115,7 +115,7 @@ def released_l1(B: Tensor, A: Tensor) -> Tensor:
 
 
 def density(pairs: list[Pair]) -> dict[str, float]:
-    """Shares of the entries of s B A over all layers that are not 0, above 1e-6, above 1e-3 of their layer's largest."""
+    """Shares of the entries of s B A of all layers that are not 0, above 1e-6, above 1e-3 of their layer's largest."""
     counts, entries = {"exact": 0, "absolute": 0, "relative": 0}, 0
     with torch.no_grad():
         for pair in pairs:

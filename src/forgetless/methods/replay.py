@@ -59,6 +59,7 @@ class Replay(Method):
 
     def resume(self, adapter: dict[str, Pair], state: State, task: int) -> None:
         super().resume(adapter, state, task)
+        assert state.memory is not None  # `state` gives one
         self.memory.rows, self.memory.tasks = state.memory.rows, state.memory.tasks
         self.memory.seen = state.values["seen"]
 

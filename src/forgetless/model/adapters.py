@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class Adapters:
         past = self.past()
         return {name: join([past[name], pair] if past else [pair]) for name, pair in self.pairs().items()}
 
-    def parameters(self) -> list[nn.Parameter]:
+    def parameters(self) -> list[Tensor]:
         """The trainable tensors, in a fixed order."""
         return [tensor for pair in self.pairs().values() for tensor in (pair.A, pair.B)]
 
@@ -124,7 +125,7 @@ class Adapters:
                 frozen = _pair(layer, PAST)
                 frozen.A.copy_(pairs[name].A)
                 frozen.B.copy_(pairs[name].B)
-        self.model.base_model.set_adapter([CURRENT, PAST])
+        self.model.base_model.set_adapter([CURRENT, PAST])  # type: ignore[operator]  # torch's stub: a Tensor
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(f".{CURRENT}." in name)
 
@@ -195,9 +196,9 @@ class Adapters:
         alpha = scale * (math.sqrt(rank) if self.settings.use_rslora else rank)
         return LoraConfig(
             r=rank,
-            lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
+            lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # type: ignore[arg-type]  # peft: int, takes float
             lora_dropout=dropout,
-            target_modules=sorted(self.model.peft_config[CURRENT].target_modules),
+            target_modules=sorted(self.model.peft_config[CURRENT].to_dict()["target_modules"]),
             use_rslora=self.settings.use_rslora,
             task_type="CAUSAL_LM",
         )
@@ -228,20 +229,23 @@ def _swap(tensors: dict[str, Tensor], data: dict[str, Tensor]) -> None:
 
 
 def _pair(layer: LoraLayer, adapter: str) -> Pair:
-    return Pair(layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter])
+    A, B = layer.lora_A[adapter], layer.lora_B[adapter]
+    return Pair(A.get_parameter("weight"), B.get_parameter("weight"), layer.scaling[adapter])
 
 
 def _wrap(base: PreTrainedModel, settings: LoraSettings) -> PeftModel:
     config = LoraConfig(
         r=settings.r,
-        lora_alpha=settings.lora_alpha,
+        lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # peft: int, takes float
         lora_dropout=settings.lora_dropout,
         target_modules=settings.target_modules,
         use_rslora=settings.use_rslora,
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(base, config)
+        with warnings.catch_warnings():  # PEFT 0.21 asks for an attribute that transformers 5.23 has renamed
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+            return get_peft_model(base, config)
     except ValueError as error:
         if "not found in the base model" not in str(error):
             raise UsageError(f"target_modules={settings.target_modules!r}: {error}") from error

@@ -27,7 +27,7 @@ def _only(head: nn.Module, keep: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def logits_at(model: nn.Module, keep: Tensor, *, hidden: bool = False, **inputs: Tensor):
+def logits_at(model, keep: Tensor, *, hidden: bool = False, **inputs: Tensor):
     """Logits (kept, vocabulary) at the True positions of `keep` (batch, length), in row-major order.
 
     With `hidden=True` returns `(logits, hidden_states)`, the latter a tuple of (batch, length, width).

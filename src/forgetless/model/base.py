@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from forgetless.data.packages import PACKAGED_MODELS, packaged_model
 from forgetless.errors import DownloadError, RunError, UsageError, nearest
@@ -38,9 +39,11 @@ def load_base(name: str, dtype: torch.dtype, device: torch.device | str = "cpu")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     identity = identify(folder, tokenizer.chat_template)
+    transformers_logging.disable_progress_bar()  # loading takes seconds
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     model.requires_grad_(False)
-    return Base(name, folder, model.to(device).eval(), tokenizer, identity)
+    model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` is typed without self
+    return Base(name, folder, model.eval(), tokenizer, identity)
 
 
 def find_model(name: str) -> Path:

@@ -38,6 +38,6 @@ def generate(
             mask[b, length - len(contexts[i]) :] = 1
         with torch.no_grad():
             made = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)
-        for b, i in enumerate(batch):
-            answers[i] = tokenizer.decode(made[b, length:], skip_special_tokens=True)
+        for i, text in zip(batch, tokenizer.batch_decode(made[:, length:], skip_special_tokens=True), strict=True):
+            answers[i] = text
     return answers

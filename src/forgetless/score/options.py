@@ -116,10 +116,10 @@ class OptionScorer:
         else:
             inputs |= {"attention_mask": (segment >= 0).long().to(self.device)}
         with torch.no_grad():
-            logp = logits_at(self.model, keep.to(self.device), **inputs).float().log_softmax(-1)
+            logp = logits_at(self.model, keep.to(self.device), hidden=False, **inputs).float().log_softmax(-1)
         order = keep.flatten().cumsum(0).view_as(keep) - 1  # place of (row, position) among the kept
-        b, p, token, row, option = (torch.tensor(column) for column in zip(*wanted, strict=True))
-        found = logp[order[b, p].to(self.device), token.to(self.device)].double().cpu()
+        sequence, p, token, row, option = (torch.tensor(column) for column in zip(*wanted, strict=True))
+        found = logp[order[sequence, p].to(self.device), token.to(self.device)].double().cpu()
         table.index_put_((row, option), found.to(table.dtype), accumulate=True)
 
     def _mask(self, segment: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""What a run showed: one self-contained HTML page, Markdown, and tables in the terminal."""

@@ -1,0 +1,79 @@
+"""What the README and the examples say is true: the tree, the table, the code, the commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from forgetless.cli import VERBS, parse_learn
+from forgetless.data.streams import load_stream
+from forgetless.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", README, re.S)
+
+
+def test_the_tree_is_the_tree():
+    """Each line: a folder, then its files without .py."""
+    told = next(block for block in blocks("") if "src/forgetless/" in block)
+    said: dict[str, set[str]] = {}
+    for line in told.splitlines():
+        found = re.match(r"(?:src/forgetless/|  )(\S*/)?\s+([\w .]+?)(?:  +\S.*)?$", line)
+        if found and line.startswith(("src/forgetless/", "  ")):
+            said[(found[1] or "").rstrip("/")] = set(found[2].split())
+    package = ROOT / "src" / "forgetless"
+    for folder in [package, *sorted(path for path in package.iterdir() if path.is_dir())]:
+        files = {path.stem for path in folder.glob("*.py") if not path.stem.startswith("__")}
+        if files:
+            name = "" if folder == package else folder.name
+            assert said.get(name) == files, f"README's tree, {name or 'top'}: {said.get(name)} != {files}"
+
+
+def test_every_method_is_in_the_table_and_has_a_page():
+    for name, method in METHODS.items():
+        assert f"[{name}](docs/methods/{name}.md) | {method.summary} |" in README
+        assert (ROOT / "docs" / "methods" / f"{name}.md").exists()
+
+
+def test_links_lead_somewhere():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_python_code_runs(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [code] = blocks("python")
+    small = f'model="{tiny}", r=4, batch_size=4, max_length=64, device="cpu", precision="fp32", '
+    code = code.replace("LearnConfig(stream=", f"LearnConfig({small}stream=")
+    code = code.replace("examples/", f"{ROOT}/examples/")
+    exec(compile(code, "README.md", "exec"), {})
+    assert (tmp_path / "runs" / "support-olora" / "report.html").exists()
+
+
+def test_commands_exist():
+    commands = [line for block in blocks("") for line in block.splitlines() if line.startswith("forgetless ")]
+    assert commands
+    for line in commands:
+        verb, *arguments = shlex.split(line, comments=True)[1:]
+        assert verb in VERBS
+        if verb == "learn":
+            parse_learn(arguments)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.name)
+def test_examples_begin_with_the_command_that_runs_them(file, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    first = file.read_text().splitlines()[0]
+    assert first.startswith("# forgetless learn ")
+    config = parse_learn(shlex.split(first[2:])[2:])
+    if file.name == "stream.yaml":
+        assert [task.name for task in load_stream(config.stream).tasks] == ["urgency", "team"]
