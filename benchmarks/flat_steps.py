@@ -18,7 +18,7 @@ import torch
 
 from forgetless.data.batches import Encoder, Example, collate, split
 from forgetless.data.tasks import Row
-from forgetless.learn.engine import Engine
+from forgetless.learning.engine import Engine
 from forgetless.methods import METHODS
 from forgetless.methods.incremental import Incremental
 from forgetless.model.adapters import Adapters, LoraSettings, Pair

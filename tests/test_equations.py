@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forgetless.data.tasks import Row
-from forgetless.learn.memory import Memory
+from forgetless.learning.memory import Memory
 from forgetless.methods import nlora
 from forgetless.methods.ilora import average, squared_distance, warmed
 from forgetless.methods.nlora import density, product_l1, released_l1

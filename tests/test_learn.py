@@ -15,7 +15,7 @@ from forgetless.cli import main
 from forgetless.config import LearnConfig
 from forgetless.data.tasks import Stream
 from forgetless.errors import ForgetlessError, RunError, UsageError
-from forgetless.learn.stream import learn
+from forgetless.learning.stream import learn
 from forgetless.methods import METHODS
 from forgetless.model.base import load_base
 from forgetless.runs.folder import read_json, read_lines
@@ -100,7 +100,7 @@ def test_finished_tasks_are_not_learnt_again_and_a_longer_stream_goes_on(ran, ti
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs_and_goes_on_where_it_stopped(name, tiny, three, tmp_path, monkeypatch):
     """Stopped while the last task is learnt; the same command again gives the uninterrupted bytes."""
-    import forgetless.learn.stream as module
+    import forgetless.learning.stream as module
 
     whole = learn(config(tiny, three, tmp_path / "whole", method=name))
     real, calls = module.learn_task, []

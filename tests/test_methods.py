@@ -10,8 +10,8 @@ from peft import PeftModel
 
 from forgetless.data.batches import Encoder, collate, split
 from forgetless.data.tasks import Stream
-from forgetless.learn.engine import Engine
-from forgetless.learn.step import TrainSettings, learn_task
+from forgetless.learning.engine import Engine
+from forgetless.learning.step import TrainSettings, learn_task
 from forgetless.methods import METHODS, Method
 from forgetless.model.adapters import Adapters, LoraSettings, named
 from forgetless.model.base import load_base
@@ -135,7 +135,7 @@ def _examples(method: Method):
 
 @every_method
 def test_resumed_at_the_border_equals_uninterrupted(name, tiny, two, tmp_path):
-    from forgetless.learn.state import load_state, save_state
+    from forgetless.learning.state import load_state, save_state
 
     if name == "joint":
         pytest.skip("joint training is one lesson: it has no border to resume at")

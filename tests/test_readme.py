@@ -17,7 +17,8 @@ README = (ROOT / "README.md").read_text()
 
 
 def blocks(kind: str) -> list[str]:
-    return re.findall(rf"```{kind}\n(.*?)```", README, re.S)
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
+    return [body for name, body in fences if name == kind]
 
 
 def test_the_tree_is_the_tree():

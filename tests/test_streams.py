@@ -147,7 +147,8 @@ def test_empty_tasks(folder):
         task(folder, validation=50)
     write(folder / "text.jsonl", [{"text": "a"}])
     with pytest.raises(DataError, match=r"1 rows are .* without a prompt"):
-        task(folder, test="text.jsonl")
+        task(folder, test="text.jsonl", scorers=["exact_match"])
+    assert task(folder, test="text.jsonl").scorers == ("next_token",)
 
 
 def test_overlaps_are_counted_and_stay(folder):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from forgetless.config import LearnConfig
-    from forgetless.learn.stream import learn
+    from forgetless.learning.stream import learn
 
 __version__ = version("forgetless")
 __all__ = ["LearnConfig", "learn"]
@@ -14,7 +14,7 @@ __all__ = ["LearnConfig", "learn"]
 def __getattr__(name: str):
     """Imports torch and the rest only when they are needed."""
     if name == "learn":
-        from forgetless.learn.stream import learn
+        from forgetless.learning.stream import learn
 
         return learn
     if name == "LearnConfig":

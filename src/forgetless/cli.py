@@ -77,13 +77,13 @@ def _learn(arguments: list[str]) -> int:
     if config is None:
         return 0
     if config.dry_run:
-        from forgetless.learn.dryrun import plan_run
+        from forgetless.learning.dryrun import plan_run
 
         plan_run(config)
         return 0
     from accelerate import PartialState
 
-    from forgetless.learn.stream import learn
+    from forgetless.learning.stream import learn
     from forgetless.progress import out
     from forgetless.report.terminal import print_matrices
 

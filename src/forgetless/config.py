@@ -7,8 +7,8 @@ from typing import Any
 
 from forgetless.data.tasks import Stream
 from forgetless.errors import UsageError, nearest
-from forgetless.learn.engine import PRECISIONS
-from forgetless.learn.step import TrainSettings
+from forgetless.learning.engine import PRECISIONS
+from forgetless.learning.step import TrainSettings
 from forgetless.methods import METHODS, Method
 from forgetless.model.adapters import LoraSettings
 

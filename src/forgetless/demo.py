@@ -7,7 +7,7 @@ from pathlib import Path
 
 from forgetless.config import LearnConfig
 from forgetless.data.streams import demo as demo_stream
-from forgetless.learn.stream import learn
+from forgetless.learning.stream import learn
 from forgetless.progress import console, out
 from forgetless.report.page import write_report
 from forgetless.report.terminal import print_matrices

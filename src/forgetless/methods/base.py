@@ -24,7 +24,7 @@ from torch import Tensor
 
 from forgetless.data.batches import Encoder, Example, Part, weigh
 from forgetless.data.tasks import Row, Stream, Task
-from forgetless.learn.memory import Memory
+from forgetless.learning.memory import Memory
 from forgetless.model.adapters import Adapters, Pair
 from forgetless.model.answers import logits_at, token_losses
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from forgetless.data.batches import Example, weigh
 from forgetless.data.tasks import Row
-from forgetless.learn.memory import Memory
+from forgetless.learning.memory import Memory
 from forgetless.methods.base import Check, Method, State
 from forgetless.model.adapters import Pair
 

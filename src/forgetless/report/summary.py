@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from forgetless.runs.folder import RunFolder, complete, read_json, read_lines
 from forgetless.score.intervals import paired_change, wilson
 from forgetless.score.metrics import metrics
-
-from forgetless.runs.folder import RunFolder, complete, read_json, read_lines
 from forgetless.score.scorers import MEANINGS
 
 

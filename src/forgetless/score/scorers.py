@@ -9,7 +9,7 @@ import torch
 
 from forgetless.data.batches import Encoder, collate
 from forgetless.data.tasks import Row, Task
-from forgetless.learn.engine import Engine
+from forgetless.learning.engine import Engine
 from forgetless.model.adapters import Adapters
 from forgetless.model.answers import logits_at
 from forgetless.score.generation import generate

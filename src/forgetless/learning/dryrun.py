@@ -13,9 +13,9 @@ from rich.table import Table
 
 from forgetless.config import LearnConfig
 from forgetless.data.batches import Example, collate, split
-from forgetless.learn.cells import scored_columns
-from forgetless.learn.session import Session, prepare
-from forgetless.learn.step import TrainSettings, count_steps, plan
+from forgetless.learning.cells import scored_columns
+from forgetless.learning.session import Session, prepare
+from forgetless.learning.step import TrainSettings, count_steps, plan
 from forgetless.methods.incremental import Incremental
 from forgetless.progress import out
 from forgetless.score.scorers import Scorer

@@ -12,7 +12,7 @@ from transformers import get_scheduler
 
 from forgetless.data.batches import Example, collate, split
 from forgetless.errors import RunError
-from forgetless.learn.engine import Engine
+from forgetless.learning.engine import Engine
 from forgetless.methods.base import Method
 from forgetless.seeds import generator, seed_for
 

@@ -12,7 +12,7 @@ from forgetless.data.batches import Encoder
 from forgetless.data.streams import load_stream
 from forgetless.data.tasks import Stream
 from forgetless.errors import DataError, UsageError
-from forgetless.learn.engine import Engine
+from forgetless.learning.engine import Engine
 from forgetless.methods import Lesson, Method
 from forgetless.model.adapters import Adapters, LoraSettings
 from forgetless.model.base import Base, load_base

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from forgetless.learn.session import Session
-from forgetless.learn.state import resume
+from forgetless.learning.session import Session
+from forgetless.learning.state import resume
 from forgetless.progress import steps
 from forgetless.runs.folder import MANIFEST, RunFolder, complete, read_json, read_lines, write_json, write_lines
 from forgetless.score.scorers import Scorer, TaskScores, headline, label_counts

@@ -12,10 +12,10 @@ from pathlib import Path
 from forgetless import __version__
 from forgetless.config import LearnConfig
 from forgetless.errors import RunError
-from forgetless.learn.cells import is_scored, score_base, score_lesson
-from forgetless.learn.session import Session, prepare
-from forgetless.learn.state import resume, save_state
-from forgetless.learn.step import TrainSettings, count_steps, learn_task
+from forgetless.learning.cells import is_scored, score_base, score_lesson
+from forgetless.learning.session import Session, prepare
+from forgetless.learning.state import resume, save_state
+from forgetless.learning.step import TrainSettings, count_steps, learn_task
 from forgetless.methods import Check, Lesson
 from forgetless.model.identity import check_same
 from forgetless.progress import steps

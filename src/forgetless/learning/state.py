@@ -7,8 +7,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from forgetless.data.tasks import Row
-from forgetless.learn.memory import Memory
-from forgetless.learn.session import Session
+from forgetless.learning.memory import Memory
+from forgetless.learning.session import Session
 from forgetless.methods import State
 from forgetless.runs.folder import read_json, read_lines, write_json, write_lines
 
