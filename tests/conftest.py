@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from forgetless.data.tasks import Row, Stream, Task
 
+USERS_CACHE = os.environ.get("FORGETLESS_CACHE")  # read before the fixture below points it at an empty folder
 TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -27,6 +28,16 @@ SOUNDS = {"dog": "bark", "cat": "meow", "wolf": "bark", "lion": "meow", "fox": "
 def one_thread(tmp_path_factory):
     torch.set_num_threads(1)
     os.environ["FORGETLESS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def users_cache(monkeypatch):
+    """The real cache, with downloads allowed unless FORGETLESS_OFFLINE forbids them."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    if USERS_CACHE:
+        monkeypatch.setenv("FORGETLESS_CACHE", USERS_CACHE)
+    else:
+        monkeypatch.delenv("FORGETLESS_CACHE", raising=False)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

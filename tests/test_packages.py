@@ -15,18 +15,6 @@ from forgetless.data import packages
 from forgetless.data.packages import Package, cache_dir, fetch
 from forgetless.errors import DataError, DownloadError, UsageError
 
-USERS_CACHE = os.environ.get("FORGETLESS_CACHE")  # read before conftest points it at an empty folder
-
-
-@pytest.fixture
-def users_cache(monkeypatch):
-    """The real cache, with downloads allowed unless FORGETLESS_OFFLINE forbids them."""
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    if USERS_CACHE:
-        monkeypatch.setenv("FORGETLESS_CACHE", USERS_CACHE)
-    else:
-        monkeypatch.delenv("FORGETLESS_CACHE", raising=False)
-
 
 def make_wheel(path, members):
     with zipfile.ZipFile(path, "w") as archive:

@@ -1,0 +1,30 @@
+"""One real pass from end to end: the packaged model, real data, both runs of the demo, the report."""
+
+from __future__ import annotations
+
+import pytest
+
+from forgetless.cli import main
+from forgetless.runs.folder import read_json
+
+
+@pytest.mark.slow
+def test_demo(users_cache, tmp_path, capsys):
+    arguments = ["demo", "--output_dir", str(tmp_path / "demo"), "--train_rows", "48", "--test_rows", "24"]
+    assert main(arguments) == 0
+    told = capsys.readouterr().out
+    assert "sequential" in told and "replay" in told and "report.html" in told
+    summaries = [read_json(tmp_path / "demo" / method / "summary.json") for method in ("sequential", "replay")]
+    for summary in summaries:
+        assert summary["status"] == "complete" and not summary["warnings"]
+        diagonal = [summary["headline"]["matrix"][i][i] for i in range(3)]
+        majority = [task["majority"]["share"] for task in summary["tasks"]]
+        assert sum(diagonal) > sum(majority) + 0.5, "three real tasks are learnt"
+        assert all(entry["n"] == 24 for entry in summary["forgotten"])
+    assert summaries[0]["headline"]["base"] == summaries[1]["headline"]["base"]
+    assert summaries[0]["headline"]["matrix"][0] == summaries[1]["headline"]["matrix"][0]  # the first task is the same
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert "sst2" in page and "http://" not in page
+    before = (tmp_path / "demo" / "replay" / "tasks" / "03-mmlu" / "times.json").read_bytes()
+    assert main(arguments) == 0  # again: nothing is learnt or scored anew
+    assert (tmp_path / "demo" / "replay" / "tasks" / "03-mmlu" / "times.json").read_bytes() == before
