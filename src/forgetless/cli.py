@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import argparse
+
     from forgetless.config import LearnConfig
 
 VERBS: dict[str, tuple[str, str]] = {
@@ -21,6 +23,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "methods": ("list the methods", "_methods"),
     "report": ("draw the report of one or several run folders again", "_report"),
 }
+
+STRICT = {"exit_on_error": False, "allow_abbrev": False}
 
 LEARN_EPILOG = """
 A stream file:                                     A configuration file gives the same options by name:
@@ -51,6 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
         return verb(arguments[1:])
     except ForgetlessError as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 1
+    except BrokenPipeError:  # the reader of our output has left
+        sys.stderr.close()
         return 1
     except KeyboardInterrupt:
         console.print("stopped. Finished tasks are kept: the same command goes on after the last of them.")
@@ -233,27 +240,64 @@ def _methods(arguments: list[str]) -> int:
 
 
 def _demo(arguments: list[str]) -> int:
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="forgetless demo", description=VERBS["demo"][0], **STRICT)
+    parser.add_argument(
+        "--output_dir", "--output-dir", default="runs/demo", help="both runs and the report (%(default)s)"
+    )
+    parser.add_argument("--train_rows", "--train-rows", type=int, default=150, help="rows a task (%(default)s)")
+    parser.add_argument("--test_rows", "--test-rows", type=int, default=100, help="rows a task (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    told = _parsed(parser, arguments)
+    if told is None:
+        return 0
     from forgetless.demo import demo
 
-    return demo(arguments)
+    demo(Path(told.output_dir), told.train_rows, told.test_rows, told.seed)
+    return 0
 
 
 def _report(arguments: list[str]) -> int:
+    import argparse
+
     from forgetless.errors import UsageError
     from forgetless.progress import out
     from forgetless.report.page import write_report
     from forgetless.report.summary import summarise
 
-    folders = [Path(word) for word in arguments if not word.startswith("-")]
-    if not folders or {"-h", "--help"} & set(arguments):
-        print(
-            "usage: forgetless report RUN [RUN ...]     several runs are drawn side by side in the first one's folder"
-        )
-        return 0 if arguments else 1
-    for folder in folders:
+    parser = argparse.ArgumentParser(prog="forgetless report", description=VERBS["report"][0], **STRICT)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; several are drawn side by side")
+    parser.add_argument(
+        "--output_dir", "--output-dir", type=Path, help="where to write; default: the first run's folder"
+    )
+    told = _parsed(parser, arguments)
+    if told is None:
+        return 0
+    for folder in told.runs:
         if not (folder / "run.json").exists():
             raise UsageError(f"{folder}: no run.json; give a run folder that `forgetless learn` wrote")
-    written = write_report([summarise(folder) for folder in folders], folders[0])
-    for file in written.values():
+    for file in write_report([summarise(folder) for folder in told.runs], told.output_dir or told.runs[0]).values():
         out.print(str(file), soft_wrap=True, highlight=False)
     return 0
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace | None:
+    """The parsed arguments, or None where only help was asked for; a usage error exits 1 like every other error."""
+    import argparse
+
+    from forgetless.errors import UsageError, nearest
+
+    if {"-h", "--help"} & set(arguments):
+        parser.print_help()
+        return None
+    try:
+        told, rest = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UsageError(str(error)) from error
+    except SystemExit as error:  # argparse leaves by itself where a required argument is missing
+        raise UsageError(f"see {parser.prog} --help") from error
+    if rest:
+        known = [word for action in parser._actions for word in action.option_strings]
+        raise UsageError(f"unknown option {rest[0]!r}{nearest(rest[0], known)}")
+    return told

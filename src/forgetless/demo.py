@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from forgetless.config import LearnConfig
@@ -18,16 +17,9 @@ KEEPER_OPTIONS = {"memory": "20%"}
 LEARNING_RATE, EPOCHS, MAX_LENGTH = 2e-3, 1.0, 256
 
 
-def demo(arguments: list[str]) -> int:
+def demo(root: Path, train_rows: int = 150, test_rows: int = 100, seed: int = 0) -> None:
     """Learns the demo stream as a plain sequence and with the method that keeps most, and shows both."""
-    parser = argparse.ArgumentParser(prog="forgetless demo", description=demo.__doc__)
-    parser.add_argument("--output_dir", default="runs/demo", help="folder of both runs and the report (%(default)s)")
-    parser.add_argument("--train_rows", type=int, default=150, help="training rows a task (%(default)s)")
-    parser.add_argument("--test_rows", type=int, default=100, help="test rows a task (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    told = parser.parse_args([word.replace("-dir", "_dir").replace("-rows", "_rows") for word in arguments])
-    root = Path(told.output_dir)
-    stream = demo_stream(train=told.train_rows, test=told.test_rows)
+    stream = demo_stream(train=train_rows, test=test_rows)
     summaries = []
     for method, options in (("sequential", {}), (KEEPER, KEEPER_OPTIONS)):
         folder = root / method
@@ -35,7 +27,7 @@ def demo(arguments: list[str]) -> int:
             stream=stream,
             method=method,
             method_options=options,
-            seed=told.seed,
+            seed=seed,
             output_dir=str(folder),
             learning_rate=LEARNING_RATE,
             num_train_epochs=EPOCHS,
@@ -48,4 +40,3 @@ def demo(arguments: list[str]) -> int:
     files = write_report(summaries, root)
     out.print(f"\nreport: {files['html']}", soft_wrap=True)
     out.print(f"adapters: {root}/*/tasks/*/adapter (plain PEFT folders)", soft_wrap=True)
-    return 0

@@ -108,7 +108,9 @@ def has_fast_bf16(device: torch.device) -> bool:
     """Whether bf16 products are computed by instructions made for them."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _gradient(parameter: Tensor) -> Tensor:

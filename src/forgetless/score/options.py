@@ -119,7 +119,7 @@ class OptionScorer:
             logp = logits_at(self.model, keep.to(self.device), hidden=False, **inputs).float().log_softmax(-1)
         order = keep.flatten().cumsum(0).view_as(keep) - 1  # place of (row, position) among the kept
         sequence, p, token, row, option = (torch.tensor(column) for column in zip(*wanted, strict=True))
-        found = logp[order[sequence, p].to(self.device), token.to(self.device)].double().cpu()
+        found = logp[order[sequence, p].to(self.device), token.to(self.device)].cpu().double()
         table.index_put_((row, option), found.to(table.dtype), accumulate=True)
 
     def _mask(self, segment: Tensor) -> Tensor:
