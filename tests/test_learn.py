@@ -359,3 +359,54 @@ def test_help_suffices(capsys):
 def test_usage_error_type_is_a_forgetless_error():
     with pytest.raises(UsageError):
         LearnConfig(stream="x", method="nothing").check()
+
+
+def test_gradient_checkpointing_changes_memory_only(tiny, two, tmp_path):
+    plain = learn(config(tiny, two, tmp_path / "plain", cells="last"))
+    kept = learn(config(tiny, two, tmp_path / "kept", cells="last", gradient_checkpointing=True))
+    for task in plain["losses"]:
+        for a, b in zip(plain["losses"][task], kept["losses"][task], strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+
+
+def test_the_micro_batch_size_may_change_when_a_run_goes_on(tiny, three, tmp_path):
+    learn(config(tiny, Stream("three", three.tasks[:1]), tmp_path / "run"))
+    summary = learn(config(tiny, three, tmp_path / "run", micro_batch_size=2))
+    whole = learn(config(tiny, three, tmp_path / "whole"))
+    for task in whole["losses"]:
+        for a, b in zip(whole["losses"][task], summary["losses"][task], strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+
+
+def test_trackers_get_every_step(tiny, two, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    summary = learn(config(tiny, two, tmp_path / "run", report_to=["tensorboard"], cells="last"))
+    found = {}
+    for folder in {file.parent for file in (tmp_path / "run" / "trackers").rglob("events*")}:
+        events = EventAccumulator(str(folder)).Reload()
+        found |= {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    for task in ("colours", "sizes"):
+        losses = [record["loss"] for record in summary["losses"][task]]
+        assert found[f"{task}/loss"] == pytest.approx(losses, rel=1e-5)
+
+
+def test_chat_and_text_rows_are_learnt_and_scored(tiny, tmp_path):
+    chat = [{"messages": [{"role": "user", "content": f"colour of {k}?"}, {"role": "assistant", "content": v}]}
+            for k, v in (("sky", "blue"), ("grass", "green"), ("sea", "blue"), ("leaf", "green"))]  # fmt: skip
+    text = [{"text": f"The {k} is {v}."} for k, v in (("sky", "blue"), ("grass", "green"), ("sea", "blue"))]
+    for name, rows in (("chat", chat), ("text", text)):
+        for split in ("train", "test"):
+            (tmp_path / f"{name}-{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    told = {"tasks": [
+        {"name": "chat", "train": "chat-train.jsonl", "test": "chat-test.jsonl", "options": ["blue", "green"],
+         "scorers": ["options", "exact_match"], "validation": 0},
+        {"name": "text", "train": "text-train.jsonl", "test": "text-test.jsonl", "validation": 0},
+    ]}  # fmt: skip
+    (tmp_path / "stream.yaml").write_text(json.dumps(told))
+    summary = learn(config(tiny, str(tmp_path / "stream.yaml"), tmp_path / "run", num_train_epochs=30.0))
+    matrix = summary["headline"]["matrix"]
+    assert summary["measures"]["exact_match"]["matrix"][0][0] == matrix[0][0] == 1.0
+    assert matrix[1][1] > summary["headline"]["base"][1] + 0.3
+    assert summary["intervals"][1][1] is None and summary["intervals"][1][0] is not None
