@@ -66,9 +66,15 @@ def test_no_room_for_the_prompt_is_an_error_that_names_the_row(tokenizer):
         Encoder(tokenizer, 4)(Row("x", " a long answer of many words", source="rows.jsonl:7"))
 
 
+def test_a_long_chat_loses_its_beginning_and_the_answer_stays(tokenizer):
+    example = Encoder(tokenizer, 12)(Row("", "blue", (("user", "word " * 50), ("assistant", "blue"))))
+    assert example.truncated and len(example.ids) == len(example.answer) == 12
+    assert text_of(tokenizer, example, True) == "blue<|end|>"
+
+
 def test_no_answer_token_left_is_an_error(tokenizer):
     with pytest.raises(DataError, match=r"rows\.jsonl:3: no answer token"):
-        Encoder(tokenizer, 8)(Row("", "b", (("user", "word " * 50), ("assistant", "b")), "rows.jsonl:3"))
+        Encoder(tokenizer, 1)(Row("", "word", source="rows.jsonl:3"))
 
 
 def test_messages_need_a_chat_template(tokenizer):

@@ -63,7 +63,8 @@ def test_matrix_base_union_views_and_predictions(ran, three):
     folder, summary = ran
     assert len(summary["headline"]["matrix"]) == 3 and None not in summary["headline"]["base"]
     assert summary["measures"]["likelihood_union"]["matrix"][2][0] is not None
-    assert summary["measures"]["exact_match"]["matrix"][0] == [pytest.approx(0, abs=1), None, None]
+    exact = summary["measures"]["exact_match"]["matrix"][0]
+    assert exact[0] is not None and exact[1:] == [None, None]
     assert set(summary["views"]) == {"fast"}
     records = read_lines(folder / "tasks" / "03-sounds" / "scores" / "predictions.jsonl")
     assert len(records) == 2 * sum(len(task.test) for task in three.tasks)  # slow and fast
@@ -119,7 +120,11 @@ def test_every_method_runs_and_goes_on_where_it_stopped(name, tiny, three, tmp_p
 
 
 def test_every_tasks_adapter_loads_in_stock_peft(tiny, three, tmp_path):
-    learn(config(tiny, three, tmp_path / "run", method="olora"))
+    from forgetless.learning.session import prepare
+    from forgetless.learning.state import resume
+
+    told = config(tiny, three, tmp_path / "run", method="olora")
+    learn(told)
     logits = []
     ids = torch.tensor([[5, 6, 7, 8]])
     for name in ("tasks/01-colours/adapter", "tasks/02-sizes/adapter", "tasks/03-sounds/adapter", "adapter"):
@@ -127,6 +132,11 @@ def test_every_tasks_adapter_loads_in_stock_peft(tiny, three, tmp_path):
         with torch.no_grad():
             logits.append(stock(ids).logits)
     assert torch.equal(logits[2], logits[3]) and not torch.equal(logits[1], logits[2])
+    for number, name in enumerate(("01-colours", "02-sizes", "03-sounds")):  # the run's own model after each task
+        session = prepare(told)
+        resume(session, tmp_path / "run" / "tasks" / name, number)
+        with torch.no_grad():
+            assert torch.allclose(session.adapters.model(ids).logits, logits[number], atol=1e-5)
 
 
 @pytest.mark.parametrize("cells, scored", [("all", [3, 3, 3, 3]), ("seen", [3, 1, 2, 3]), ("last", [0, 0, 0, 3])])
@@ -165,7 +175,7 @@ def test_another_option_value_is_refused(ran, tiny, three):
 
 def test_a_changed_task_is_refused(ran, tiny, three, sizes):
     folder, _ = ran
-    changed = Stream("three", (sizes, *three.tasks[1:]))
+    changed = Stream("three", (replace(sizes, name="weights"), *three.tasks[1:]))
     with pytest.raises(RunError, match="task 1 of this run is 'colours'"):
         learn(config(tiny, changed, folder, method="ilora", method_options={"memory": 6}))
 
@@ -239,6 +249,14 @@ def _learn_with_nan(tiny, stream, folder):
         ({"model": "no/such/folder"}, "no such folder"),
         ({"model": "smollm2-135"}, "did you mean 'smollm2-135m-instruct'"),
         ({"stream": ""}, "no stream"),
+        ({"lr_scheduler_type": "linaer"}, "did you mean 'linear'"),
+        ({"device": "gpu"}, "device"),
+        ({"weight_decay": -1.0}, "weight_decay must be 0 or above"),
+        ({"lora_dropout": 2.0}, "lora_dropout must be from 0"),
+        ({"max_steps": 0}, "max_steps must be above 0"),
+        ({"report_to": ["wundb"]}, "not installed"),
+        ({"method": "ilora", "method_options": {"lam": 2.0}}, "lam 2"),
+        ({"method": "replay", "method_options": {"replay_rows": -1}}, "replay_rows"),
     ],
 )
 def test_bad_options_are_named(options, said, tiny, three, tmp_path):
@@ -253,12 +271,87 @@ def test_options_longer_than_the_context_are_refused(tiny, colours, tmp_path):
         learn(config(tiny, Stream("one", (long,)), tmp_path / "run"))
 
 
+def test_streams_made_in_python_are_checked_too(tiny, colours, tmp_path):
+    for tasks, said in (
+        ((), "no tasks"),
+        ((colours, colours), "two tasks are called 'colours'"),
+        ((replace(colours, test=()),), "no test rows"),
+        ((replace(colours, options=("blue", "red")),), "none of the options"),
+    ):
+        with pytest.raises(ForgetlessError, match=said):
+            learn(config(tiny, Stream("made", tasks), tmp_path / "run"))
+    some = Stream("made", (replace(colours, options=("blue", "red")),))
+    summary = learn(config(tiny, some, tmp_path / "run", on_bad_row="skip"))
+    assert "4 train rows left out" in summary["tasks"][0]["notes"][0] and summary["tasks"][0]["train"] == 8
+
+
+def test_an_empty_model_folder_is_named(tiny, two, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match=r"no config\.json"):
+        learn(config(str(tmp_path / "empty"), two, tmp_path / "run"))
+
+
+def test_validation_rows_can_be_scored_instead(tiny, two, tmp_path):
+    tasks = tuple(replace(task, validation=task.train[:5]) for task in two.tasks)
+    summary = learn(config(tiny, Stream("two", tasks), tmp_path / "run", score_on="validation"))
+    assert [task["test"] for task in summary["tasks"]] == [5, 5]
+    with pytest.raises(ForgetlessError, match="no test rows"):
+        learn(config(tiny, two, tmp_path / "none", score_on="validation"))
+
+
+def test_odd_line_ends_in_answers_survive(tiny, colours, tmp_path):
+    from forgetless.data.tasks import Row
+
+    odd = Row("What? Answer:", " green\u2028x\x85y")
+    task = replace(
+        colours, train=(*colours.train, odd), test=(*colours.test, odd), options=(), scorers=("exact_match",)
+    )
+    other = replace(task, name="other")
+    told = {"method": "replay", "method_options": {"memory": 50}}
+    learn(config(tiny, Stream("odd", (task,)), tmp_path / "run", **told))
+    summary = learn(config(tiny, Stream("odd", (task, other)), tmp_path / "run", **told))
+    assert summary["status"] == "complete"
+
+
+def test_target_modules_by_name_list_or_regex(tiny, two, tmp_path):
+    for i, targets in enumerate(("q_proj", "q_proj,v_proj", ["q_proj", "v_proj"], ".*q_proj")):
+        learn(config(tiny, two, tmp_path / str(i), target_modules=targets, cells="last"))
+        stock = PeftModel.from_pretrained(load_base(tiny, torch.float32).model, tmp_path / str(i) / "adapter")
+        layers = {name.split(".")[-4] for name, _ in stock.named_parameters() if "lora_A" in name}
+        assert layers == ({"q_proj"} if i in (0, 3) else {"q_proj", "v_proj"})
+
+
+def test_unions_of_different_size_do_not_stand_in_one_matrix(tiny, three, tmp_path):
+    learn(config(tiny, Stream("three", three.tasks[:2]), tmp_path / "run", cells="last"))
+    summary = learn(config(tiny, three, tmp_path / "run", cells="last"))
+    union = summary["measures"]["likelihood_union"]["matrix"]
+    assert union[1] == [None] * 3 and None not in union[2]
+    assert None not in summary["headline"]["matrix"][1][:2]
+
+
+def test_joint_training_gives_no_forward_transfer(tiny, two, tmp_path):
+    summary = learn(config(tiny, two, tmp_path / "run", method="joint"))
+    assert summary["metrics"]["fwt"]["value"] is None and summary["metrics"]["average_accuracy"]["value"] is not None
+
+
+def test_an_interrupted_first_write_does_not_lock_the_folder(tiny, two, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.json.writing").write_text("{")
+    assert learn(config(tiny, two, tmp_path / "run", cells="last"))["status"] == "complete"
+
+
+def test_defaults_given_or_left_out_are_the_same_run(tiny, two, tmp_path):
+    learn(config(tiny, two, tmp_path / "run", method="replay", cells="last"))
+    given = {"memory": "10%", "policy": "reservoir", "replay_rows": 0}
+    learn(config(tiny, two, tmp_path / "run", method="replay", method_options=given, cells="last"))
+
+
 def test_cut_rows_are_counted(tiny, colours, tmp_path):
     from forgetless.data.tasks import Row
 
     long = replace(colours, train=(*colours.train, Row("word " * 90 + "sky? Answer:", " blue")))
     summary = learn(config(tiny, Stream("one", (long,)), tmp_path / "run"))
-    assert any("1 of 13 training rows are longer than max_length=64" in note for note in summary["tasks"][0]["notes"])
+    assert any("1 of 13 train rows are longer than max_length=64" in note for note in summary["tasks"][0]["notes"])
 
 
 def test_a_penalty_that_does_nothing_is_reported(tiny, two, tmp_path, capsys):

@@ -25,6 +25,7 @@ SMALL = {
 ARCHITECTURES = {
     "llama": SMALL,
     "qwen2": SMALL,
+    "mistral": SMALL,
     "gemma2": SMALL | {"head_dim": 8, "final_logit_softcapping": 5.0, "sliding_window": 128},
     "cohere": SMALL | {"logit_scale": 0.25},
     "granite": SMALL | {"logits_scaling": 4.0},
@@ -42,7 +43,7 @@ ARCHITECTURES = {
 }
 
 
-def make(kind: str, tokenizer):
+def make(kind: str, tokenizer, **more):
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         kind,
@@ -50,7 +51,7 @@ def make(kind: str, tokenizer):
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=tokenizer.pad_token_id,
-        **ARCHITECTURES[kind],
+        **ARCHITECTURES[kind] | more,
     )
     return AutoModelForCausalLM.from_config(config).eval()
 
@@ -112,6 +113,32 @@ def test_logits_at_answer_rows_are_the_models_own(kind, tokenizer):
     assert rows.shape == full.shape
     assert torch.allclose(rows, full, atol=1e-5)
     assert one.shape == (9, len(tokenizer))
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "mistral"])
+def test_rows_longer_than_a_sliding_window_are_scored_right(kind, tokenizer):
+    """Four short rows let the prompt be shared; the long one must not see more than its model's window."""
+    encode, model = Encoder(tokenizer, 128), wrapped(make(kind, tokenizer, sliding_window=24))
+    rows = [*ROWS, ROWS[0], Row("The sky and the sea and the leaf and " * 6 + "the rose? Answer:", " red")]
+    scorer = OptionScorer(model, encode, torch.device("cpu"))
+    for row, values in zip(rows, scorer(rows, OPTIONS), strict=True):
+        assert values == pytest.approx([obvious(model, encode, row, option) for option in OPTIONS], abs=1e-3)
+    assert scorer.shared is True
+
+
+def test_generation_does_not_follow_the_models_own_settings(tokenizer):
+    """A repetition penalty in generation_config is for chatting; scores are greedy."""
+    from forgetless.score.generation import generate
+
+    model = make("llama", tokenizer)
+    contexts = [tokenizer(row.prompt).input_ids for row in ROWS]
+    plain = generate(model, tokenizer, contexts, 12, torch.device("cpu"))
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.no_repeat_ngram_size = 1
+    model.generation_config.do_sample = True
+    assert generate(model, tokenizer, contexts, 12, torch.device("cpu")) == plain
+    assert generate(wrapped(model).get_base_model(), tokenizer, contexts, 12, torch.device("cpu")) == plain
+    assert model.generation_config.repetition_penalty == 5.0
 
 
 def test_generation_is_greedy_and_batches_change_nothing(tokenizer):

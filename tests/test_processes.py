@@ -16,12 +16,14 @@ def learn(folder: Path, stream: Path, tiny: str, method: str, processes: int) ->
     flags = ["--stream", str(stream), "--model", tiny, "--method", method, "--output_dir", str(folder), "--r", "4"]
     flags += ["--batch_size", "6", "--micro_batch_size", "2", "--learning_rate", "1e-3", "--max_length", "64"]
     flags += ["--device", "cpu", "--precision", "fp32", "--num_train_epochs", "2"]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    # --multi_gpu is what starts several processes; --device cpu keeps them off the GPU
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command = [sys.executable, *(launch if processes > 1 else []), "-m", "forgetless", "learn", *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert ("2 processes" in done.stderr) == (processes == 2), done.stderr[-3000:]
     return json.loads((folder / "summary.json").read_text())
 
 
@@ -36,7 +38,8 @@ def stream(two, tmp_path_factory) -> Path:
                      for i, r in enumerate(rows)]  # fmt: skip
             (folder / f"{task.name}-{split}.jsonl").write_text("\n".join(lines))
         tasks.append({"name": task.name, "train": f"{task.name}-train.jsonl", "test": f"{task.name}-test.jsonl",
-                      "validation": 0, "max_new_tokens": 4})  # fmt: skip
+                      "validation": 0, "max_new_tokens": 4, "scorers": ["options", "exact_match"],
+                      "options": [word + " indeed" * i for word in task.options for i in range(3)]})  # fmt: skip
     (folder / "stream.yaml").write_text(json.dumps({"tasks": tasks}))
     return folder / "stream.yaml"
 
@@ -52,4 +55,4 @@ def test_two_processes_equal_one(method, stream, tiny, tmp_path):
     for task in one["losses"]:
         for a, b in zip(one["losses"][task], both["losses"][task], strict=True):
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-    assert one["headline"] == both["headline"]
+    assert one["headline"] == both["headline"] and one["measures"] == both["measures"]

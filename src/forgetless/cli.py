@@ -24,8 +24,6 @@ VERBS: dict[str, tuple[str, str]] = {
     "report": ("draw the report of one or several run folders again", "_report"),
 }
 
-STRICT = {"exit_on_error": False, "allow_abbrev": False}
-
 LEARN_EPILOG = """
 A stream file:                                     A configuration file gives the same options by name:
   name: support                                      stream: support.yaml
@@ -118,8 +116,10 @@ def parse_learn(arguments: list[str]) -> LearnConfig | None:
             raise UsageError(f"{file}: {error}") from error
         if not isinstance(options, dict):
             raise UsageError(f"{file}: expected options by name, such as `learning_rate: 0.001`")
-        if isinstance(options.get("method"), str):
-            options["method"] = {"name": options["method"]}
+        if not isinstance(options.get("method", {}), dict):
+            options["method"] = {"name": options["method"] or "sequential"}
+        if isinstance(options.get("report_to"), str):
+            options["report_to"] = [options["report_to"]]
     else:
         options = {}
     chosen = flags.get("method.name", options.get("method", {}).get("name", "sequential"))
@@ -242,7 +242,9 @@ def _methods(arguments: list[str]) -> int:
 def _demo(arguments: list[str]) -> int:
     import argparse
 
-    parser = argparse.ArgumentParser(prog="forgetless demo", description=VERBS["demo"][0], **STRICT)
+    parser = argparse.ArgumentParser(
+        prog="forgetless demo", description=VERBS["demo"][0], exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument(
         "--output_dir", "--output-dir", default="runs/demo", help="both runs and the report (%(default)s)"
     )
@@ -266,7 +268,9 @@ def _report(arguments: list[str]) -> int:
     from forgetless.report.page import write_report
     from forgetless.report.summary import summarise
 
-    parser = argparse.ArgumentParser(prog="forgetless report", description=VERBS["report"][0], **STRICT)
+    parser = argparse.ArgumentParser(
+        prog="forgetless report", description=VERBS["report"][0], exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; several are drawn side by side")
     parser.add_argument(
         "--output_dir", "--output-dir", type=Path, help="where to write; default: the first run's folder"

@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from forgetless.data.tasks import Stream
 from forgetless.errors import UsageError, nearest
-from forgetless.learning.engine import PRECISIONS
+from forgetless.learning.engine import DEVICES, PRECISIONS
 from forgetless.learning.step import TrainSettings
 from forgetless.methods import METHODS, Method
 from forgetless.model.adapters import LoraSettings
 
-CELLS = ("all", "seen", "last")
+CHOICES: dict[str, Collection[str]] = {
+    "method": METHODS,
+    "cells": ("all", "seen", "last"),
+    "score_on": ("test", "validation"),
+    "precision": PRECISIONS,
+    "device": DEVICES,
+    "on_bad_row": ("error", "skip"),
+    "lr_scheduler_type": ("linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"),
+}
+_ABOVE_0 = (lambda value: value > 0, "above 0")
+_NOT_BELOW_0 = (lambda value: value >= 0, "0 or above")
+_SHARE = (lambda value: 0 <= value < 1, "from 0 to below 1")
+RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "r": _ABOVE_0,
+    "lora_alpha": _ABOVE_0,
+    "lora_dropout": _SHARE,
+    "learning_rate": _ABOVE_0,
+    "num_train_epochs": _ABOVE_0,
+    "max_steps": (lambda value: value > 0 or value == -1, "above 0, or -1 for as many as the epochs need"),
+    "batch_size": _ABOVE_0,
+    "micro_batch_size": _ABOVE_0,
+    "warmup_ratio": _SHARE,
+    "weight_decay": _NOT_BELOW_0,
+    "max_grad_norm": _NOT_BELOW_0,
+    "max_length": _ABOVE_0,
+    "score_batch_tokens": _ABOVE_0,
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +59,8 @@ class LearnConfig(TrainSettings, LoraSettings):
     """the run folder; default runs/<stream>-<method>-seed<seed>"""
     cells: str = "all"
     """which cells of the matrix are scored: all, seen (tasks learnt so far), last (after the last task only)"""
+    score_on: str = "test"
+    """test, or validation: choose methods and options on validation rows, and judge them on test rows once"""
     seed: int = 0
     """orders, initial weights, dropout and replay draws; data are cut by their own seed"""
     device: str = "auto"
@@ -50,22 +80,18 @@ class LearnConfig(TrainSettings, LoraSettings):
         """Values that the types do not rule out."""
         if not self.stream:
             raise UsageError("no stream given; try --stream demo, or a YAML file with a list of tasks")
-        _one_of("method", self.method, METHODS)
-        _one_of("cells", self.cells, CELLS)
-        _one_of("precision", self.precision, PRECISIONS)
-        _one_of("on_bad_row", self.on_bad_row, ("error", "skip"))
-        for name in (
-            "r",
-            "batch_size",
-            "micro_batch_size",
-            "learning_rate",
-            "num_train_epochs",
-            "max_length",
-            "lora_alpha",
-            "score_batch_tokens",
-        ):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name}: no {getattr(self, name)!r}{nearest(str(getattr(self, name)), known)}")
+        for name, (right, said) in RANGES.items():
+            if not right(getattr(self, name)):
+                raise UsageError(f"{name} must be {said}, not {getattr(self, name)}")
+
+    def all_method_options(self) -> dict:
+        """The method's options with its defaults filled in."""
+        signature = inspect.signature(METHODS[self.method])
+        defaults = {name: one.default for name, one in signature.parameters.items()}
+        return defaults | self.method_options
 
     def build_method(self) -> Method:
         try:
@@ -81,11 +107,9 @@ class LearnConfig(TrainSettings, LoraSettings):
 
     def plain(self) -> dict:
         """The options as JSON, without where the run lies; a stream given as an object by its name."""
-        told = {one.name: getattr(self, one.name) for one in fields(self)}
+        told = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("output_dir", "dry_run")}
         stream = self.stream.name if isinstance(self.stream, Stream) else self.stream
-        return {name: value for name, value in told.items() if name not in ("output_dir", "dry_run")} | {
-            "stream": stream
-        }
+        return told | {"stream": stream, "method_options": self.all_method_options()}
 
     def decides(self) -> dict:
         """The options that may not change when a run is continued. Precision, device and the split may: another
@@ -104,8 +128,3 @@ class LearnConfig(TrainSettings, LoraSettings):
             "on_bad_row",
         }
         return {name: value for name, value in self.plain().items() if name not in free}
-
-
-def _one_of(option: str, value: str, known) -> None:
-    if value not in known:
-        raise UsageError(f"{option}: no {value!r}{nearest(value, known)}")

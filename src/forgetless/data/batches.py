@@ -69,7 +69,8 @@ class Encoder:
         if row.shape == "chat":
             ids, answer = self._chat(row)
             over = len(ids) - self.max_length
-            ids, answer = ids[: self.max_length], answer[: self.max_length]
+            if over > 0:  # like a prompt, a chat loses its beginning; nothing predicts the first token
+                ids, answer = self._tail(ids, self.max_length), [False, *answer[len(answer) - self.max_length + 1 :]]
         elif row.shape == "text":
             ids = [*self._ids(row.answer), self.tokenizer.eos_token_id]
             answer = [False] + [True] * (len(ids) - 1)  # nothing predicts the first token

@@ -102,7 +102,7 @@ def load_task(config: TaskConfig, *, on_bad_row: str = "error", base_dir: str | 
     train, test = rows("train", config.train or ""), rows("test", config.test or "")
     scorers = tuple(config.scorers or _usual_scorers(options, test))
     _can_be_judged(test, scorers, name)
-    if isinstance(config.validation, str) and not _share(config.validation):
+    if isinstance(config.validation, str) and _share(config.validation) is None:
         validation = rows("validation", config.validation)
     else:
         train, validation = cut_validation(train, config.validation, name)

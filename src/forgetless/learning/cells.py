@@ -43,10 +43,12 @@ def score_base(session: Session, scorer: Scorer, known: Path | None = None) -> N
         return
     folder = session.run.task(0, "base") / "scores"
     columns = list(range(len(session.stream.tasks)))
-    if _holds(session, folder, columns):
+    # the main process decides: another could see its files half way
+    if session.engine.agree(_holds(session, folder, columns)):
         return
-    if known and _holds(session, RunFolder(known).task(0, "base") / "scores", columns):
-        _copy_scores(session, RunFolder(known).task(0, "base") / "scores", folder)
+    source = RunFolder(known).task(0, "base") / "scores" if known else folder
+    if session.engine.agree(_holds(session, source, columns)):
+        _copy_scores(session, source, folder)
         return
     with session.adapters.disabled():
         views = {"deployed": _score_tasks(session, scorer, columns, "score base")}
@@ -83,7 +85,7 @@ def _elsewhere(session: Session, scorer: Scorer, number: int, column: int) -> di
     source, name = session.method.weights_for(number, column), session.stream.tasks[column].name
     lesson = "base" if source is None else session.lessons[source].name
     folder = session.run.task(0 if source is None else source + 1, lesson)
-    if (folder / "scores").exists() and name in read_json(folder / "scores" / "scores.json")["deployed"]:
+    if _holds(session, folder / "scores", [column]):
         return {name: _load_scores(folder / "scores", name)}
     if source is None:
         return {}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from forgetless.errors import UsageError
 
 PRECISIONS = ("auto", "bf16", "fp32")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 class Engine:
@@ -27,6 +30,9 @@ class Engine:
     ):
         if precision not in PRECISIONS:
             raise UsageError(f"precision {precision!r}: one of {', '.join(PRECISIONS)}")
+        if device not in DEVICES:
+            raise UsageError(f"device {device!r}: one of {', '.join(DEVICES)}")
+        _check_trackers(report_to or [])
         self.accelerator = Accelerator(
             cpu=device == "cpu", mixed_precision="no", log_with=report_to or None, project_dir=logging_dir
         )
@@ -110,7 +116,20 @@ def has_fast_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
+    if platform.machine().lower() in ("x86_64", "amd64"):  # there mkldnn also says yes where it would emulate
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _check_trackers(names: list[str]) -> None:
+    """A tracker that is not installed would be left out without a word."""
+    here = [str(tracker.value) for tracker in get_available_trackers()]
+    for name in names:
+        if name not in here:
+            raise UsageError(
+                f"report_to {name!r}: not installed, or no tracker that accelerate knows; installed: "
+                f"{', '.join(here) or 'none'}. `pip install {name}` adds it."
+            )
 
 
 def _gradient(parameter: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.markup import escape
@@ -10,7 +10,7 @@ from rich.markup import escape
 from forgetless.config import LearnConfig
 from forgetless.data.batches import Encoder
 from forgetless.data.streams import load_stream
-from forgetless.data.tasks import Stream
+from forgetless.data.tasks import Row, Stream, Task
 from forgetless.errors import DataError, UsageError
 from forgetless.learning.engine import Engine
 from forgetless.methods import Lesson, Method
@@ -57,7 +57,9 @@ def prepare(config: LearnConfig) -> Session:
             f"{config.model} was made for; lower max_length"
         )
     encoder = Encoder(base.tokenizer, config.max_length)
-    notes = check_rows(stream, encoder)
+    if config.score_on == "validation":
+        stream = Stream(stream.name, tuple(replace(task, test=task.validation) for task in stream.tasks))
+    stream, notes = fit_rows(stream, encoder, config.on_bad_row)
     if config.gradient_checkpointing:
         base.model.gradient_checkpointing_enable({"use_reentrant": False})
         base.model.enable_input_require_grads()
@@ -67,26 +69,56 @@ def prepare(config: LearnConfig) -> Session:
     return Session(config, stream, method, engine, base, encoder, adapters, lessons, notes, RunFolder(folder))
 
 
-def check_rows(stream: Stream, encoder: Encoder) -> list[str]:
-    """Encodes every row once: errors come before training, truncation is counted."""
-    notes = [f"{task.name}: {note}" for task in stream.tasks for note in task.notes]
-    for task in stream.tasks:
-        cut = sum(encoder(row).truncated for row in task.train)
+def fit_rows(stream: Stream, encoder: Encoder, on_bad_row: str = "error") -> tuple[Stream, list[str]]:
+    """Encodes every row once, so that errors come before training; returns the stream without bad rows, and notes.
+
+    Streams made in Python have not gone through the readers' checks, so names, labels and emptiness are checked here.
+    """
+    names = [task.name for task in stream.tasks]
+    if not names:
+        raise DataError("the stream has no tasks")
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"two tasks are called {name!r}; give each its own name")
+    notes: list[str] = []
+    tasks = tuple(_fit_task(task, stream.options, encoder, on_bad_row, notes) for task in stream.tasks)
+    return Stream(stream.name, tasks), notes
+
+
+def _fit_task(task: Task, union: tuple[str, ...], encoder: Encoder, on_bad_row: str, notes: list[str]) -> Task:
+    if "options" in task.scorers and not task.options:
+        raise DataError(
+            f"task {task.name}: scored by option likelihood but has no options; "
+            "give `options: [...]`, or `scorers: [exact_match]`"
+        )
+    notes += [f"{task.name}: {note}" for note in task.notes]
+    kept: dict[str, tuple[Row, ...]] = {}
+    for split in ("train", "test"):
+        rows: list[Row] = []
+        bad: list[str] = []
+        for row in getattr(task, split):
+            try:
+                encoder(row)
+                if task.options and row.label not in task.options:
+                    raise DataError(f"{row.source}: the answer {row.label!r} is none of the options {task.options}")
+                rows.append(row)
+            except DataError as error:
+                if on_bad_row == "error":
+                    raise
+                bad.append(str(error))
+        if bad:
+            notes.append(f"{task.name}: {len(bad)} {split} rows left out; first: {bad[0]}")
+        if not rows:
+            raise DataError(f"task {task.name}: no {split} rows")
+        cut = sum(encoder(row).truncated for row in rows)
         if cut:
             notes.append(
-                f"{task.name}: {cut} of {len(task.train)} training rows are longer than "
-                f"max_length={encoder.max_length} and were cut (prompts lose their beginning)"
+                f"{task.name}: {cut} of {len(rows)} {split} rows are longer than max_length={encoder.max_length} and "
+                "were cut (prompts and chats lose their beginning, texts their end)"
             )
-        cut = sum(encoder(row).truncated for row in task.test)
-        if cut:
-            notes.append(f"{task.name}: {cut} of {len(task.test)} test rows are cut to max_length={encoder.max_length}")
-        if "exact_match" in task.scorers:
-            encoder.generation_context(task.test[0], task.max_new_tokens)
-        if task.options:
-            encoder.scoring_splits(task.test[0], stream.options)
-        elif "options" in task.scorers:
-            raise DataError(
-                f"task {task.name}: scored by option likelihood but has no options; "
-                "give `options: [...]`, or `scorers: [exact_match]`"
-            )
-    return notes
+        kept[split] = tuple(rows)
+    if "exact_match" in task.scorers:
+        encoder.generation_context(kept["test"][0], task.max_new_tokens)
+    if task.options:
+        encoder.scoring_splits(kept["test"][0], union)
+    return replace(task, train=kept["train"], test=kept["test"])

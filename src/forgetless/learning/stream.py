@@ -60,11 +60,15 @@ def _learn(session: Session, base_scores: Path | None) -> dict:
             if number == finished - 1 or not is_scored(session, number):
                 resume(session, folder, number)
             session.say(f"{folder.name}: already learnt")
+            session.steps_before.append(read_json(folder / "learned.json")["steps"])
         else:
             _learn_lesson(session, number, lesson, folder)
         score_lesson(session, scorer, number)
         _finish(session, "running")
-    return _finish(session, "complete")
+    if config.report_to:
+        session.engine.accelerator.end_training()
+    _finish(session, "complete")
+    return summarise(run.root) | {"path": str(run.root)}
 
 
 # ---------------------------------------------------------------------------------------- learning
@@ -127,7 +131,7 @@ def _check_continues(session: Session) -> int:
     """How many lessons are finished; refuses to mix another configuration, stream or base into a run."""
     run = session.run
     if not run.config.exists():
-        if run.root.exists() and any(path.name != ".lock" for path in run.root.iterdir()):
+        if run.root.exists() and any(not path.name.startswith(".") for path in run.root.iterdir()):
             raise RunError(f"{run.root}: holds other files and no run.json; give an empty or new output_dir")
         return 0
     stored = read_json(run.config)
@@ -179,7 +183,7 @@ def _describe(session: Session, status: str) -> dict:
         "decides": session.config.decides(),
         "method": {
             "name": session.config.method,
-            "options": session.config.method_options,
+            "options": session.config.all_method_options(),
             "summary": session.method.summary,
             "stock_peft": session.method.stock_peft,
             "deployed": next(iter(session.method.views())),
@@ -215,7 +219,7 @@ def _precision(session: Session) -> str:
     return str(session.engine.dtype).removeprefix("torch.")
 
 
-def _finish(session: Session, status: str) -> dict:
+def _finish(session: Session, status: str) -> None:
     """Writes what is known so far: matrix, summary, report and the adapter to deploy."""
     run = session.run
     if session.engine.is_main:
@@ -234,7 +238,6 @@ def _finish(session: Session, status: str) -> dict:
         )
         write_report([summary], run.root)
     session.engine.wait()
-    return summarise(run.root) | {"path": str(run.root)}
 
 
 def _card(session: Session, number: int) -> str:

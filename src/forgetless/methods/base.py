@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from forgetless.data.batches import Encoder, Example, Part, weigh
-from forgetless.data.tasks import Row, Stream, Task
+from forgetless.data.tasks import Row, Stream
 from forgetless.learning.memory import Memory
 from forgetless.model.adapters import Adapters, Pair
 from forgetless.model.answers import logits_at, token_losses
@@ -155,6 +155,3 @@ class Method:
 def each_layer(current: dict[str, Pair], past: dict[str, Pair]) -> Iterator[tuple[Pair, Pair]]:
     """(current, past) of each layer that has both."""
     return ((pair, past[name]) for name, pair in current.items() if name in past)
-
-
-__all__ = ["Check", "Lesson", "Method", "State", "Stream", "Task", "each_layer"]

@@ -69,6 +69,8 @@ class ILoRA(Replay):
             lam, target, gated, deploy, restart, warmup = 1.0, "hidden_all", True, "fast", True, False
         if target not in TARGETS:
             raise UsageError(f"target {target!r}: one of {', '.join(TARGETS)}")
+        if not 0 <= lam <= 1:
+            raise UsageError(f"lam {lam}: from 0 (the slow learner is the fast one) to 1 (it never moves)")
         if deploy not in LEARNERS:
             raise UsageError(f"deploy {deploy!r}: one of {', '.join(LEARNERS)}")
         self.lam, self.gamma, self.target, self.gated = lam, gamma, target, gated

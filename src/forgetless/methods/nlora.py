@@ -90,7 +90,7 @@ class _ProductL1(torch.autograd.Function):
     @staticmethod
     def forward(ctx, B: Tensor, A: Tensor) -> Tensor:
         dB, dA = torch.empty_like(B), torch.zeros_like(A)
-        block = B.new_empty(_rows_of_a_block(A), A.shape[1])
+        block = B.new_empty(_rows_of_a_block(B.shape[0], A), A.shape[1])
         for rows in _row_blocks(B, A):
             sign = torch.mm(B[rows], A, out=block[: rows.stop - rows.start]).sign_()
             torch.mm(sign, A.T, out=dB[rows])
@@ -130,10 +130,12 @@ def density(pairs: list[Pair]) -> dict[str, float]:
     return {name: count / entries for name, count in counts.items()}
 
 
-def _rows_of_a_block(A: Tensor) -> int:
-    return max(1, BLOCK_ENTRIES // A.shape[1])
+def _rows_of_a_block(rows: int, A: Tensor) -> int:
+    """On a GPU a block is 1/32 of the product at least: each block costs kernel launches."""
+    on_cpu = max(1, BLOCK_ENTRIES // A.shape[1])
+    return on_cpu if A.device.type == "cpu" else max(on_cpu, rows // 32)
 
 
 def _row_blocks(B: Tensor, A: Tensor) -> list[slice]:
-    rows = _rows_of_a_block(A)
+    rows = _rows_of_a_block(B.shape[0], A)
     return [slice(start, min(start + rows, B.shape[0])) for start in range(0, B.shape[0], rows)]

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from forgetless.methods.base import Check, each_layer
 from forgetless.methods.incremental import Incremental
-from forgetless.model.adapters import Pair
 
 
 class OLoRA(Incremental):
@@ -64,6 +63,3 @@ def overlap(old: Tensor, new: Tensor, absolute: bool = False) -> Tensor:
     """||A_old A_newᵀ||_F², or Σ|A_old A_newᵀ|:  (r_old, in), (r, in) -> scalar."""
     product = old @ new.T
     return product.abs().sum() if absolute else product.square().sum()
-
-
-__all__ = ["OLoRA", "Pair", "overlap"]

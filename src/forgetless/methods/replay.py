@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from forgetless.data.batches import Example, weigh
 from forgetless.data.tasks import Row
+from forgetless.errors import UsageError
 from forgetless.learning.memory import Memory
 from forgetless.methods.base import Check, Method, State
 from forgetless.model.adapters import Pair
@@ -32,6 +33,8 @@ class Replay(Method):
     extra_compute = "2x: as many replayed as current rows"
 
     def __init__(self, memory: int | str = "10%", policy: str = "reservoir", replay_rows: int = 0):
+        if replay_rows < 0:
+            raise UsageError(f"replay_rows {replay_rows}: 0 for as many as the step has current rows, or more")
         self.replay_rows = replay_rows
         self.memory = Memory(memory, policy)
 

@@ -198,7 +198,7 @@ class Adapters:
             r=rank,
             lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # type: ignore[arg-type]  # peft: int, takes float
             lora_dropout=dropout,
-            target_modules=sorted(self.model.peft_config[CURRENT].to_dict()["target_modules"]),
+            target_modules=_listed(self.model.peft_config[CURRENT].to_dict()["target_modules"]),
             use_rslora=self.settings.use_rslora,
             task_type="CAUSAL_LM",
         )
@@ -221,6 +221,16 @@ def named(pairs: dict[str, Pair]) -> dict[str, Tensor]:
     return {f"{name}.{side}": getattr(pair, side) for name, pair in pairs.items() for side in "AB"}
 
 
+def _named(targets: str | list[str]) -> str | list[str]:
+    """'q_proj,v_proj' and 'q_proj' are names; any other text is PEFT's: 'all-linear' or a regular expression."""
+    names = targets.split(",") if isinstance(targets, str) else targets
+    return [name.strip() for name in names] if all(name.strip().isidentifier() for name in names) else targets
+
+
+def _listed(targets: str | set[str]) -> str | list[str]:
+    return targets if isinstance(targets, str) else sorted(targets)
+
+
 def _swap(tensors: dict[str, Tensor], data: dict[str, Tensor]) -> None:
     """Points tensors at other data. Autocast keeps bf16 copies by tensor, not by content: they must go."""
     for name, tensor in tensors.items():
@@ -238,7 +248,7 @@ def _wrap(base: PreTrainedModel, settings: LoraSettings) -> PeftModel:
         r=settings.r,
         lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # peft: int, takes float
         lora_dropout=settings.lora_dropout,
-        target_modules=settings.target_modules,
+        target_modules=_named(settings.target_modules),
         use_rslora=settings.use_rslora,
         task_type="CAUSAL_LM",
     )

@@ -33,6 +33,10 @@ class Base:
 def load_base(name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Base:
     """Loads weights from safetensors only; sets a padding token if there is none (padding is always masked)."""
     folder = find_model(name)
+    if not (folder / "config.json").exists():
+        raise RunError(
+            f"{folder}: no config.json, so this is no model folder; give the folder that save_pretrained wrote"
+        )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.eos_token_id is None:
         raise RunError(f"{folder}: the tokenizer has no end-of-sequence token, so answers would never end.")

@@ -17,11 +17,13 @@ def summarise(root: Path) -> dict:
     tasks, lessons = told["tasks"], told["lessons"]
     folders = [run.task(i + 1, lesson["name"]) for i, lesson in enumerate(lessons)]
     learned = [i for i, folder in enumerate(folders) if complete(folder)]
-    cells = [_scores(folders[i]) for i in learned]
-    base = _scores(run.task(0, "base"))
+    union = list(dict.fromkeys(option for task in tasks for option in task["options"]))
+    cells = [_scores(folders[i], union) for i in learned]
+    base = _scores(run.task(0, "base"), union)
     matrix = [_row(tasks, row.get("deployed", {})) for row in cells]
     base_row = _row(tasks, base.get("deployed", {}))
     sizes = [task["test"] for task in tasks]
+    placed = _placed(matrix, [lessons[i]["last_task"] for i in learned], len(tasks))
     views = {view: [row.get(view, {}) for row in cells] for view in _other_views(cells)}
     checks = [read_json(folders[i] / "learned.json")["checks"] for i in learned]
     method = told["method"]["name"]
@@ -38,7 +40,7 @@ def summarise(root: Path) -> dict:
         "measures": _measures(tasks, cells, base),
         "intervals": [[_interval(value, task) for value, task in zip(row, tasks, strict=True)] for row in matrix],
         "forgotten": _forgotten(tasks, lessons, folders, learned, "deployed"),
-        "metrics": {name: metric.as_json() for name, metric in metrics(matrix, base_row, sizes).items()},
+        "metrics": {name: metric.as_json() for name, metric in metrics(placed, base_row, sizes).items()},
         "views": {
             view: {
                 "headline": {"matrix": [_row(tasks, row) for row in rows], "base": base_row},
@@ -59,9 +61,15 @@ def summarise(root: Path) -> dict:
     }  # fmt: skip
 
 
-def _scores(folder: Path) -> dict:
+def _scores(folder: Path, union: list[str]) -> dict:
     """scores.json of a published folder, or nothing: {view: {task: {n, scores, counts}}}."""
-    return read_json(folder / "scores" / "scores.json") if complete(folder / "scores") else {}
+    if not complete(folder / "scores"):
+        return {}
+    scored = read_json(folder / "scores" / "scores.json")
+    if read_json(folder / "scores" / "union.json") != union:  # scored when the stream had fewer labels
+        for cell in (cell for view in scored.values() for cell in view.values()):
+            cell["scores"].pop("likelihood_union", None)
+    return scored
 
 
 def _row(tasks: list[dict], scored: dict) -> list[float | None]:
@@ -74,6 +82,14 @@ def _interval(value: float | None, task: dict) -> list[float] | None:
     if value is None or task["headline"] == "next_token":
         return None
     return list(wilson(round(value * task["test"]), task["test"]))
+
+
+def _placed(matrix: list[list[float | None]], last_tasks: list[int], tasks: int) -> list[list[float | None]]:
+    """R: row i is what was scored after task i; a lesson of several tasks leaves the rows of the earlier ones empty."""
+    rows: list[list[float | None]] = [[None] * tasks for _ in range(max(last_tasks, default=-1) + 1)]
+    for row, last in zip(matrix, last_tasks, strict=True):
+        rows[last] = row
+    return rows
 
 
 def _other_views(cells: list[dict]) -> list[str]:

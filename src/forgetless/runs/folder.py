@@ -122,23 +122,26 @@ def complete(folder: Path) -> bool:
 
 def read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise RunError(f"{file}:{error.lineno}: broken JSON ({error.msg}); restore it from a copy") from error
 
 
 def write_json(file: Path, value: Any) -> None:
-    file.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    file.write_text(
+        json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
 
 
 def write_lines(file: Path, records: list[dict]) -> None:
     """JSONL."""
     lines = (json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False) for record in records)
-    file.write_text("".join(line + "\n" for line in lines))
+    file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
 def read_lines(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    # JSON leaves U+2028 and its like as they are, so lines end at "\n" only
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -14,10 +14,9 @@ def generate(
     device: torch.device,
     batch_tokens: int = 4096,
 ) -> list[str]:
-    """The model's greedy continuation of each context (token lists), up to its end token, as text."""
+    """A transformers model's greedy continuation of each context (token lists), up to its end token, as text."""
     ends = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    # A fresh configuration: the model's own may sample or punish repetition.
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -25,15 +24,32 @@ def generate(
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
+    # transformers fills what `settings` leaves open from the model's own, which may sample or punish repetition
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        return _batches(model, tokenizer, contexts, settings, device, batch_tokens)
+    finally:
+        model.generation_config = own
+
+
+def _batches(
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: list[list[int]],
+    settings: GenerationConfig,
+    device: torch.device,
+    batch_tokens: int,
+) -> list[str]:
+    """The longest contexts first, padded on the left: every answer of a batch begins at the same place."""
     order = sorted(range(len(contexts)), key=lambda i: -len(contexts[i]))
     answers = [""] * len(contexts)
     while order:
         length = len(contexts[order[0]])
-        count = max(1, batch_tokens // (length + max_new_tokens))
+        count = max(1, batch_tokens // (length + settings.max_new_tokens))
         batch, order = order[:count], order[count:]
         ids = torch.full((len(batch), length), tokenizer.pad_token_id)
         mask = torch.zeros_like(ids)
-        for b, i in enumerate(batch):  # padded on the left: every answer begins at the same place
+        for b, i in enumerate(batch):
             ids[b, length - len(contexts[i]) :] = torch.tensor(contexts[i])
             mask[b, length - len(contexts[i]) :] = 1
         with torch.no_grad():

@@ -9,6 +9,7 @@ take such a mask are found by trying, and scored one sequence an option.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -43,6 +44,8 @@ class OptionScorer:
     def __init__(self, model, encoder: Encoder, device: torch.device, batch_tokens: int = 4096):
         self.model, self.encoder, self.device, self.batch_tokens = model, encoder, device, batch_tokens
         takes_positions = "position_ids" in inspect.signature(model.get_base_model().forward).parameters
+        # A mask of our own replaces the model's: rows longer than a sliding window are scored one option at a time
+        self.window = model.config.get_text_config().to_dict().get("sliding_window") or math.inf
         self.shared: bool | None = None if takes_positions else False  # None: not tried yet
 
     def __call__(self, rows: list[Row], options: tuple[str, ...]) -> list[list[float]]:
@@ -50,11 +53,17 @@ class OptionScorer:
         branches = [found for i, row in enumerate(rows) for found in self._branches(i, row, options)]
         if self.shared is None:
             self.shared = self._try_sharing(branches)
-        if self.shared is False:
-            branches = [alone for one in branches for alone in one.apart()]
+        together, apart = [], []
+        for one in branches:
+            if self.shared is False or len(one) > self.window:
+                apart += one.apart()
+            else:
+                together.append(one)
         table = torch.zeros(len(rows), len(options), dtype=torch.float64)
-        for batch in self._batches(branches):
+        for batch in self._batches(together):
             self._fill(table, batch, shared=self.shared is True)  # while nothing branches, the plain mask does
+        for batch in self._batches(apart):
+            self._fill(table, batch, shared=False)
         return table.tolist()
 
     def _branches(self, number: int, row: Row, options: tuple[str, ...]) -> Iterator[Branches]:

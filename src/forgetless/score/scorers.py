@@ -15,7 +15,7 @@ from forgetless.model.answers import logits_at
 from forgetless.score.generation import generate
 from forgetless.score.options import OptionScorer
 
-SCORERS: dict[str, tuple[str, ...]] = {
+MEASURES: dict[str, tuple[str, ...]] = {
     "options": ("likelihood", "likelihood_union"),
     "exact_match": ("exact_match",),
     "next_token": ("next_token",),
@@ -44,7 +44,7 @@ class TaskScores:
 
 def headline(task: Task) -> str:
     """The measure that stands for the task in the matrix."""
-    return SCORERS[task.scorers[0]][0]
+    return MEASURES[task.scorers[0]][0]
 
 
 def normalise(text: str) -> str:
@@ -76,7 +76,7 @@ class Scorer:
                 for record, more in zip(records, found, strict=True):
                     record |= more
         records = sorted(self.engine.gather(records), key=lambda record: record["row"])
-        names = [name for scorer in task.scorers for name in SCORERS[scorer]]
+        names = [name for scorer in task.scorers for name in MEASURES[scorer]]
         return TaskScores({name: [float(r[name]["score"]) for r in records] for name in names}, records)
 
     def _options(self, task: Task, rows: list[Row]) -> list[dict]:
@@ -94,10 +94,8 @@ class Scorer:
 
     def _exact_match(self, task: Task, rows: list[Row]) -> list[dict]:
         contexts = [self.encoder.generation_context(row, task.max_new_tokens) for row in rows]
-        texts = generate(
-            self.adapters.model, self.encoder.tokenizer, contexts, task.max_new_tokens, self.engine.device,
-            self.batch_tokens,
-        )  # fmt: skip
+        model, tokenizer = self.adapters.model.get_base_model(), self.encoder.tokenizer
+        texts = generate(model, tokenizer, contexts, task.max_new_tokens, self.engine.device, self.batch_tokens)
         return [
             {"exact_match": {"answer": text.strip(), "score": int(normalise(text) == normalise(row.label))}}
             for row, text in zip(rows, texts, strict=True)
