@@ -17,13 +17,6 @@ if TYPE_CHECKING:
 
     from forgetless.config import LearnConfig
 
-VERBS: dict[str, tuple[str, str]] = {
-    "learn": ("learn a stream of tasks, score every task after each", "_learn"),
-    "demo": ("see a model forget, and forget less: two methods on three small tasks", "_demo"),
-    "methods": ("list the methods", "_methods"),
-    "report": ("draw the report of one or several run folders again", "_report"),
-}
-
 LEARN_EPILOG = """
 A stream file:                                     A configuration file gives the same options by name:
   name: support                                      stream: support.yaml
@@ -49,8 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _version()
         if arguments[0] not in VERBS:
             raise UsageError(f"no command {arguments[0]!r}{nearest(arguments[0], VERBS)}")
-        verb: Callable[[list[str]], int] = globals()[VERBS[arguments[0]][1]]
-        return verb(arguments[1:])
+        return VERBS[arguments[0]][1](arguments[1:])
     except ForgetlessError as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 1
@@ -209,11 +201,17 @@ def _flat(options: dict) -> list[str]:
 
 
 def _methods(arguments: list[str]) -> int:
+    import argparse
     import json
 
     from forgetless.methods import METHODS
     from forgetless.progress import out
 
+    parser = argparse.ArgumentParser(prog="forgetless methods", exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--json", action="store_true", help="for machines")
+    told = _parsed(parser, arguments)
+    if told is None:
+        return 0
     rows = {
         name: {
             "paper": f"arXiv {kind.paper}",
@@ -226,14 +224,16 @@ def _methods(arguments: list[str]) -> int:
         }
         for name, kind in METHODS.items()
     }
-    if "--json" in arguments:
+    if told.json:
         print(json.dumps(rows, indent=1))
         return 0
     from rich.table import Table
 
-    table = Table("method", *next(iter(rows.values())), show_lines=True)
+    table = Table.grid(padding=(0, 2, 1, 0))
     for name, row in rows.items():
-        table.add_row(name, *row.values())
+        summary, paper = row.pop("summary"), row.pop("paper")
+        needs = "; ".join(f"{key}: {value}" for key, value in row.items())
+        table.add_row(f"[bold]{name}", f"{summary}\n[dim]{paper}; {needs}")
     out.print(table)
     out.print("Pages: docs/methods/<method>.md. Options: forgetless learn --method <method> --help")
     return 0
@@ -305,3 +305,11 @@ def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.N
         known = [word for action in parser._actions for word in action.option_strings]
         raise UsageError(f"unknown option {rest[0]!r}{nearest(rest[0], known)}")
     return told
+
+
+VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    "learn": ("learn a stream of tasks, score every task after each", _learn),
+    "demo": ("see a model forget, and forget less: two methods on three small tasks", _demo),
+    "methods": ("list the methods", _methods),
+    "report": ("draw the report of one or several run folders again", _report),
+}
