@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+import torch
 
 from forgetless.cli import main
 from forgetless.runs.folder import read_json
 
 
+@pytest.fixture
+def all_cores():
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.mark.slow
-def test_demo(users_cache, tmp_path, capsys):
+def test_demo(users_cache, all_cores, tmp_path, capsys):
     arguments = ["demo", "--output_dir", str(tmp_path / "demo"), "--train_rows", "48", "--test_rows", "24"]
     assert main(arguments) == 0
     told = capsys.readouterr().out
