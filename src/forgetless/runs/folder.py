@@ -99,9 +99,15 @@ class RunFolder:
     def write(self, file: Path, value: Any) -> None:
         """Writes one JSON file, whole or not at all."""
         temporary = file.with_name(f".{file.name}.writing")
-        write_json(temporary, value)
-        _flush(temporary)
-        temporary.replace(file)
+        try:
+            write_json(temporary, value)
+            _flush(temporary)
+            temporary.replace(file)
+        except OSError as error:
+            raise RunError(
+                f"{file}: could not be written ({error.strerror}); what was there before is unchanged. "
+                "Make room or give another output_dir."
+            ) from error
 
 
 def complete(folder: Path) -> bool:
