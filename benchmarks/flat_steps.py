@@ -65,7 +65,7 @@ def prepare(method, task: int, rank: int) -> None:
         elif method.adapters.past():
             method.adapters.drop_past()
     elif method.old_rows and not method.bound:
-        method.memory.rows = [Row(f"kept row {i} " * 12, " label") for i in range(50 * (task - 1))]
+        method.memory.rows = [Row(f"kept row {i:03d} " * 12, " label") for i in range(50 * (task - 1))]
         method.memory.tasks = [i // 50 for i in range(50 * (task - 1))]
 
 
