@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import platform
 
 import torch
@@ -43,6 +44,8 @@ class Engine:
         self.rank = self.accelerator.process_index
         self.is_main = self.accelerator.is_main_process
         self.dtype = self._dtype(precision)
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     def _dtype(self, precision: str) -> torch.dtype:
         if precision == "auto":
@@ -119,6 +122,19 @@ def has_fast_bf16(device: torch.device) -> bool:
     if platform.machine().lower() in ("x86_64", "amd64"):  # there mkldnn also says yes where it would emulate
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def keep_freed_memory() -> None:
+    """Lets the C library keep freed memory for the next step instead of fetching zeroed pages from the system again.
+
+    A step on CPU frees and asks for gigabytes; the page faults are a good part of its time. glibc only; the peak of
+    memory stays what it was, only blocks of more than 32 MiB still go back at once.
+    """
+    if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
+        mmap_threshold, trim_threshold = -3, -1  # malloc.h: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 32 << 20)
+        libc.mallopt(trim_threshold, 1 << 30)
 
 
 def _check_trackers(names: list[str]) -> None:

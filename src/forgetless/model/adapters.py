@@ -14,17 +14,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MethodType
 from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear, LoraLayer
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from forgetless.errors import RunError, UsageError
+from forgetless.model.lora import lora_linear
 from forgetless.seeds import generator
 
 CURRENT, PAST = "default", "past"
@@ -61,18 +63,22 @@ class Adapters:
     def __init__(self, base: PreTrainedModel, settings: LoraSettings, base_name: str, seed: int):
         self.settings, self.base_name, self.seed = settings, base_name, seed
         self.model = _wrap(base, settings)
+        prefix = "base_model.model."
+        self._layers = {
+            name.removeprefix(prefix): module
+            for name, module in self.model.named_modules()
+            if isinstance(module, LoraLayer)
+        }
+        for layer in self._layers.values():
+            if type(layer) is Linear and isinstance(layer.get_base_layer(), nn.Linear):
+                layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
         self.reset(0)
 
     # ------------------------------------------------------------------ the pairs of each layer
 
     def layers(self) -> dict[str, LoraLayer]:
         """Every adapted layer by its name in the base model, in the model's order."""
-        prefix = "base_model.model."
-        return {
-            name.removeprefix(prefix): module
-            for name, module in self.model.named_modules()
-            if isinstance(module, LoraLayer)
-        }
+        return self._layers
 
     def pairs(self) -> dict[str, Pair]:
         """The trainable pair of each layer."""
@@ -241,6 +247,25 @@ def _swap(tensors: dict[str, Tensor], data: dict[str, Tensor]) -> None:
 def _pair(layer: LoraLayer, adapter: str) -> Pair:
     A, B = layer.lora_A[adapter], layer.lora_B[adapter]
     return Pair(A.get_parameter("weight"), B.get_parameter("weight"), layer.scaling[adapter])
+
+
+def _forward(layer: Linear, x: Tensor, *args, **kwargs) -> Tensor:
+    """A LoRA layer's forward as one operation; PEFT's own where there is more to do than add the pairs."""
+    active, dropout = [name for name in layer.active_adapters if name in layer.lora_A], layer.lora_dropout
+    plain = (
+        not (args or kwargs or layer.disable_adapters or layer.merged or layer.lora_variant)
+        and CURRENT in active
+        and set(active) <= {CURRENT, PAST}
+        and len({layer.scaling[name] for name in active}) == 1
+        and not (layer.training and isinstance(dropout[CURRENT], nn.Dropout))
+    )
+    if not plain:
+        return type(layer).forward(layer, x, *args, **kwargs)
+    linear = layer.get_base_layer()
+    W, b = linear.get_parameter("weight"), linear.bias
+    past = tuple(_pair(layer, PAST)[:2]) if PAST in active else ()
+    current = _pair(layer, CURRENT)
+    return lora_linear(x, W, b, current.A, current.B, current.scale, past)
 
 
 def _wrap(base: PreTrainedModel, settings: LoraSettings) -> PeftModel:

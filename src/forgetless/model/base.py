@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from forgetless.data.packages import PACKAGED_MODELS, packaged_model
 from forgetless.errors import DownloadError, RunError, UsageError, nearest
+from forgetless.model.attention import use_blocked_attention
 from forgetless.model.identity import Identity, identify
 
 
@@ -45,6 +46,8 @@ def load_base(name: str, dtype: torch.dtype, device: torch.device | str = "cpu")
     identity = identify(folder, tokenizer.chat_template)
     transformers_logging.disable_progress_bar()  # loading takes seconds
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    if torch.device(device).type == "cpu":
+        use_blocked_attention(model)
     model.requires_grad_(False)
     model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` is typed without self
     return Base(name, folder, model.eval(), tokenizer, identity)

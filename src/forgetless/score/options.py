@@ -19,6 +19,7 @@ from torch import Tensor
 from forgetless.data.batches import Encoder
 from forgetless.data.tasks import Row
 from forgetless.model.answers import logits_at
+from forgetless.model.attention import BLOCKED
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class OptionScorer:
         before = torch.ones(length, length, dtype=torch.bool).tril()
         sees = before & ((key == 0) | (key == query))
         sees = sees.unsqueeze(1).to(self.device)
-        if self.model.config._attn_implementation == "sdpa":
+        if self.model.config._attn_implementation in ("sdpa", BLOCKED):
             return sees
         dtype = self.model.dtype
         return torch.zeros(sees.shape, dtype=dtype, device=self.device).masked_fill_(~sees, torch.finfo(dtype).min)

@@ -1,0 +1,121 @@
+"""Attention for processors without a fused kernel worth its name.
+
+On CPU the backward pass of torch's fused attention takes a quarter of a step of a small model. Here it is five batched
+products. Heads that share keys and values lie behind one another, so nothing is repeated; the weights are computed
+again in the backward pass, so nothing of size length x length is kept; queries go in blocks, so the memory in use is
+bounded. `docs/performance.md` has the comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+BLOCKED = "blocked"  # the name under which transformers finds it
+BLOCK = 2**23  # attention weights in memory at once
+
+
+class BlockedAttention(torch.autograd.Function):
+    """softmax(scale q k^T where seen) v.
+
+    q (batch, heads, queries, width); k, v (batch, groups, keys, width) with heads a multiple of groups;
+    seen (batch or 1, 1, queries, keys) of truth values -> (batch, heads, queries, width).
+    """
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(q, k, v, seen)
+        ctx.scale = scale
+        keys, values = _flat(k), _flat(v)
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        for block in _blocks(q, k):
+            weights = _weights(q[:, :, block], keys, seen[:, :, block], scale)
+            out[:, :, block] = (weights @ values).view_as(q[:, :, block])
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        q, k, v, seen = ctx.saved_tensors
+        keys, values = _flat(k), _flat(v)
+        grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
+        grad_k, grad_v = torch.zeros_like(keys), torch.zeros_like(values)
+        for block in _blocks(q, k):
+            queries, out = _grouped(q[:, :, block], keys), _grouped(grad[:, :, block], keys)
+            weights = _weights(q[:, :, block], keys, seen[:, :, block], ctx.scale)
+            grad_v += weights.transpose(1, 2) @ out
+            # softmax: dS = P * (dP - sum(dP * P))
+            inner = torch._softmax_backward_data(out @ values.transpose(1, 2), weights, -1, weights.dtype)
+            grad_q[:, :, block] = (inner @ keys).mul_(ctx.scale).view_as(q[:, :, block])
+            grad_k += (inner.transpose(1, 2) @ queries).mul_(ctx.scale)
+        return grad_q, grad_k.view_as(k), grad_v.view_as(v), None, None
+
+
+def _weights(q: Tensor, keys: Tensor, seen: Tensor, scale: float) -> Tensor:
+    """softmax(scale q k^T where seen): (batch * groups, heads / groups * queries, keys)."""
+    scores = _grouped(q, keys).mul(scale) @ keys.transpose(1, 2)
+    by_head = scores.view(q.shape[0], q.shape[1], q.shape[2], -1)
+    by_head.masked_fill_(~seen, torch.finfo(scores.dtype).min)  # finite: a row that sees nothing is padding
+    return torch.softmax(scores, -1)
+
+
+def _flat(keys: Tensor) -> Tensor:
+    """(batch, groups, keys, width) -> (batch * groups, keys, width)."""
+    return keys.reshape(-1, keys.shape[2], keys.shape[3])
+
+
+def _grouped(q: Tensor, keys: Tensor) -> Tensor:
+    """(batch, heads, queries, width) -> (batch * groups, heads / groups * queries, width)."""
+    return q.reshape(keys.shape[0], -1, q.shape[3])
+
+
+def _blocks(q: Tensor, k: Tensor) -> Iterator[slice]:
+    size = max(1, BLOCK // (q.shape[0] * q.shape[1] * k.shape[2]))
+    return (slice(start, start + size) for start in range(0, q.shape[2], size))
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **more,
+) -> tuple[Tensor, None]:
+    """transformers' attention function; what is not plain masked attention goes to torch's fused one."""
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    square = query.shape[2] == key.shape[2]
+    if attention_mask is None and causal and square:
+        attention_mask = torch.ones(query.shape[2:3] * 2, dtype=torch.bool, device=query.device).tril()[None, None]
+    plain = (
+        query.requires_grad
+        and dropout == 0
+        and not any(more.get(name) is not None for name in ("softcap", "s_aux", "position_bias", "cache"))
+        and attention_mask is not None
+        and attention_mask.dtype == torch.bool
+        and attention_mask.shape[1] == 1
+        and query.dtype == key.dtype == value.dtype
+    )
+    if not plain:
+        given = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **given, **more)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = BlockedAttention.apply(query, key, value, attention_mask, scale)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def use_blocked_attention(model: PreTrainedModel) -> None:
+    """Trains on CPU with `BlockedAttention`, where the model would use torch's fused attention."""
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(BLOCKED)
+
+
+AttentionInterface.register(BLOCKED, _attend)
+AttentionMaskInterface.register(BLOCKED, sdpa_mask)

@@ -1,0 +1,61 @@
+"""A linear layer and its LoRA pairs as one operation: y = x W^T + b + s (x A^T) B^T.
+
+PEFT's own forward makes, for each pair, an fp32 copy of x, a bf16 copy of that, and two tensors as large as y. Here x is
+kept once for the backward pass, shared by all layers that read it, and the update is added into y in place.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+
+class LoraLinear(torch.autograd.Function):
+    """x (..., in), W (out, in), b (out) or None, A (rank, in), B (out, rank), all of one dtype -> (..., out).
+
+    `past`: frozen pairs of the same scale, A (ranks, in) and B (out, ranks), joined with the trainable one so that
+    both cost two products. W, b and `past` get no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scale: float, past: tuple) -> Tensor:
+        ctx.scale, ctx.past = scale, past
+        both_A, both_B = _join(A, B, past)
+        rows = x.reshape(-1, x.shape[-1])
+        inner = rows @ both_A.T  # (rows, ranks)
+        y = linear(rows, W, b)
+        y.addmm_(inner, both_B.T, alpha=scale)
+        ctx.save_for_backward(x, W, A, B, inner[:, : A.shape[0]])
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, W, A, B, inner = ctx.saved_tensors
+        both_A, both_B = _join(A, B, ctx.past)
+        rows, out = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        grad_inner = (out @ both_B).mul_(ctx.scale)  # (rows, ranks)
+        grad_x = grad_A = grad_B = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (out @ W).addmm_(grad_inner, both_A).view_as(x)
+        if ctx.needs_input_grad[3]:
+            grad_A = grad_inner[:, : A.shape[0]].T @ rows
+        if ctx.needs_input_grad[4]:
+            grad_B = (out.T @ inner).mul_(ctx.scale)
+        return grad_x, None, None, grad_A, grad_B, None, None
+
+
+def _join(A: Tensor, B: Tensor, past: tuple[Tensor, Tensor] | tuple[()]) -> tuple[Tensor, Tensor]:
+    if not past:
+        return A, B
+    return torch.cat([A, past[0].to(A.dtype)]), torch.cat([B, past[1].to(B.dtype)], dim=1)
+
+
+def lora_linear(
+    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scale: float, past: tuple[Tensor, Tensor] | tuple[()]
+) -> Tensor:
+    """`LoraLinear` of tensors of any floating types: computed in W's, or in autocast's where that is on."""
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else W.dtype
+    x, W, A, B = (tensor.to(dtype) for tensor in (x, W, A, B))
+    return LoraLinear.apply(x, W, b if b is None else b.to(dtype), A, B, scale, past)
