@@ -142,6 +142,10 @@ class Encoder:
             )
         return self._tail(ids, self.max_length - room)
 
+    def answer_length(self, row: Row) -> int:
+        """Tokens of the answer that is to be generated, without its end token."""
+        return len(self._plain(row.label))
+
     def _tail(self, ids: list[int], room: int) -> list[int]:
         """The last `room` tokens; a token that begins every sequence stays in front."""
         if len(ids) <= room:

@@ -20,7 +20,8 @@ import yaml
 
 from forgetless.data import packages
 from forgetless.data.readers import Reading, olora_options, read_olora, read_options, read_rows
-from forgetless.data.tasks import SCORERS, Row, Stream, Task
+from forgetless.data.scoring import Scoring, read_scorers
+from forgetless.data.tasks import Row, Stream, Task
 from forgetless.errors import DataError, UsageError, nearest
 from forgetless.seeds import seed_for
 
@@ -49,9 +50,10 @@ class TaskConfig:
     answer: str | None = None
     # The label words, or a JSON file with a list of them; without them the answers are free.
     options: list[str] | str | None = None
-    # "options" (likelihood of each) and "exact_match" (generation); the first gives the headline number.
-    # Default: options where there are any, else exact_match.
-    scorers: list[str] | None = None
+    # Names, or names with an argument, of docs/tasks.md; the first gives the headline number. "options" ranks by
+    # likelihood, "next_token" needs no answer, the others judge one generated answer.
+    # Default: options where there are any, else exact_match (next_token for plain text).
+    scorers: list[str | Scoring] | None = None
     # Learn from this many rows, drawn with limit_seed from those that the validation cut left.
     limit: int | None = None
     limit_seed: int = 0
@@ -214,7 +216,7 @@ def _config(entry: Any, place: str, folder: Path) -> TaskConfig:
     )
     config = TaskConfig(**{key: value for key, value in entry.items() if value is not None})
     _sources(config, place)
-    return _words(config, place)
+    return _words(config, place, folder)
 
 
 def _sources(config: TaskConfig, place: str) -> None:
@@ -230,7 +232,7 @@ def _sources(config: TaskConfig, place: str) -> None:
         raise UsageError(f"{place} ({config.name}): `{missing}:` is missing; give `train:` and `test:`, or `olora:`")
 
 
-def _words(config: TaskConfig, place: str) -> TaskConfig:
+def _words(config: TaskConfig, place: str, folder: Path) -> TaskConfig:
     """The config with its options and scorers checked."""
     where = f"{place} ({config.name})"
     if isinstance(config.options, list):
@@ -243,13 +245,15 @@ def _words(config: TaskConfig, place: str) -> TaskConfig:
         config = dataclasses.replace(config, options=[str(word) for word in config.options])
     elif config.options is not None and not isinstance(config.options, str):
         raise UsageError(f"{where}: `options:` must be a list of words or a JSON file's path, found {config.options!r}")
-    scorers = [config.scorers] if isinstance(config.scorers, str) else config.scorers
-    for scorer in scorers or ():
-        if scorer not in SCORERS:
-            raise UsageError(f"{where}: unknown scorer {scorer!r}{nearest(str(scorer), SCORERS)}")
-    if scorers and "options" in scorers and not (config.options or config.olora):
+    if not config.scorers:
+        return config
+    try:
+        scorers = read_scorers(config.scorers, folder)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+    if "options" in scorers and not (config.options or config.olora):
         raise UsageError(f"{where}: the scorer 'options' needs `options:`, the label words")
-    return dataclasses.replace(config, scorers=scorers)
+    return dataclasses.replace(config, scorers=list(scorers))
 
 
 def _distinct_names(configs: list[TaskConfig], place: str) -> None:
@@ -326,14 +330,14 @@ def _inside(
     return kept
 
 
-def _usual_scorers(options: tuple[str, ...], test: Sequence[Row]) -> tuple[str, ...]:
+def _usual_scorers(options: tuple[str, ...], test: Sequence[Row]) -> tuple[str | Scoring, ...]:
     """Options are ranked, answers compared, plain text predicted token by token."""
     if options:
         return ("options",)
     return ("next_token",) if all(row.shape == "text" for row in test) else ("exact_match",)
 
 
-def _can_be_judged(test: Sequence[Row], scorers: tuple[str, ...], name: str) -> None:
+def _can_be_judged(test: Sequence[Row], scorers: tuple[str | Scoring, ...], name: str) -> None:
     blind = [row for row in test if row.shape == "text"]
     if blind and set(scorers) != {"next_token"}:
         raise DataError(

@@ -7,8 +7,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 
-SCORERS = ("options", "exact_match", "next_token")
-"""How a task may be scored; `forgetless.score.scorers` says what each measures."""
+from forgetless.data.scoring import Scoring
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Row:
 class Task:
     """Rows to learn from, rows to choose by, rows to judge by, and how answers are scored.
 
-    `scorers` names entries of `SCORERS`; the first gives the headline number.
+    `scorers` names entries of `data.scoring.SCORERS`, or says more (`Scoring`); the first gives the headline number.
     `options` are the label words, in their order; empty for free answers.
     """
 
@@ -64,7 +63,7 @@ class Task:
     validation: tuple[Row, ...]
     test: tuple[Row, ...]
     options: tuple[str, ...] = ()
-    scorers: tuple[str, ...] = ("exact_match",)
+    scorers: tuple[str | Scoring, ...] = ("exact_match",)
     max_new_tokens: int = 32
     notes: tuple[str, ...] = ()  # counted warnings: dropped rows, overlap, ...
 
@@ -75,10 +74,15 @@ class Task:
             "name": self.name,
             "rows": [[row.key for row in rows] for rows in (self.train, self.validation, self.test)],
             "options": self.options,
-            "scorers": self.scorers,
+            "scorers": self.scoring,
             "max_new_tokens": self.max_new_tokens,
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def scoring(self) -> list:
+        """The scorers as JSON: a name, or [name, arguments or the hash of the user's file]."""
+        return [one if isinstance(one, str) else one.content() for one in self.scorers]
 
     def majority(self) -> tuple[str, float] | None:
         """The commonest test answer and its share: the score of a model that always says it."""

@@ -18,6 +18,7 @@ from forgetless.model.adapters import Adapters, LoraSettings
 from forgetless.model.base import Base, load_base
 from forgetless.progress import console
 from forgetless.runs.folder import RunFolder
+from forgetless.score.rules import check_row, rules_of
 
 
 @dataclass
@@ -48,6 +49,8 @@ def prepare(config: LearnConfig) -> Session:
     stream = config.stream
     if not isinstance(stream, Stream):
         stream = load_stream(stream, on_bad_row=config.on_bad_row)
+    for task in stream.tasks:
+        rules_of(task)  # a wrong pattern or a missing package is said before the model is loaded
     folder = Path(config.output_dir or f"runs/{stream.name}-{config.method}-seed{config.seed}")
     engine = Engine(config.device, config.precision, config.report_to, str(folder / "trackers"))
     base = load_base(config.model, engine.dtype, engine.device)
@@ -91,6 +94,7 @@ def _fit_task(task: Task, union: tuple[str, ...], encoder: Encoder, on_bad_row: 
             f"task {task.name}: scored by option likelihood but has no options; "
             "give `options: [...]`, or `scorers: [exact_match]`"
         )
+    rules = rules_of(task)
     notes += [f"{task.name}: {note}" for note in task.notes]
     kept: dict[str, tuple[Row, ...]] = {}
     for split in ("train", "test"):
@@ -101,6 +105,8 @@ def _fit_task(task: Task, union: tuple[str, ...], encoder: Encoder, on_bad_row: 
                 encoder(row)
                 if task.options and row.label not in task.options:
                     raise DataError(f"{row.source}: the answer {row.label!r} is none of the options {task.options}")
+                if split == "test":
+                    check_row(rules, row)
                 rows.append(row)
             except DataError as error:
                 if on_bad_row == "error":
@@ -117,8 +123,17 @@ def _fit_task(task: Task, union: tuple[str, ...], encoder: Encoder, on_bad_row: 
                 "were cut (prompts and chats lose their beginning, texts their end)"
             )
         kept[split] = tuple(rows)
-    if "exact_match" in task.scorers:
-        encoder.generation_context(kept["test"][0], task.max_new_tokens)
+    if rules:
+        first = kept["test"][0]
+        encoder.generation_context(first, task.max_new_tokens)
+        for rule in rules.values():  # once on a right answer: a function that fails must not fail after the training
+            rule.scores(first.label, rule.gold(first))
+        long = sum(encoder.answer_length(row) > task.max_new_tokens for row in kept["test"])
+        if long:
+            notes.append(
+                f"{task.name}: {long} of {len(kept['test'])} test rows have a right answer of more than "
+                f"max_new_tokens={task.max_new_tokens} tokens; generated ones end there, so raise max_new_tokens"
+            )
     if task.options:
         encoder.scoring_splits(kept["test"][0], union)
     return replace(task, train=kept["train"], test=kept["test"])

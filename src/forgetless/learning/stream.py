@@ -203,6 +203,7 @@ def _describe(session: Session, status: str) -> dict:
                 "validation": len(task.validation),
                 "test": len(task.test),
                 "options": list(task.options),
+                "scorers": task.scoring,
                 "headline": headline(task),
                 "majority": {"label": most[0], "share": most[1]} if (most := task.majority()) else None,
                 "notes": [note for note in session.notes if note.startswith(f"{task.name}: ")],

@@ -7,7 +7,7 @@ from pathlib import Path
 from forgetless.runs.folder import RunFolder, complete, read_json, read_lines
 from forgetless.score.intervals import paired_change, wilson
 from forgetless.score.metrics import metrics
-from forgetless.score.scorers import MEANINGS
+from forgetless.score.scorers import MEANINGS, OWN_MEANING, RIGHT_OR_WRONG
 
 
 def summarise(root: Path) -> dict:
@@ -78,8 +78,8 @@ def _row(tasks: list[dict], scored: dict) -> list[float | None]:
 
 
 def _interval(value: float | None, task: dict) -> list[float] | None:
-    """95 % of a share of right answers; shares of tokens are no counts of independent answers and have none."""
-    if value is None or task["headline"] == "next_token":
+    """95 % of a share of right answers; scores that are shares themselves count no answers and have none."""
+    if value is None or task["headline"] not in RIGHT_OR_WRONG:
         return None
     return list(wilson(round(value * task["test"]), task["test"]))
 
@@ -98,18 +98,20 @@ def _other_views(cells: list[dict]) -> list[str]:
 
 def _measures(tasks: list[dict], cells: list[dict], base: dict) -> dict:
     """Every measure's matrix; a task that is not scored by it has None."""
-    names = [
-        name
-        for name in MEANINGS
-        if any(name in one["scores"] for row in [base, *cells] for one in row.get("deployed", {}).values())
-    ]
+    scored = [one["scores"] for row in [base, *cells] for one in row.get("deployed", {}).values()]
+    own = sorted({name for scores in scored for name in scores} - MEANINGS.keys())  # users' functions
+    names = [name for name in (*MEANINGS, *own) if any(name in scores for scores in scored)]
 
     def line(row: dict, measure: str) -> list[float | None]:
         scored = row.get("deployed", {})
         return [scored.get(task["name"], {"scores": {}})["scores"].get(measure) for task in tasks]
 
     return {
-        name: {"meaning": MEANINGS[name], "base": line(base, name), "matrix": [line(row, name) for row in cells]}
+        name: {
+            "meaning": MEANINGS.get(name, OWN_MEANING),
+            "base": line(base, name),
+            "matrix": [line(row, name) for row in cells],
+        }
         for name in names
     }
 

@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
-import string
 from dataclasses import dataclass
 
 import torch
 
 from forgetless.data.batches import Encoder, collate
+from forgetless.data.scoring import Scoring, name_of
 from forgetless.data.tasks import Row, Task
 from forgetless.learning.engine import Engine
 from forgetless.model.adapters import Adapters
 from forgetless.model.answers import logits_at
 from forgetless.score.generation import generate
 from forgetless.score.options import OptionScorer
+from forgetless.score.rules import Rule, rules_of
+from forgetless.score.texts import normalise
 
 MEASURES: dict[str, tuple[str, ...]] = {
     "options": ("likelihood", "likelihood_union"),
-    "exact_match": ("exact_match",),
     "next_token": ("next_token",),
+    "exact_match": ("exact_match",),
+    "number": ("number",),
+    "choice": ("choice",),
+    "rouge_l": ("rouge_l",),
+    "sari": ("sari",),
+    "code_similarity": ("code_similarity",),
+    "regex": ("regex",),
+    "json": ("json_fields", "json_valid"),
 }
-"""Scorer -> the measures it gives; the first is its headline."""
+"""Scorer -> the measures it gives; the first is its headline. A user's function gives one of its own name."""
 
 MEANINGS = {
     "likelihood": "the task's own option that the model finds likeliest is the right one",
     "likelihood_union": "the same among the options of all tasks of the stream",
     "exact_match": "the greedy answer equals the right one, up to case, punctuation and white space",
     "next_token": "share of the row's answer tokens (all tokens of a text) that the model ranks first",
+    "number": "the last number of the greedy answer equals that of the right one",
+    "choice": "the letter that the greedy answer chooses is the right one",
+    "rouge_l": "ROUGE-L of the greedy answer: F1 of the longest common subsequence of words with the right one",
+    "sari": "SARI of the greedy answer: what it keeps, deletes and adds to the source as the right one does",
+    "code_similarity": "share of characters in the longest common subsequence of greedy and right answer",
+    "regex": "the pattern is found in the greedy answer, and its group, if it has one, is the right answer",
+    "json_fields": "share of the fields that are in the greedy answer's JSON as in the right one's",
+    "json_valid": "the greedy answer is JSON",
 }
+OWN_MEANING = "what the user's function gives the greedy answer, from 0 to 1"
+RIGHT_OR_WRONG = ("likelihood", "likelihood_union", "exact_match", "number", "choice", "regex", "json_valid")
+"""Measures that give each row 0 or 1; the others give shares."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +64,12 @@ class TaskScores:
 
 def headline(task: Task) -> str:
     """The measure that stands for the task in the matrix."""
-    return MEASURES[task.scorers[0]][0]
+    return measures_of(task.scorers[0])[0]
 
 
-def normalise(text: str) -> str:
-    """The O-LoRA benchmark's rule: lower case, no punctuation, single spaces.
-
-    >>> normalise(" Science or  Technology.")
-    'science or technology'
-    """
-    bare = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return " ".join(bare.split())
+def measures_of(scorer: str | Scoring) -> tuple[str, ...]:
+    """The measures that a scorer gives, its headline first."""
+    return MEASURES.get(name_of(scorer), (name_of(scorer),))
 
 
 class Scorer:
@@ -70,13 +85,16 @@ class Scorer:
         numbered = list(enumerate(task.test if rows is None else rows))
         mine = self.engine.mine(numbered)
         records = [{"row": number, "key": row.key, "gold": row.label} for number, row in mine]
+        rules, mine_rows = rules_of(task), [row for _, row in mine]
         with self.engine.autocast():
-            for scorer in task.scorers:
-                found = getattr(self, f"_{scorer}")(task, [row for _, row in mine])
-                for record, more in zip(records, found, strict=True):
-                    record |= more
+            found = [self._judged(rules, task, mine_rows)] if rules else []
+            found += [self._options(task, mine_rows)] if "options" in task.scorers else []
+            found += [self._next_token(task, mine_rows)] if "next_token" in task.scorers else []
+        for more in found:
+            for record, result in zip(records, more, strict=True):
+                record |= result
         records = sorted(self.engine.gather(records), key=lambda record: record["row"])
-        names = [name for scorer in task.scorers for name in MEASURES[scorer]]
+        names = [name for scorer in task.scorers for name in measures_of(scorer)]
         return TaskScores({name: [float(r[name]["score"]) for r in records] for name in names}, records)
 
     def _options(self, task: Task, rows: list[Row]) -> list[dict]:
@@ -92,14 +110,21 @@ class Scorer:
             for row, values in zip(rows, table, strict=True)
         ]
 
-    def _exact_match(self, task: Task, rows: list[Row]) -> list[dict]:
+    def _judged(self, rules: dict[str, Rule], task: Task, rows: list[Row]) -> list[dict]:
+        """One greedy answer a row, judged by every rule; it is kept once, beside the first rule's score."""
         contexts = [self.encoder.generation_context(row, task.max_new_tokens) for row in rows]
         model, tokenizer = self.adapters.model.get_base_model(), self.encoder.tokenizer
         texts = generate(model, tokenizer, contexts, task.max_new_tokens, self.engine.device, self.batch_tokens)
-        return [
-            {"exact_match": {"answer": text.strip(), "score": int(normalise(text) == normalise(row.label))}}
-            for row, text in zip(rows, texts, strict=True)
-        ]
+        found: list[dict] = []
+        for row, answer in zip(rows, map(str.strip, texts), strict=True):
+            scores = {
+                measure: score
+                for rule in rules.values()
+                for measure, score in rule.scores(answer, rule.gold(row)).items()
+            }
+            next(iter(scores.values()))["answer"] = answer
+            found.append(scores)
+        return found
 
     def _next_token(self, task: Task, rows: list[Row]) -> list[dict]:
         pad, size = self.encoder.tokenizer.pad_token_id, max(1, self.batch_tokens // (4 * self.encoder.max_length))
@@ -121,10 +146,11 @@ def _chosen(row: Row, options: tuple[str, ...], values: list[float], among: list
 
 
 def label_counts(scores: TaskScores, measure: str, options: tuple[str, ...]) -> dict[str, int]:
-    """How often each option was answered; answers that are no option are counted together."""
+    """How often each option was answered, or found in the answer; all that is no option is counted together."""
     words = {normalise(option): option for option in options}
     counts = dict.fromkeys(options, 0)
     for record in scores.predictions:
-        name = words.get(normalise(record[measure].get("answer", "")), "(no option)")
+        told = record[measure]
+        name = words.get(normalise(told.get("found", told.get("answer")) or ""), "(no option)")
         counts[name] = counts.get(name, 0) + 1
     return counts
