@@ -58,6 +58,11 @@ def prepare(config: LearnConfig) -> Session:
         )
     encoder = Encoder(base.tokenizer, config.max_length)
     if config.score_on == "validation":
+        if without := [task.name for task in stream.tasks if not task.validation]:
+            raise UsageError(
+                f"score_on=validation: no validation rows in {', '.join(without)}; cut some from train in a stream "
+                "file (`validation: 10%`), or score on test rows"
+            )
         stream = Stream(stream.name, tuple(replace(task, test=task.validation) for task in stream.tasks))
     stream, notes = fit_rows(stream, encoder, config.on_bad_row)
     if config.gradient_checkpointing:
