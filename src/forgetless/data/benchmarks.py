@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,11 @@ def check(data: DataSet) -> str:
                 f"{data.source.how_to_get()}\n"
                 f"To learn from this version, say so in a stream file: `- {{{data.layout}: {data.path}}}`"
             )
-    return _told([part for part in data.parts if part.sha256], "as published (sha256 checked)") or _told(
-        data.parts, "not checked: no published hash could be confirmed"
-    )
+    pinned = [part.file for part in data.parts if part.sha256]
+    loose = [part.file for part in data.parts if not part.sha256]
+    said = [f"{', '.join(pinned)}: as published (sha256 checked)"] * bool(pinned)
+    said += [f"{', '.join(loose)}: not checked, no published hash could be confirmed"] * bool(loose)
+    return "; ".join(said)
 
 
 def file_state(data: DataSet, part: Part, *, hashed: bool = True) -> str:
@@ -49,10 +51,6 @@ def file_state(data: DataSet, part: Part, *, hashed: bool = True) -> str:
     if not hashed:
         return "there"
     return "as pinned" if sha256_of(path) == part.sha256 else "differs"
-
-
-def _told(parts: Sequence[Part], what: str) -> str:
-    return f"{', '.join(part.file for part in parts)}: {what}" if parts else ""
 
 
 def read(data: DataSet, split: str, *, on_bad_row: str = "error") -> Reading:

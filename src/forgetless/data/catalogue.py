@@ -9,6 +9,7 @@ checked when a stream is loaded.
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,11 @@ class Source:
 
     def how_to_get(self) -> str:
         """The commands, one a line."""
-        return "\n".join(f"  {line.format(folder=self.place)}" for line in self.fetch)
+        return "\n".join(f"  {line}" for line in self.commands)
+
+    @property
+    def commands(self) -> list[str]:
+        return [line.format(folder=shlex.quote(str(self.place))) for line in self.fetch]
 
 
 @dataclass(frozen=True)
@@ -381,12 +386,12 @@ JECQA = Source(
     title="Zhong et al. 2020, arXiv 1911.12011",
     url="https://jecqa.thunlp.org",
     revision="not pinned",
-    licence="not established: the authors hand the data out on request",
+    licence="not established",
     hashes="none published that could be confirmed",
     folder="jecqa",
     roots=(".",),
     fetch=(
-        "ask for the data at https://jecqa.thunlp.org and",
+        "get the data at https://jecqa.thunlp.org (what the site asks for was not checked) and",
         "put 0_train.json and 1_train.json into {folder}",
     ),
 )

@@ -80,7 +80,7 @@ def _source(source: catalogue.Source) -> dict:
         "licence": source.licence,
         "hashes": source.hashes,
         "folder": str(source.root),
-        "get": [line.format(folder=source.place) for line in source.fetch],
+        "get": source.commands,
     }
 
 

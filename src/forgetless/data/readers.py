@@ -366,7 +366,7 @@ def _pair(prompt: str, answer: str, *, space: bool) -> Row:
 
 
 def alpaca_prompt(instruction: str, given: str = "") -> str:
-    """The prompt of Alpaca's training, as Alpaca-LoRA and torchtune write it: the answer begins on a new line.
+    """The prompt of Alpaca's training, as Alpaca-LoRA writes it: the answer begins on a new line.
 
     >>> alpaca_prompt("Add them.", "2 and 2").endswith("### Input:\\n2 and 2\\n\\n### Response:\\n")
     True

@@ -48,6 +48,12 @@ def prepare(config: LearnConfig) -> Session:
     stream = config.stream
     if not isinstance(stream, Stream):
         stream = load_stream(stream, on_bad_row=config.on_bad_row)
+    without = [task.name for task in stream.tasks if not task.validation]
+    if config.score_on == "validation" and without:
+        raise UsageError(
+            f"score_on=validation: no validation rows in {', '.join(without)}; cut some from train in a stream "
+            "file (`validation: 10%`), or score on test rows"
+        )
     folder = Path(config.output_dir or f"runs/{stream.name}-{config.method}-seed{config.seed}")
     engine = Engine(config.device, config.precision, config.report_to, str(folder / "trackers"))
     base = load_base(config.model, engine.dtype, engine.device)
@@ -58,11 +64,6 @@ def prepare(config: LearnConfig) -> Session:
         )
     encoder = Encoder(base.tokenizer, config.max_length)
     if config.score_on == "validation":
-        if without := [task.name for task in stream.tasks if not task.validation]:
-            raise UsageError(
-                f"score_on=validation: no validation rows in {', '.join(without)}; cut some from train in a stream "
-                "file (`validation: 10%`), or score on test rows"
-            )
         stream = Stream(stream.name, tuple(replace(task, test=task.validation) for task in stream.tasks))
     stream, notes = fit_rows(stream, encoder, config.on_bad_row)
     if config.gradient_checkpointing:
