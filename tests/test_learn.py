@@ -295,7 +295,7 @@ def test_validation_rows_can_be_scored_instead(tiny, two, tmp_path):
     tasks = tuple(replace(task, validation=task.train[:5]) for task in two.tasks)
     summary = learn(config(tiny, Stream("two", tasks), tmp_path / "run", score_on="validation"))
     assert [task["test"] for task in summary["tasks"]] == [5, 5]
-    with pytest.raises(ForgetlessError, match="no test rows"):
+    with pytest.raises(ForgetlessError, match="no validation rows in colours, sizes"):
         learn(config(tiny, two, tmp_path / "none", score_on="validation"))
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from forgetless.data.readers import read_olora, read_rows
+from forgetless.data.readers import alpaca_prompt, read_olora, read_rows
 from forgetless.data.tasks import Row
 from forgetless.errors import DataError, DownloadError, UsageError
 
@@ -26,6 +26,7 @@ def one(tmp_path, row, **options):
     return read_rows(lines(tmp_path, row), **options).rows[0]
 
 
+SHARED = [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]
 USER, REPLY = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}
 
 
@@ -42,6 +43,10 @@ USER, REPLY = {"role": "user", "content": "2+2?"}, {"role": "assistant", "conten
         ({"text": "Once upon a time"}, "", "Once upon a time", "text"),
         ({"messages": [USER, REPLY]}, "", "4", "chat"),
         ({"prompt": [USER], "completion": [REPLY]}, "", "4", "chat"),
+        ({"conversations": SHARED}, "", "4", "chat"),
+        ({"instruction": "Add.", "input": "2, 2", "output": "4"}, alpaca_prompt("Add.", "2, 2"), "4", "pair"),
+        ({"instruction": "2+2?", "input": "", "output": 4, "text": "all"}, alpaca_prompt("2+2?"), "4", "pair"),
+        ({"instruction": "2+2?", "output": "4", "history": [], "system": ""}, alpaca_prompt("2+2?"), "4", "pair"),
     ],
 )
 def test_shapes(tmp_path, row, prompt, answer, shape):
@@ -85,6 +90,22 @@ def test_named_columns(tmp_path):
         ),
         ({"messages": [USER, {**REPLY, "tool_calls": [1]}]}, "tool_calls"),
         ({"messages": ["hello"]}, "turn 1: expected"),
+        ({"conversations": []}, "conversations must be a list"),
+        ({"conversations": ["hello"]}, r'turn 1: expected \{"from", "value"\}'),
+        ({"conversations": [{"from": "human"}]}, "turn 1: expected"),
+        ({"conversations": [{"from": "humam", "value": "?"}]}, "turn 1: unknown speaker 'humam'; did you mean 'human'"),
+        ({"conversations": [*SHARED, {"from": "function_call", "value": "f()"}]}, "turn 3: unknown speaker"),
+        ({"conversations": [SHARED[0], {"from": "gpt", "value": " "}]}, r"turn 2 \(gpt\): 'value' is empty"),
+        ({"conversations": SHARED[:1]}, "no assistant turn"),
+        ({"conversations": SHARED[1:]}, "the first turn is the assistant's"),
+        ({"conversations": SHARED, "tools": "[]"}, "'tools' cannot be learnt from"),
+        ({"conversations": SHARED, "system": 3}, "'system' must be text"),
+        ({"instruction": "a", "input": 3, "output": "b"}, "'input' must be text, found a number"),
+        ({"instruction": "", "output": "b"}, "'instruction' is empty"),
+        ({"instruction": "a", "output": None}, "'output' must be text, found null"),
+        ({"instruction": "a", "output": "b", "history": [["c", "d"]]}, "'history' has no place in the Alpaca prompt"),
+        ({"instruction": "a", "output": "b", "system": "be brief"}, "'system' has no place"),
+        ({"instruktion": "a", "output": "b"}, "is 'instruktion' meant to be 'instruction'?"),
         ("[" * 100_000, "cannot be read as JSON|broken JSON"),
         ('{"prompt": "a", "answer": ' + "1" * 5000 + "}", "cannot be read as JSON"),
     ],
@@ -97,6 +118,64 @@ def test_bad_rows_are_named_or_dropped(tmp_path, row, said):
     reading = read_rows(path, on_bad_row="skip")
     assert [row.answer for row in reading.rows] == ["good", "good too"]
     assert len(reading.dropped) == 1 and reading.dropped[0].startswith(f"{path}:3: ")
+
+
+def test_the_alpaca_prompt():
+    assert alpaca_prompt("Add.", "2, 2") == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nAdd.\n\n### Input:\n2, 2\n\n### Response:\n"
+    )
+    assert alpaca_prompt("Add.") == (
+        "Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Response:\n"
+    )
+
+
+def test_share_gpt_turns(tmp_path):
+    told = [{"from": "system", "value": "Be brief."}, *SHARED, {"from": "user", "value": "3+3?"}]
+    row = one(tmp_path, {"conversations": [*told, {"from": "assistant", "value": "6"}], "id": "x"})
+    assert [role for role, _ in row.messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert row.answer == "6"
+    row = one(tmp_path, {"conversations": SHARED, "system": "Be brief.", "tools": ""})
+    assert row.messages == (("system", "Be brief."), ("user", "2+2?"), ("assistant", "4"))
+
+
+def parquet(path, rows, features=None):
+    import datasets
+
+    datasets.Dataset.from_list(rows, features=features).to_parquet(path)
+    return path
+
+
+def test_parquet(tmp_path):
+    import datasets
+
+    path = parquet(tmp_path / "rows.parquet", [{"prompt": "a", "answer": "b"}, {"prompt": "c", "answer": None}])
+    with pytest.raises(DataError, match=r"rows\.parquet:1: 'answer' must be text, found null"):
+        read_rows(path)
+    reading = read_rows(path, on_bad_row="skip")
+    assert reading.rows == [Row("a", " b", source=f"{path}:0")] and len(reading.dropped) == 1
+    chat = parquet(tmp_path / "chat.parquet", [{"conversations": SHARED}])
+    assert read_rows(chat).rows[0].messages == (("user", "2+2?"), ("assistant", "4"))
+    names = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
+    labelled = parquet(tmp_path / "labels.parquet", [{"text": "x", "label": 1}], names)
+    assert read_rows(labelled, prompt="text", answer="label").rows[0].label == "good"
+
+
+def test_broken_parquet(tmp_path):
+    whole = parquet(tmp_path / "whole.parquet", [{"text": "a"}] * 50).read_bytes()
+    for content in (b"", b"PAR1", b'{"text": "a"}', whole[:-20]):
+        (tmp_path / "rows.parquet").write_bytes(content)
+        with pytest.raises(DataError, match=r"rows\.parquet: not a Parquet file that can be read"):
+            read_rows(tmp_path / "rows.parquet", on_bad_row="skip")
+    with pytest.raises(DataError, match=r"cannot be read .*; did you mean 'rows\.parquet'"):
+        read_rows(tmp_path / "row.parquet")
+    import datasets
+
+    datasets.Dataset.from_dict({"text": []}).to_parquet(tmp_path / "none.parquet")
+    with pytest.raises(DataError, match="it is empty"):
+        read_rows(tmp_path / "none.parquet")
 
 
 def test_wrong_column_names_the_nearest(tmp_path):

@@ -186,7 +186,9 @@ def test_limits_leave_the_judged_rows_alone(folder):
     assert one.validation == two.validation == whole.validation
     assert one.test == two.test == whole.test
     assert set(one.train) <= set(whole.train)
+    assert whole.notes == () and one.notes == ("learns from 10 of 45 rows",)
     fewer = task(folder, test_limit=5, limit_seed=3)
+    assert fewer.notes == ("is judged by 5 of 20 rows",)
     assert len(fewer.test) == 5 and fewer.test == task(folder, test_limit=5).test
 
 
@@ -208,7 +210,7 @@ def test_samples_are_ordered_nested_subsets(rows, count, seed, name):
 
 def test_names_are_streams(monkeypatch):
     stream = Stream("demo", (Task("a", (), (), ()),))
-    monkeypatch.setitem(NAMED_STREAMS, "demo", lambda: stream)
+    monkeypatch.setitem(NAMED_STREAMS, "demo", lambda on_bad_row: stream)
     assert load_stream("demo") is stream
 
 

@@ -239,6 +239,29 @@ def _methods(arguments: list[str]) -> int:
     return 0
 
 
+def _streams(arguments: list[str]) -> int:
+    import argparse
+    import json
+
+    parser = argparse.ArgumentParser(
+        prog="forgetless streams", description=VERBS["streams"][0], exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("name", nargs="?", help="one stream in full: every task, file and hash; files here are checked")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    told = _parsed(parser, arguments)
+    if told is None:
+        return 0
+    from forgetless.data.listing import as_text, describe_stream, list_as_text, list_streams
+    from forgetless.progress import out
+
+    found = describe_stream(told.name) if told.name else list_streams()
+    if told.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        print((as_text if told.name else list_as_text)(found, min(out.width, 120)))
+    return 0
+
+
 def _demo(arguments: list[str]) -> int:
     import argparse
 
@@ -311,5 +334,6 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "learn": ("learn a stream of tasks, score every task after each", _learn),
     "demo": ("see a model forget, and forget less: two methods on three small tasks", _demo),
     "methods": ("list the methods", _methods),
+    "streams": ("list the streams by name: source, licence, hashes, rows, scorer, and how to get them", _streams),
     "report": ("draw the report of one or several run folders again", _report),
 }

@@ -48,7 +48,7 @@ class LearnConfig(TrainSettings, LoraSettings):
     """Learn a stream of tasks, one after another, and score every task after each."""
 
     stream: Any = ""
-    """a stream: a YAML file, or a named one such as 'demo'"""
+    """a stream: a YAML file, or a name such as 'demo' or 'order-1' (`forgetless streams` lists them)"""
     method: str = "sequential"
     """how to learn: `forgetless methods` lists them; options as --method.NAME VALUE"""
     method_options: dict = field(default_factory=dict)

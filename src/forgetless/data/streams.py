@@ -13,13 +13,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from forgetless.data import packages
-from forgetless.data.readers import Reading, olora_options, read_olora, read_options, read_rows
+from forgetless.data import benchmarks, catalogue, packages
+from forgetless.data.readers import Reading, olora_options, read_options, read_rows
 from forgetless.data.scoring import Scoring, read_scorers
 from forgetless.data.tasks import Row, Stream, Task
 from forgetless.errors import DataError, UsageError, nearest
@@ -36,7 +37,7 @@ class TaskConfig:
 
     # The task's name, also of its folder. With `olora:` the data set's name is the default.
     name: str = ""
-    # Rows to learn from: .jsonl, .json, a folder of datasets' save_to_disk, or hub:NAME.
+    # Rows to learn from: .jsonl, .json, .parquet, a folder of datasets' save_to_disk, or hub:NAME.
     train: str | None = None
     # Rows to judge by, of the same kinds.
     test: str | None = None
@@ -45,6 +46,10 @@ class TaskConfig:
     validation: str | int = "10%"
     # Instead of train and test: a folder of the O-LoRA benchmark, <category>/<data set>.
     olora: str | None = None
+    # The same for a data set's folder of TRACE or of LLMCL (I-LoRA's code): train.json, test.json and, where it is
+    # there and `validation:` is not given, eval.json for validation. Known names bring the benchmark's scorers.
+    trace: str | None = None
+    llmcl: str | None = None
     # Columns that hold the prompt and the answer, where they have other names.
     prompt: str | None = None
     answer: str | None = None
@@ -62,20 +67,26 @@ class TaskConfig:
     # Length of a generated answer; default 32, and 16 where there are options.
     max_new_tokens: int | None = None
 
+    @property
+    def layout(self) -> tuple[str, str] | None:
+        """Whose folder it is, and the folder."""
+        return next(((name, told) for name in benchmarks.LAYOUTS if (told := getattr(self, name))), None)
 
+
+EVAL = "eval"  # `validation:` of a folder that has an eval.json
 FIELDS = tuple(field.name for field in dataclasses.fields(TaskConfig))
 
 
 def load_stream(
     source: str | Path | dict | list, *, on_bad_row: str = "error", base_dir: str | Path | None = None
 ) -> Stream:
-    """The stream of a YAML or JSON file, of a name ("demo"), of a dict with `tasks`, or of a list of tasks.
+    """The stream of a YAML or JSON file, of a name ("demo", "order-1"), of a dict with `tasks`, or of a list of tasks.
 
     >>> load_stream([{"name": "a", "train": "a.jsonl", "test": "a-test.jsonl", "limit": 400}]).tasks[0].name
     'a'
     """
     if isinstance(source, str) and source in NAMED_STREAMS:
-        return NAMED_STREAMS[source]()
+        return NAMED_STREAMS[source](on_bad_row)
     folder = Path(base_dir or ".").expanduser()
     if isinstance(source, str | Path):
         path = Path(source).expanduser()
@@ -88,14 +99,20 @@ def load_stream(
     return Stream(name, tuple(load_task(config, on_bad_row=on_bad_row, base_dir=folder) for config in configs))
 
 
-def load_task(config: TaskConfig, *, on_bad_row: str = "error", base_dir: str | Path = ".") -> Task:
-    """Reads, cuts, samples and checks the rows of one task."""
+def load_task(
+    config: TaskConfig,
+    *,
+    on_bad_row: str = "error",
+    base_dir: str | Path = ".",
+    read: Callable[[str], Reading] | None = None,
+) -> Task:
+    """Reads, cuts, samples and checks the rows of one task; `read` gives those of a split where the config does not."""
     name, folder = config.name, Path(base_dir)
     options = _options(config, folder)
     notes: list[str] = []
 
     def rows(split: str, path: str) -> tuple[Row, ...]:
-        reading = _reading(config, split, path, folder, on_bad_row)
+        reading = read(split) if read else _reading(config, split, path, folder, on_bad_row)
         notes.extend(reading.notes)
         if reading.dropped:
             notes.append(f"{split}: {len(reading.dropped)} bad rows dropped; first: {reading.dropped[0]}")
@@ -108,6 +125,9 @@ def load_task(config: TaskConfig, *, on_bad_row: str = "error", base_dir: str | 
         validation = rows("validation", config.validation)
     else:
         train, validation = cut_validation(train, config.validation, name)
+    for count, there, what in ((config.limit, train, "learns from"), (config.test_limit, test, "is judged by")):
+        if count is not None and count < len(there):
+            notes.append(f"{what} {count:,} of {len(there):,} rows")
     train = sample(train, config.limit, seed=config.limit_seed, name=name, purpose="train")
     test = sample(test, config.test_limit, seed=JUDGED_SEED, name=name, purpose="test")
     notes += _overlaps(train, validation, test)
@@ -155,7 +175,29 @@ def demo(train: int = 150, validation: int = 50, test: int = 100) -> Stream:
     return Stream("demo", tuple(build(train, validation, test) for build in builders))
 
 
-NAMED_STREAMS: dict[str, Callable[[], Stream]] = {"demo": demo}
+def benchmark(name: str, on_bad_row: str = "error") -> Stream:
+    """A catalogued stream out of the user's copy of its files, whole, under the benchmark's own protocol."""
+    named = catalogue.STREAMS[name]
+    tasks = []
+    for number, data in enumerate(named.tasks):
+        said = [named.protocol] * (number == 0) + [benchmarks.check(data), *data.notes]
+        config = TaskConfig(
+            name=data.name,
+            validation=data.validation,
+            options=list(data.options) if data.options else None,
+            scorers=list(data.scorers),
+            max_new_tokens=data.max_new_tokens,
+            olora=str(data.path) if data.layout == "olora" else None,  # its labels.json gives the options
+        )
+        task = load_task(config, on_bad_row=on_bad_row, read=partial(benchmarks.read, data, on_bad_row=on_bad_row))
+        tasks.append(dataclasses.replace(task, notes=(*said, *task.notes)))
+    return Stream(name, tuple(tasks))
+
+
+NAMED_STREAMS: dict[str, Callable[[str], Stream]] = {
+    "demo": lambda on_bad_row: demo(),
+    **{name: partial(benchmark, name) for name in catalogue.STREAMS},
+}
 
 
 # ---------------------------------------------------------------- the description
@@ -165,7 +207,7 @@ def _file(path: Path) -> Any:
     if path.is_dir():
         raise UsageError(
             f"{path}: a folder; a stream is a .yaml file with `tasks:`, each with `train:` and "
-            "`test:`, or `olora:` for a folder of that benchmark"
+            "`test:`, or `olora:`, `trace:` or `llmcl:` for a folder of that benchmark"
         )
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
@@ -200,9 +242,7 @@ def _config(entry: Any, place: str, folder: Path) -> TaskConfig:
     for key in entry:
         if key not in FIELDS:
             raise UsageError(f"{place}: unknown key {key!r}{nearest(str(key), FIELDS)}")
-    if entry.get("olora") and not entry.get("name"):
-        entry = {**entry, "name": _path(folder, str(entry["olora"])).resolve().name}
-    for key in ("name", "train", "test", "olora", "prompt", "answer"):
+    for key in ("name", "train", "test", *benchmarks.LAYOUTS, "prompt", "answer"):
         _require(entry.get(key) is None or isinstance(entry[key], str), place, key, entry, "text")
     for key in ("limit", "test_limit", "max_new_tokens"):
         _require(entry.get(key) is None or _whole(entry[key], least=1), place, key, entry, "a number above 0")
@@ -215,8 +255,24 @@ def _config(entry: Any, place: str, folder: Path) -> TaskConfig:
         'a path, a number of rows or a share such as "10%"',
     )
     config = TaskConfig(**{key: value for key, value in entry.items() if value is not None})
+    if config.layout and not config.name:
+        config = dataclasses.replace(config, name=_path(folder, config.layout[1]).resolve().name)
     _sources(config, place)
-    return _words(config, place, folder)
+    return _as_the_benchmark(_words(config, place, folder), folder, told="validation" in entry)
+
+
+def _as_the_benchmark(config: TaskConfig, folder: Path, *, told: bool) -> TaskConfig:
+    """The config with a benchmark's own validation rows and scorers where the user said nothing else."""
+    if not config.layout or config.olora:
+        return config
+    path = _path(folder, config.layout[1])
+    if not told and (path / benchmarks.SPLIT_FILES["validation"]).exists():
+        config = dataclasses.replace(config, validation=EVAL)
+    known = catalogue.SCORERS.get(path.resolve().name)
+    if known and not config.scorers and not config.options:
+        scorers, options = known
+        config = dataclasses.replace(config, scorers=list(scorers), options=list(options) if options else None)
+    return config
 
 
 def _sources(config: TaskConfig, place: str) -> None:
@@ -225,11 +281,17 @@ def _sources(config: TaskConfig, place: str) -> None:
             f"{place}: the name {config.name!r} cannot name a folder; use letters, digits, '-', '_' and "
             "'.', beginning with a letter or digit, at most 80"
         )
-    if config.olora and (config.train or config.test or config.prompt or config.answer):
-        raise UsageError(f"{place} ({config.name}): `olora:` brings its own train, test and columns; remove the others")
-    if not config.olora and not (config.train and config.test):
+    folders = [key for key in benchmarks.LAYOUTS if getattr(config, key)]
+    if folders and (len(folders) > 1 or config.train or config.test or config.prompt or config.answer):
+        raise UsageError(
+            f"{place} ({config.name}): `{folders[0]}:` brings its own train, test and columns; remove the others"
+        )
+    if not folders and not (config.train and config.test):
         missing = "train" if not config.train else "test"
-        raise UsageError(f"{place} ({config.name}): `{missing}:` is missing; give `train:` and `test:`, or `olora:`")
+        raise UsageError(
+            f"{place} ({config.name}): `{missing}:` is missing; give `train:` and `test:`, or `olora:`, `trace:` or "
+            "`llmcl:`, the folder of a benchmark's data set"
+        )
 
 
 def _words(config: TaskConfig, place: str, folder: Path) -> TaskConfig:
@@ -285,8 +347,9 @@ def _path(folder: Path, told: str) -> Path:
 
 
 def _reading(config: TaskConfig, split: str, path: str, folder: Path, on_bad_row: str) -> Reading:
-    if config.olora and split != "validation":
-        return read_olora(_path(folder, config.olora), split, on_bad_row=on_bad_row)
+    if config.layout and (split != "validation" or config.validation == EVAL):
+        layout, place = config.layout
+        return benchmarks.LAYOUTS[layout](_path(folder, place), split, on_bad_row=on_bad_row)
     source = path if path.startswith("hub:") else _path(folder, path)
     return read_rows(source, prompt=config.prompt, answer=config.answer, split=split, on_bad_row=on_bad_row)
 

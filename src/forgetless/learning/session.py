@@ -51,6 +51,12 @@ def prepare(config: LearnConfig) -> Session:
         stream = load_stream(stream, on_bad_row=config.on_bad_row)
     for task in stream.tasks:
         rules_of(task)  # a wrong pattern or a missing package is said before the model is loaded
+    without = [task.name for task in stream.tasks if not task.validation]
+    if config.score_on == "validation" and without:
+        raise UsageError(
+            f"score_on=validation: no validation rows in {', '.join(without)}; cut some from train in a stream "
+            "file (`validation: 10%`), or score on test rows"
+        )
     folder = Path(config.output_dir or f"runs/{stream.name}-{config.method}-seed{config.seed}")
     engine = Engine(config.device, config.precision, config.report_to, str(folder / "trackers"))
     base = load_base(config.model, engine.dtype, engine.device)

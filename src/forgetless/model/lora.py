@@ -1,7 +1,7 @@
 """A linear layer and its LoRA pairs as one operation: y = x W^T + b + s (x A^T) B^T.
 
-PEFT's own forward makes, for each pair, an fp32 copy of x, a bf16 copy of that, and two tensors as large as y. Here x is
-kept once for the backward pass, shared by all layers that read it, and the update is added into y in place.
+PEFT's own forward makes, for each pair, an fp32 copy of x, a bf16 copy of that, and two tensors as large as y. Here x
+is kept once for the backward pass, shared by all layers that read it, and the update is added into y in place.
 """
 
 from __future__ import annotations
