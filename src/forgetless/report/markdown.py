@@ -124,10 +124,14 @@ def _texts(summary: dict, task: str, side: dict) -> list[str]:
     texts, lines = summary.get("texts", {}).get("rows", {}).get(task, {}), []
     for row in side["rows"][:MOST_ROWS]:
         if told := texts.get(str(row["row"])):
-            answers = ", ".join(f"{key}: {clean(told[key])}" for key in ("gold", "before", "now"))
+            answers = ", ".join(f"{key}: {_answer(told[key])}" for key in ("gold", "before", "now"))
             lines.append(f"  - row {row['row'] + 1}: {_md(clean(told['prompt'] or '(the prompt is not known)'))}")
             lines.append(f"    ({_md(answers)})")
     return lines
+
+
+def _answer(text: str | None) -> str:
+    return "(none)" if text is None else clean(text) or "(empty)"
 
 
 def _method(summary: dict, label: str) -> list[str]:

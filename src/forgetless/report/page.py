@@ -272,7 +272,7 @@ def _text(row: int, told: dict) -> dict:
         "row": row + 1,
         "source": clean(told["source"] or ""),
         "prompt": prompt if len(prompt) <= LONGEST_TEXT else prompt[:LONGEST_TEXT] + " …",
-        **{key: "(no answer)" if told[key] is None else clean(told[key]) for key in ("gold", "before", "now")},
+        **{key: "(none)" if told[key] is None else clean(told[key]) or "(empty)" for key in ("gold", "before", "now")},
     }
 
 
