@@ -47,7 +47,7 @@ def ran(tiny, three, tmp_path_factory):
 def test_the_run_folder_is_complete(ran):
     folder, summary = ran
     assert summary["status"] == "complete" and summary["learned"] == ["colours", "sizes", "sounds"]
-    for name in ("run.json", "matrix.json", "summary.json", "report.html", "report.md"):
+    for name in ("run.json", "matrix.json", "summary.json", "report.html", "report.md", "report.json"):
         assert (folder / name).exists(), name
     task = folder / "tasks" / "02-sizes"
     for name in ("adapter/adapter_model.safetensors", "method.safetensors", "memory/rows.jsonl", "log.jsonl"):

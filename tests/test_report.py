@@ -4,212 +4,41 @@ from __future__ import annotations
 
 import copy
 import io
-import math
+import json
 import re
 import shutil
 import subprocess
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import COLOURS, SIZES
 from rich.console import Console
+from summaries import CASES, HOSTILE, joint, many_tasks, running, summary, two_learners
 
-from forgetless.report import page, words
-from forgetless.report.page import write_report
+from forgetless.cli import main
+from forgetless.config import LearnConfig
+from forgetless.learning.stream import learn
+from forgetless.report import charts, contents, page, words
+from forgetless.report import files as report_files
+from forgetless.report.bounds import BOUNDS, bounds, why_not
+from forgetless.report.files import write_report
+from forgetless.report.glossary import GLOSSARY, OF_FIGURE, OF_MEASURE, OF_METRIC
+from forgetless.report.summary import summarise
 from forgetless.report.terminal import print_matrices
+from forgetless.score.metrics import METRICS
+from forgetless.score.scorers import MEANINGS
 
-SECTIONS = ["plain", "changes", "matrix", "over-time", "losses", "method", "metrics", "measures", "details", "glossary"]
-HOSTILE = "<script>alert(1)</script>"
+SECTIONS = [
+    "plain", "ends", "changes", "matrix", "over-time", "losses", "flips", "method", "metrics", "measures", "details",
+    "glossary",
+]  # fmt: skip
+FILES = ["report.html", "report.json", "report.md"]
+ROOT = Path(__file__).parents[1]
 SECRET = "the film was a triumph of patience over plot"
 VOID = {"meta", "link", "br", "img", "input", "hr"}
-
-
-def task(name: str, options: list[str], majority: float, **more) -> dict:
-    return {"name": name, "train": 150, "validation": 20, "test": 100, "options": options, "headline": "likelihood",
-            "majority": {"label": options[0], "share": majority}, "notes": []} | more  # fmt: skip
-
-
-def between(score: float | None) -> list[float] | None:
-    return None if score is None else [max(0, score - 0.09), min(1, score + 0.07)]
-
-
-def metric(name: str, value, formula: str, divisor: str, why: str | None = None) -> dict:
-    return {"name": name, "value": value, "formula": formula, "divisor": divisor, "why": why}
-
-
-def steps(start: float, penalty: float | None = None) -> list[dict]:
-    found = []
-    for i in range(38):
-        loss = 0.3 + start * math.exp(-i / 9) + 0.08 * math.sin(7 * i)
-        found.append({"step": i + 1, "loss": loss, "learning_rate": 1e-3, "tokens": 900, "gradient_norm": 1.0})
-        if penalty is not None:
-            found[-1] |= {"penalty": penalty * math.exp(-i / 15), "penalty_share": 0.05}
-    return found
-
-
-def summary(method: str = "sequential") -> dict:
-    """A finished run over three tasks; `replay` forgets less."""
-    forgets = method == "sequential"
-    tasks = [
-        task("sst2", ["negative", "positive"], 0.52, notes=["3 rows were cut to 256 tokens"]),
-        task("bbc", ["business", "entertainment", "politics", "sport", "tech"], 0.23),
-        task("mmlu", ["A", "B", "C", "D"], 0.29),
-    ]
-    matrix = [[0.89, 0.31, 0.25], [0.72, 0.93, 0.24], [0.61, 0.4, 0.33]]
-    if not forgets:
-        matrix = [[0.89, 0.31, 0.25], [0.87, 0.92, 0.26], [0.86, 0.9, 0.31]]
-    union = [[score * 0.9 for score in row] for row in matrix]
-    forgotten = [
-        {"task": "sst2", "learned": 0.89, "now": 0.61, "change": -0.28, "low": -0.36, "high": -0.2, "p": 3e-7,
-         "lost": 30, "gained": 2, "n": 100},
-        {"task": "bbc", "learned": 0.93, "now": 0.4, "change": -0.53, "low": -0.62, "high": -0.42, "p": 1e-12,
-         "lost": 54, "gained": 1, "n": 100},
-    ]  # fmt: skip
-    if not forgets:
-        forgotten = [
-            forgotten[0] | {"now": 0.86, "change": -0.03, "low": -0.09, "high": 0.03, "p": 0.51,
-                            "lost": 6, "gained": 3},
-            forgotten[1] | {"learned": 0.92, "now": 0.9, "change": -0.02, "low": -0.07, "high": 0.03, "p": 0.69,
-                            "lost": 4, "gained": 2},
-        ]  # fmt: skip
-    average = sum(matrix[-1]) / 3
-    learning = sum(matrix[i][i] for i in range(3)) / 3
-    backward = sum(matrix[2][j] - matrix[j][j] for j in range(2)) / 2
-    check = {"name": "adapter", "value": 12.345678, "ok": True, "meaning": "norm of B: the adapter changes answers"}
-    return {
-        "format": 1,
-        "status": "complete",
-        "name": f"{method} on demo",
-        "folder": method,
-        "method": {"name": method, "options": {} if forgets else {"memory": "20%"}, "stock_peft": True,
-                   "summary": "one adapter, trained on task after task", "deployed": "the last adapter"},
-        "model": {"name": "SmolLM2-135M", "identity": {"weights": "ab12" * 16}, "parameters": 134515008,
-                  "trainable": 4884480, "precision": "float32"},
-        "tasks": tasks,
-        "learned": ["sst2", "bbc", "mmlu"],
-        "headline": {"matrix": matrix, "base": [0.54, 0.28, 0.26]},
-        "measures": {
-            "likelihood": {"meaning": "the task's own likeliest option is right", "matrix": matrix,
-                           "base": [0.54, 0.28, 0.26]},
-            "likelihood_union": {"meaning": "the same among all options", "matrix": union, "base": [0.2, 0.1, 0.05]},
-            "exact_match": {"meaning": "the greedy answer equals the right one", "base": [None, 0.0, None],
-                            "matrix": [[None, row[1], None] for row in union]},
-        },
-        "intervals": [[between(score) for score in row] for row in matrix],
-        "forgotten": forgotten,
-        "metrics": {
-            "average_accuracy": metric("average accuracy", average, "(1/T) Σ_j R[T,j]", "T (macro over tasks)"),
-            "learning_accuracy": metric("learning accuracy", learning, "(1/T) Σ_j R[j,j]", "T"),
-            "bwt": metric("backward transfer (GEM)", backward, "(1/(T-1)) Σ_{j<T} (R[T,j] - R[j,j])", "T-1"),
-            "fwt": metric("forward transfer (GEM)", None, "(1/(T-1)) Σ_{j>=2} (R[j-1,j] - b_j)", "T-1",
-                          "cannot compute: R[1,2] was not scored"),
-            "running_average": metric("TRACE OP_t", [0.89, 0.825, average], "(1/t) Σ_{j<=t} R[t,j]", "t"),
-        },
-        "views": {},
-        "counts": {"after": [
-            [{"negative": 48, "positive": 52}, None, {"A": 90, "B": 10, "C": 0, "D": 0}],
-            [{"negative": 70, "positive": 30}, dict(zip(tasks[1]["options"], [20] * 5, strict=True)), None],
-            [{"negative": 8, "positive": 92}, dict(zip(tasks[1]["options"], [9, 1, 60, 10, 20], strict=True)),
-             {"A": 30, "B": 20, "C": 25, "D": 25}],
-        ]},
-        "losses": {name: steps(2 - i / 3, None if forgets else 0.4) for i, name in enumerate(("sst2", "bbc", "mmlu"))},
-        "acts": [
-            {"task": name, "checks": [check] if forgets else [
-                check, {"name": "replayed rows", "value": 40 * (i == 2), "ok": i != 1,
-                        "meaning": "old rows learnt again"}]}
-            for i, name in enumerate(("sst2", "bbc", "mmlu"))
-        ],
-        "warnings": [] if forgets else ["replay did not act on bbc: replayed rows = 0 (old rows learnt again)"],
-        "config": {"stream": "demo", "lora": {"r": 8, "targets": ["q_proj", "v_proj"]}, "learning_rate": 1e-3},
-        "versions": {"forgetless": "0.1.0", "torch": "2.9.0"},
-    }  # fmt: skip
-
-
-def joint() -> dict:
-    told = summary()
-    told |= {"name": "joint on demo", "learned": ["joint"], "forgotten": [], "folder": "joint"}
-    told["method"]["name"] = "joint"
-    told["headline"]["matrix"] = told["headline"]["matrix"][-1:]
-    told["intervals"], told["losses"] = told["intervals"][-1:], {"joint": steps(2)}
-    told["acts"], told["counts"] = [told["acts"][0] | {"task": "joint"}], {"after": told["counts"]["after"][-1:]}
-    for measure in told["measures"].values():
-        measure["matrix"] = measure["matrix"][-1:]
-    return told
-
-
-def running() -> dict:
-    """Stopped after two of three tasks; only the cells of learnt tasks were scored, and no base."""
-    told = summary()
-    told |= {"status": "running", "learned": ["sst2", "bbc"], "forgotten": told["forgotten"][:1]}
-    told["headline"] = {"matrix": [[0.89, None, None], [0.72, 0.93, None]], "base": [None] * 3}
-    told["intervals"] = [[between(score) for score in row] for row in told["headline"]["matrix"]]
-    told["measures"] = {"likelihood": told["headline"] | {"meaning": "own option"}}
-    told["losses"].pop("mmlu")
-    told["acts"].pop()
-    told["counts"]["after"].pop()
-    told["metrics"]["bwt"] |= {"value": None, "why": "the matrix has 2 of 3 rows"}
-    return told
-
-
-def hostile() -> dict:
-    """Every text that a user can choose is a script."""
-    told = summary("replay")
-    old = [t["name"] for t in told["tasks"]]
-    new = {name: f"{HOSTILE}|`{name}` @all \x1b[31m" for name in old}
-    for one in told["tasks"]:
-        one |= {"name": new[one["name"]], "options": [HOSTILE, "b"], "majority": {"label": HOSTILE, "share": 0.9}}
-        one["notes"] = [f"note {HOSTILE}"]
-    told["learned"] = [new[name] for name in told["learned"]]
-    told["forgotten"] = [entry | {"task": new[entry["task"]]} for entry in told["forgotten"]]
-    told["forgotten"][0] |= {"change": -0.3, "low": -0.4, "high": -0.2}
-    told["losses"] = {new[name]: records for name, records in told["losses"].items()}
-    told["acts"] = [one | {"task": new[one["task"]]} for one in told["acts"]]
-    told["counts"] = {"after": [[{HOSTILE: 99, "b": 1}] * 3] * 3}
-    told["name"] = told["method"]["name"] = told["model"]["name"] = told["method"]["summary"] = HOSTILE
-    told["method"]["options"] = {HOSTILE: HOSTILE}
-    told["warnings"], told["config"] = [f"warned {HOSTILE}"], {HOSTILE: HOSTILE, "url": "https://example.com/x"}
-    return told
-
-
-def many_tasks(tasks: int = 15, labels: int = 14) -> dict:
-    told = summary()
-    names = [f"benchmark_{j + 1:02}" for j in range(tasks)]
-    options = [f"label number {k}" for k in range(labels)]
-    told["tasks"] = [task(name, options, 0.2) for name in names]
-    told["learned"] = names
-    matrix = [[0.9 - 0.04 * (i - j) if j <= i else 0.1 + 0.01 * j for j in range(tasks)] for i in range(tasks)]
-    told["headline"] = {"matrix": matrix, "base": [0.1] * tasks}
-    told["intervals"] = [[between(score) for score in row] for row in matrix]
-    told["measures"] = {"likelihood": told["headline"] | {"meaning": "own"}}
-    entry = told["forgotten"][0]
-    told["forgotten"] = [
-        entry | {"task": name, "learned": 0.9, "now": 0.9 - 0.04 * (tasks - 1 - j), "change": -0.04 * (tasks - 1 - j),
-                 "low": -0.04 * (tasks - 1 - j) - 0.08, "high": -0.04 * (tasks - 1 - j) + 0.08}
-        for j, name in enumerate(names[:-1])
-    ]  # fmt: skip
-    told["counts"] = {"after": [[dict.fromkeys(options, 7) for _ in names] for _ in names]}
-    told["losses"] = {name: steps(2) * 10 for name in names}
-    told["acts"] = [{"task": name, "checks": told["acts"][0]["checks"]} for name in names]
-    return told
-
-
-def two_learners() -> dict:
-    told = summary("ilora")
-    told["views"] = {"fast": {"headline": told["headline"], "forgotten": summary()["forgotten"]}}
-    return told
-
-
-CASES = {
-    "one run": lambda: [summary()],
-    "two runs": lambda: [summary(), summary("replay")],
-    "joint": lambda: [joint()],
-    "running": lambda: [running()],
-    "hostile": lambda: [hostile()],
-    "two hostile": lambda: [hostile(), hostile()],
-    "many tasks": lambda: [many_tasks()],
-    "many tasks, two runs": lambda: [many_tasks(), many_tasks()],
-    "two learners": lambda: [two_learners()],
-}
 
 
 class Page(HTMLParser):
@@ -243,6 +72,11 @@ class Page(HTMLParser):
         return {attributes["id"] for _, attributes in self.tags if "id" in attributes}
 
 
+@cache
+def drawn(name: str) -> str:
+    return page.render_html(CASES[name]())
+
+
 def printed(summaries: list[dict], width: int = 160) -> str:
     out = io.StringIO()
     print_matrices(summaries, Console(file=out, width=width))
@@ -254,7 +88,7 @@ def test_every_kind_of_run_gives_a_well_formed_page_without_outside_resources(na
     files = write_report(CASES[name](), tmp_path)
     text = files["html"].read_text()
     told = Page(text)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
     assert not [tag for tag, _ in told.tags if tag in ("script", "img", "iframe", "object", "embed", "base")]
     for tag, attributes in told.tags:
         assert "src" not in attributes
@@ -276,7 +110,7 @@ def test_every_section_is_there_in_order(tmp_path):
     assert "(1/(T-1)) Σ_{j<T} (R[T,j] - R[j,j])" in told.text
     assert "82.5 %" in told.text  # a list: TRACE's OP_t
     assert text.count('class="cell diagonal') >= 6
-    assert told.text.count("training step") == 3  # two losses and one penalty
+    assert told.text.count("training step") == 4  # two losses, one penalty and its share
     assert "sst2, step 1: loss" in told.text and "95 % interval 80 to 96" in text
     assert "lora.targets" in told.text and "q_proj, v_proj" in told.text and "2.9.0" in told.text
 
@@ -298,16 +132,17 @@ def test_no_text_of_a_row_reaches_the_report(tmp_path):
 
 
 def test_hostile_names_are_text(tmp_path):
-    files = write_report([hostile(), hostile()], tmp_path)
+    files = write_report(CASES["two hostile"](), tmp_path)
     for path in files.values():
         assert "<script" not in path.read_text()
         assert "\x1b" not in path.read_text()
     assert Page(files["html"].read_text()).text.count(HOSTILE) > 10
     markdown = files["markdown"].read_text()
     assert "&lt;script&gt;" in markdown and "@all" not in markdown
-    tables = [line for line in markdown.splitlines() if line.startswith("| after")]
+    scores = markdown[: markdown.index("## Details")]
+    tables = [line for line in scores.splitlines() if line.startswith(("| after", "| majority"))]
     assert tables and all(len(re.findall(r"(?<!\\)\|", line)) == 5 for line in tables)
-    assert "\x1b" not in printed([hostile()])
+    assert "\x1b" not in printed(CASES["hostile"]())
 
 
 def test_markup_in_names_does_not_steer_the_terminal():
@@ -335,7 +170,8 @@ def test_a_running_run_says_what_is_missing(tmp_path):
 
 def test_before_the_first_task_is_learnt_there_is_a_report_too(tmp_path):
     told = running() | {"learned": [], "forgotten": [], "intervals": [], "losses": {}, "acts": []}
-    told["headline"]["matrix"], told["counts"] = [], {"after": []}
+    told["headline"]["matrix"], told["counts"] = [], {"gold": [None] * 3, "after": []}
+    told["flips"] = []
     told["measures"] = {}
     assert "Nothing is learnt yet" in write_report([told], tmp_path)["html"].read_text()
     assert "Nothing is learnt yet" in printed([told])
@@ -419,8 +255,8 @@ def test_terminal_cuts_a_wide_matrix_into_tables():
 
 def test_long_loss_curves_are_averaged_and_say_so():
     records = [{"step": i + 1, "loss": float(i)} for i in range(1000)]
-    points = page._thinned(records, "loss")
-    assert len(points) <= page.POINTS_PER_LINE
+    points = charts._thinned(records, "loss")
+    assert len(points) <= charts.POINTS_PER_LINE
     assert sum(value for _, value in points) / len(points) == pytest.approx(499.5, abs=4)
     assert "mean of up to 9 steps" in page.render_html([summary() | {"losses": {"sst2": records}}])
 
@@ -432,11 +268,11 @@ def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(page.os, "replace", fail)
+    monkeypatch.setattr(report_files.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_report([joint()], tmp_path)
     assert (tmp_path / "report.html").read_text() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
 
 
 def test_summaries_are_not_changed(tmp_path):
@@ -447,23 +283,241 @@ def test_summaries_are_not_changed(tmp_path):
     assert told == kept
 
 
-@pytest.mark.parametrize("name", ["two runs", "many tasks", "hostile"])
+# ---- bounds --------------------------------------------------------------------------------------------
+
+
+def test_other_runs_ends_are_bounds_in_the_table(tmp_path):
+    files = write_report(CASES["four runs"](), tmp_path)
+    told = json.loads(files["json"].read_text())
+    below, beside = ["majority answer", "untouched base"], ["naive sequence", "one adapter per task", "joint training"]
+    for run in told["runs"]:
+        own = {"sequential": beside[0], "per_task": beside[1], "joint": beside[2]}.get(run["method"]["name"])
+        assert [one["name"] for one in run["bounds"]] == below + [name for name in beside if name != own]
+    assert told["runs"][1]["bounds"][3]["scores"] == [0.89, 0.95, 0.36]  # the last row of per_task
+    assert not told["compare_with_care"]
+    text = files["html"].read_text()
+    assert text.count('href="#g-per-task">one adapter per task</a>') == 3
+    markdown = files["markdown"].read_text()
+    assert markdown.count("| one adapter per task | 89 % | 95 % | 36 % |") == 3
+    assert "| per\\_task | 89 % | 95 % | 36 % | 73.3 % |" in markdown
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"status": "running"}, "not finished"),
+        (
+            {"test_rows": {"sst2": "aa11", "bbc": "other", "mmlu": "cc33"}},
+            "by another measure: bbc",
+        ),
+        ({"model": joint()["model"] | {"identity": {"weights": "another"}}}, "another base"),
+        ({"tasks": [joint()["tasks"][0] | {"name": "qqp"}, *joint()["tasks"][1:]]}, "other tasks"),
+    ],
+)
+def test_a_run_that_cannot_be_compared_is_no_bound_and_says_why(change, why, tmp_path):
+    files = write_report([summary("replay"), joint() | change], tmp_path)
+    for text in (Page(files["html"].read_text()).text, files["markdown"].read_text()):
+        assert "joint is not shown as a bound (joint training) in the table of replay" in text and why in text
+    assert "| joint training |" not in files["markdown"].read_text()
+
+
+def test_only_the_sequence_depends_on_the_order_of_tasks():
+    turned = summary("replay")
+    turned["tasks"] = turned["tasks"][::-1]
+    assert "another order" in why_not(turned, summary("sequential"))
+    found = bounds([turned, joint()], 0)
+    assert why_not(turned, joint()) is None and found[0]["scores"] == joint()["headline"]["matrix"][-1][::-1]
+
+
+# ---- rows that turned ----------------------------------------------------------------------------------
+
+
+def test_rows_that_turned_are_counted_with_their_answers(tmp_path):
+    files = write_report([summary()], tmp_path)
+    told = " ".join(Page(files["html"].read_text()).text.split())
+    assert "54 of 100 rows right when just learnt, wrong now" in told
+    assert re.search("24 ?sport ?→ politics", told) and re.search("12 ?tech ?→ no label of the task", told)
+    assert "30 of 100 rows right when just learnt, wrong now. Numbers: 1, 4, 7," in files["markdown"].read_text()
+    assert "  - 24 rows: sport → politics" in files["markdown"].read_text()
+    lost = json.loads(files["json"].read_text())["runs"][0]["flips"][1]["lost"]
+    assert lost["turns"][0] == {"before": "sport", "now": "politics", "rows": 24}
+    assert lost["rows"][1] == {"row": 3, "key": f"{1:016x}", "before": "sport", "now": "politics"}
+
+
+def test_shares_of_tokens_turn_no_row_right_or_wrong(tmp_path):
+    told = summary()
+    told["flips"][0] |= {"whole": False, "lost": [{"row": 0, "key": "k", "before": None, "now": None}]}
+    assert "1 of 100 rows score lower now" in write_report([told], tmp_path)["markdown"].read_text()
+
+
+@pytest.fixture(scope="module")
+def ran(tiny, tmp_path_factory) -> Path:
+    """A run over a task with free answers and one with labels, out of files."""
+    root = tmp_path_factory.mktemp("texts")
+    for name, table in (("colours", COLOURS), ("sizes", SIZES)):
+        for split in ("", "-test"):
+            rows = [{"prompt": f"What {name} has the {key}? Answer:", "completion": f" {value}"}
+                    for key, value in table.items()]  # fmt: skip
+            (root / f"{name}{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 2))
+    tasks = [{"name": name, "train": f"{name}.jsonl", "test": f"{name}-test.jsonl", "validation": 0}
+             for name in ("colours", "sizes")]  # fmt: skip
+    tasks[1]["options"] = ["small", "large"]
+    (root / "stream.yaml").write_text(json.dumps({"name": "words", "tasks": tasks}))
+    learn(LearnConfig(
+        model=tiny, stream=str(root / "stream.yaml"), method="ilora", output_dir=str(root / "run"), r=4, batch_size=4,
+        learning_rate=2e-2, num_train_epochs=4.0, max_length=64, device="cpu", precision="fp32",
+    ))  # fmt: skip
+    return root / "run"
+
+
+def test_a_real_run_tells_which_rows_turned_and_shows_no_text(ran):
+    told = summarise(ran)
+    [turned], [change] = told["flips"], told["forgotten"]
+    assert turned["whole"] and [len(turned["lost"]), len(turned["gained"])] == [change["lost"], change["gained"]]
+    assert change["lost"], "the tiny model forgets its first task"
+    assert {row["before"] for row in turned["lost"]} == {None}, "free answers are texts"
+    assert told["counts"]["gold"] == [None, {"small": 6, "large": 6}]
+    for kind in FILES:
+        text = (ran / kind).read_text()
+        assert "has the sky" not in text and "blue" not in text and "small" in text
+    known = {check["name"] for one in told["acts"] for check in one["checks"]} | set(contents.log_keys(told))
+    assert known <= OF_FIGURE.keys()
+
+
+def test_texts_are_shown_only_where_asked_for(ran, tmp_path, capsys):
+    assert main(["report", str(ran), "--show-text", "--output_dir", str(tmp_path)]) == 0
+    told = summarise(ran)
+    for kind in FILES:
+        text = (tmp_path / kind).read_text()
+        assert "What colours has the" in text
+    assert "This page holds texts of test rows" in (tmp_path / "report.html").read_text()
+    texts = json.loads((tmp_path / "report.json").read_text())["runs"][0]["texts"]
+    assert len(texts["rows"]["colours"]) == sum(len(told["flips"][0][side]) for side in ("lost", "gained"))
+    assert all(one["source"].startswith(str(ran.parent)) for one in texts["rows"]["colours"].values())
+    assert not texts["notes"]
+
+
+def test_a_stream_that_is_gone_is_a_note(ran, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(ran, moved)
+    config = json.loads((moved / "run.json").read_text())
+    config["config"]["stream"] = "gone.yaml"
+    (moved / "run.json").write_text(json.dumps(config))
+    assert main(["report", str(moved), "--show_text"]) == 0
+    text = Page((moved / "report.html").read_text()).text
+    assert "could not be read (no stream 'gone.yaml'" in text and "(the prompt is not known)" in text
+
+
+def test_json_on_standard_output_writes_nothing(ran, capsys):
+    before = (ran / "report.json").stat().st_mtime_ns
+    assert main(["report", str(ran), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][0]["learned"] == ["colours", "sizes"]
+    assert (ran / "report.json").stat().st_mtime_ns == before
+
+
+def test_notes_on_the_data_do_not_quote_rows(tmp_path):
+    told = summary()
+    told["tasks"][0]["notes"] = [f"sst2: train: 2 bad rows dropped; first: x.jsonl:3: {SECRET!r}"]
+    for file in write_report([told], tmp_path).values():
+        assert "2 bad rows dropped" in file.read_text() and SECRET not in file.read_text()
+
+
+# ---- JSON, words, drawing ------------------------------------------------------------------------------
+
+
+def test_every_key_of_the_json_is_documented(ran):
+    told = json.loads((ran / "report.json").read_text())
+    listed = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "report.md").read_text()))
+    assert told.keys() | told["runs"][0].keys() <= listed
+    assert told["runs"][0]["matrix"] == summarise(ran)["headline"]["matrix"]
+
+
+def test_every_word_is_in_the_glossary():
+    anchors = {*OF_FIGURE.values(), *OF_METRIC.values(), *OF_MEASURE.values()}
+    anchors |= {anchor for _, anchor in BOUNDS.values()}
+    assert anchors <= GLOSSARY.keys() and METRICS.keys() == OF_METRIC.keys() and MEANINGS.keys() == OF_MEASURE.keys()
+    lines = (ROOT / "docs" / "glossary.md").read_text().splitlines()
+    rows = [line.split("|")[1].lower() for line in lines if line.startswith("| ")]
+    terms = {re.sub(r"[*`]", "", term).strip() for row in rows for term in [row, *row.split(",")]}
+    missing = [term for term, _ in GLOSSARY.values() if term.lower() not in terms]
+    assert not missing, f"docs/glossary.md has no {missing}"
+
+
+def test_every_word_of_the_glossary_is_linked_from_some_page():
+    pages = "".join(map(drawn, CASES))
+    never = {anchor for anchor in GLOSSARY if f'href="#g-{anchor}"' not in pages}
+    # the made-up runs do not have every metric, figure and measure
+    assert never <= {*OF_METRIC.values(), *OF_FIGURE.values(), *OF_MEASURE.values()}
+
+
+def test_drawings_and_tables_are_described():
+    for name in CASES:
+        told = Page(drawn(name))
+        tags = [tag for tag, _ in told.tags]
+        assert tags.count("desc") == tags.count("svg")
+        assert all("scope" in attributes for tag, attributes in told.tags if tag == "th")
+
+
+def test_a_long_stream_has_a_small_chart_per_task():
+    for name in ("many tasks", "many tasks, two runs"):
+        found = Page(drawn(name))
+        assert len([1 for tag, attributes in found.tags if attributes.get("class") == "mini"]) == 15
+    told = charts.task_charts([("sequential", 0, many_tasks()), ("joint", 1, joint())])
+    assert [len(one["lines"]) for one in told] == [1] * 15, "a run without the task has no line"
+
+
+def test_text_on_every_colour_of_the_heat_map_can_be_read():
+    """4.5 to 1, WCAG AA, on the colour that the browser mixes in oklab."""
+    css = (ROOT / "src" / "forgetless" / "report" / "page.css").read_text()
+    for mode, switch in ((css.split("@media")[0], 73), (css.split("@media")[1], 50)):
+        cold, heat, light = (re.search(rf"--{name}:(#\w+)", mode)[1] for name in ("cold", "heat", "on-cold"))
+        dark = "#fff" if light == "#000" else "#000"
+        for share in range(101):
+            assert contrast(mixed(cold, heat, share / 100), dark if share >= switch else light) >= 4.5, share
+
+
+def linear(colour: str) -> list[float]:
+    digits = colour[1:] if len(colour) == 7 else "".join(c * 2 for c in colour[1:])
+    values = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    return [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in values]
+
+
+def mixed(a: str, b: str, share: float) -> list[float]:
+    """Linear RGB of a mix in oklab (Ottosson 2020)."""
+    to_lms = np.array([[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
+                       [0.0883024619, 0.2817188376, 0.6299787005]])  # fmt: skip
+    # oklab is linear in the cube roots, so mixing those is mixing in oklab
+    roots = [np.cbrt(to_lms @ linear(colour)) for colour in (a, b)]
+    return list(np.linalg.solve(to_lms, (roots[0] + share * (roots[1] - roots[0])) ** 3))
+
+
+def contrast(colour: list[float], text: str) -> float:
+    light = sorted(float(np.dot([0.2126, 0.7152, 0.0722], one)) + 0.05 for one in (colour, linear(text)))
+    return light[1] / light[0]
+
+
+@pytest.mark.parametrize("name", ["two runs", "four runs", "many tasks", "hostile"])
 def test_the_page_opens_in_a_browser(name, tmp_path):
     browser = shutil.which("chromium")
     if not browser:
         pytest.skip("chromium is not on PATH: the page was parsed but not opened in a browser")
     file: Path = write_report(CASES[name](), tmp_path / "report")["html"]
+    picture = tmp_path / "page.png"
     found = subprocess.run(
         [
             browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            "--enable-logging=stderr", "--v=0", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", file.as_uri(),
+            "--enable-logging=stderr", "--v=0", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
+            "--hide-scrollbars", "--window-size=1280,5000", f"--screenshot={picture}", file.as_uri(),
         ],
         capture_output=True, text=True, timeout=90,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr[-2000:]
     assert "CONSOLE" not in found.stderr and "Uncaught" not in found.stderr, found.stderr[-2000:]
     told = Page(found.stdout)
-    assert {attributes["id"] for tag, attributes in told.tags if tag == "section"} >= set(SECTIONS)
+    wanted = set(SECTIONS) - ({"ends"} if len(CASES[name]()) == 1 else set())
+    assert {attributes["id"] for tag, attributes in told.tags if tag == "section"} >= wanted
     assert [tag for tag, _ in told.tags].count("svg") >= 2
+    assert len([1 for tag, attributes in told.tags if tag == "path" and attributes.get("class") == "line"]) >= 6
+    assert picture.stat().st_size > 50_000, "a page in one colour is smaller"
     assert not [tag for tag, _ in told.tags if tag == "script"]

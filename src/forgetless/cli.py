@@ -288,8 +288,10 @@ def _report(arguments: list[str]) -> int:
 
     from forgetless.errors import UsageError
     from forgetless.progress import out
-    from forgetless.report.page import write_report
+    from forgetless.report.files import write_report
+    from forgetless.report.record import render_json
     from forgetless.report.summary import summarise
+    from forgetless.report.texts import with_texts
 
     parser = argparse.ArgumentParser(
         prog="forgetless report", description=VERBS["report"][0], exit_on_error=False, allow_abbrev=False
@@ -298,13 +300,23 @@ def _report(arguments: list[str]) -> int:
     parser.add_argument(
         "--output_dir", "--output-dir", type=Path, help="where to write; default: the first run's folder"
     )
+    parser.add_argument(
+        "--show_text", "--show-text", action="store_true", help="show prompts and answers of the rows that turned"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON and write no file")
     told = _parsed(parser, arguments)
     if told is None:
         return 0
     for folder in told.runs:
         if not (folder / "run.json").exists():
             raise UsageError(f"{folder}: no run.json; give a run folder that `forgetless learn` wrote")
-    for file in write_report([summarise(folder) for folder in told.runs], told.output_dir or told.runs[0]).values():
+    summaries = [summarise(folder) for folder in told.runs]
+    if told.show_text:
+        summaries = [with_texts(one, folder) for one, folder in zip(summaries, told.runs, strict=True)]
+    if told.json:
+        print(render_json(summaries), end="")
+        return 0
+    for file in write_report(summaries, told.output_dir or told.runs[0]).values():
         out.print(str(file), soft_wrap=True, highlight=False)
     return 0
 

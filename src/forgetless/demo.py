@@ -8,7 +8,7 @@ from forgetless.config import LearnConfig
 from forgetless.data.streams import demo as demo_stream
 from forgetless.learning.stream import learn
 from forgetless.progress import console, out
-from forgetless.report.page import write_report
+from forgetless.report.files import write_report
 from forgetless.report.terminal import print_matrices
 
 # Chosen on the validation rows of the demo stream: docs/log.md has the runs.

@@ -19,7 +19,7 @@ from forgetless.learning.step import TrainSettings, count_steps, learn_task
 from forgetless.methods import Check, Lesson
 from forgetless.model.identity import check_same
 from forgetless.progress import steps
-from forgetless.report.page import write_report
+from forgetless.report.files import write_report
 from forgetless.report.summary import summarise
 from forgetless.runs.folder import FORMAT, TIMES, complete, read_json, write_json, write_lines
 from forgetless.score.scorers import Scorer, headline
@@ -67,8 +67,8 @@ def _learn(session: Session, base_scores: Path | None) -> dict:
         _finish(session, "running")
     if config.report_to:
         session.engine.accelerator.end_training()
-    _finish(session, "complete")
-    return summarise(run.root) | {"path": str(run.root)}
+    summary = _finish(session, "complete")
+    return (summary or summarise(run.root)) | {"path": str(run.root)}
 
 
 # ---------------------------------------------------------------------------------------- learning
@@ -175,6 +175,7 @@ def _describe(session: Session, status: str) -> dict:
     """run.json: all that the numbers depend on."""
     config = session.config.plain()
     parameters = session.adapters.parameters()
+    frozen = [tensor for pair in session.adapters.past().values() for tensor in (pair.A, pair.B)]
     return {
         "format": FORMAT,
         "status": status,
@@ -191,7 +192,7 @@ def _describe(session: Session, status: str) -> dict:
         "base": session.base.identity.as_json(),
         "model": {
             "name": session.base.name,
-            "parameters": session.base.model.num_parameters() - sum(p.numel() for p in parameters),
+            "parameters": session.base.model.num_parameters() - sum(p.numel() for p in [*parameters, *frozen]),
             "trainable": sum(p.numel() for p in parameters),
         },
         "precision": _precision(session),
@@ -220,9 +221,9 @@ def _precision(session: Session) -> str:
     return str(session.engine.dtype).removeprefix("torch.")
 
 
-def _finish(session: Session, status: str) -> None:
-    """Writes what is known so far: matrix, summary, report and the adapter to deploy."""
-    run = session.run
+def _finish(session: Session, status: str) -> dict | None:
+    """Writes what is known so far: matrix, summary, report and the adapter to deploy. The main process has a result."""
+    run, summary = session.run, None
     if session.engine.is_main:
         run.write(run.config, _describe(session, status))
         folders = [run.task(i + 1, lesson.name) for i, lesson in enumerate(session.lessons)]
@@ -239,6 +240,7 @@ def _finish(session: Session, status: str) -> None:
         )
         write_report([summary], run.root)
     session.engine.wait()
+    return summary
 
 
 def _card(session: Session, number: int) -> str:

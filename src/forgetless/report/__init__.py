@@ -1,1 +1,1 @@
-"""What a run showed: one self-contained HTML page, Markdown, and tables in the terminal."""
+"""What a run showed: one self-contained HTML page, the same as Markdown and JSON, and tables in the terminal."""

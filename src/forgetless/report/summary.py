@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
+from forgetless.report.words import NO_OPTION
 from forgetless.runs.folder import RunFolder, complete, read_json, read_lines
 from forgetless.score.intervals import paired_change, wilson
 from forgetless.score.metrics import metrics
 from forgetless.score.scorers import MEANINGS, OWN_MEANING, RIGHT_OR_WRONG
+from forgetless.score.texts import normalise
 
 
 def summarise(root: Path) -> dict:
@@ -15,8 +18,7 @@ def summarise(root: Path) -> dict:
     run = RunFolder(root)
     told = read_json(run.config)
     tasks, lessons = told["tasks"], told["lessons"]
-    folders = [run.task(i + 1, lesson["name"]) for i, lesson in enumerate(lessons)]
-    learned = [i for i, folder in enumerate(folders) if complete(folder)]
+    folders, learned = finished(run, lessons)
     union = list(dict.fromkeys(option for task in tasks for option in task["options"]))
     cells = [_scores(folders[i], union) for i in learned]
     base = _scores(run.task(0, "base"), union)
@@ -26,6 +28,8 @@ def summarise(root: Path) -> dict:
     placed = _placed(matrix, [lessons[i]["last_task"] for i in learned], len(tasks))
     views = {view: [row.get(view, {}) for row in cells] for view in _other_views(cells)}
     checks = [read_json(folders[i] / "learned.json")["checks"] for i in learned]
+    pairs = paired_rows(tasks, lessons, folders, learned, "deployed")
+    judged = _judged(run, folders, learned)
     method = told["method"]["name"]
     return {
         "format": told["format"],
@@ -39,17 +43,21 @@ def summarise(root: Path) -> dict:
         "headline": {"matrix": matrix, "base": base_row},
         "measures": _measures(tasks, cells, base),
         "intervals": [[_interval(value, task) for value, task in zip(row, tasks, strict=True)] for row in matrix],
-        "forgotten": _forgotten(tasks, lessons, folders, learned, "deployed"),
+        "forgotten": [_forgotten(*pair) for pair in pairs],
+        "flips": [_flips(*pair) for pair in pairs],
         "metrics": {name: metric.as_json() for name, metric in metrics(placed, base_row, sizes).items()},
         "views": {
             view: {
                 "headline": {"matrix": [_row(tasks, row) for row in rows], "base": base_row},
-                "forgotten": _forgotten(tasks, lessons, folders, learned, view),
+                "forgotten": [_forgotten(*pair) for pair in paired_rows(tasks, lessons, folders, learned, view)],
             }
             for view, rows in views.items()
         },
-        "counts": {"after": [[row.get("deployed", {}).get(task["name"], {}).get("counts") for task in tasks]
-                             for row in cells]},
+        "counts": {
+            "gold": [_gold(task, judged.get(task["name"], [])) for task in tasks],
+            "after": [[row.get("deployed", {}).get(task["name"], {}).get("counts") for task in tasks] for row in cells],
+        },
+        "test_rows": {name: _digest(rows) for name, rows in judged.items()},
         "losses": {lessons[i]["name"]: read_lines(folders[i] / "log.jsonl") for i in learned},
         "acts": [{"task": lessons[i]["name"], "checks": found} for i, found in zip(learned, checks, strict=True)],
         "warnings": [
@@ -59,6 +67,12 @@ def summarise(root: Path) -> dict:
         "config": told["config"],
         "versions": told["versions"],
     }  # fmt: skip
+
+
+def finished(run: RunFolder, lessons: list[dict]) -> tuple[list[Path], list[int]]:
+    """Each lesson's folder, and the numbers of those that are finished."""
+    folders = [run.task(i + 1, lesson["name"]) for i, lesson in enumerate(lessons)]
+    return folders, [i for i, folder in enumerate(folders) if complete(folder)]
 
 
 def _scores(folder: Path, union: list[str]) -> dict:
@@ -116,8 +130,10 @@ def _measures(tasks: list[dict], cells: list[dict], base: dict) -> dict:
     }
 
 
-def _forgotten(tasks, lessons, folders, learned: list[int], view: str) -> list[dict]:
-    """For each task learnt before the last lesson: the same test rows just after it was learnt and now."""
+def paired_rows(
+    tasks: list[dict], lessons: list[dict], folders: list[Path], learned: list[int], view: str
+) -> list[tuple[dict, list[dict], list[dict]]]:
+    """For each task learnt before the last lesson: its test rows just after it was learnt, and the same rows now."""
     if len(learned) < 2:
         return []
     now = _rows(folders[learned[-1]], view)
@@ -125,26 +141,73 @@ def _forgotten(tasks, lessons, folders, learned: list[int], view: str) -> list[d
     for i in learned[:-1]:
         task = tasks[lessons[i]["last_task"]]
         before = _rows(folders[i], view)
-        if task["name"] not in before or task["name"] not in now:
-            continue
-        then_scores, now_scores = (
-            [float(record[task["headline"]]["score"]) for record in rows[task["name"]]] for rows in (before, now)
-        )
-        change = paired_change(then_scores, now_scores)
-        n = len(then_scores)
-        found.append(
-            {
-                "task": task["name"],
-                "learned": sum(then_scores) / n,
-                "now": sum(now_scores) / n,
-                **{name: getattr(change, name) for name in ("change", "low", "high", "p", "lost", "gained", "n")},
-            }
-        )
+        if task["name"] in before and task["name"] in now:
+            found.append((task, before[task["name"]], now[task["name"]]))
     return found
 
 
+def _forgotten(task: dict, before: list[dict], now: list[dict]) -> dict:
+    """What became of a task's score, tested on the same rows."""
+    then_scores, now_scores = _scores_of(task, before), _scores_of(task, now)
+    change = paired_change(then_scores, now_scores)
+    n = len(then_scores)
+    return {
+        "task": task["name"],
+        "learned": sum(then_scores) / n,
+        "now": sum(now_scores) / n,
+        **{name: getattr(change, name) for name in ("change", "low", "high", "p", "lost", "gained", "n")},
+    }
+
+
+def _flips(task: dict, before: list[dict], now: list[dict]) -> dict:
+    """The rows behind the change. Answers are named only where they are labels: a free answer is a row's text."""
+    flips: dict = {"task": task["name"], "n": len(now), "lost": [], "gained": []}
+    then_scores, now_scores = _scores_of(task, before), _scores_of(task, now)
+    for old, new, was, now_is in zip(before, now, then_scores, now_scores, strict=True):
+        if was == now_is:
+            continue
+        row = {"row": new["row"], "key": new["key"], "before": _label(task, old), "now": _label(task, new)}
+        flips["lost" if now_is < was else "gained"].append(row)
+    # a share of a row's tokens goes up and down; only whole answers are right or wrong
+    return flips | {"whole": all(score in (0, 1) for score in then_scores + now_scores)}
+
+
+def _scores_of(task: dict, rows: list[dict]) -> list[float]:
+    return [float(row[task["headline"]]["score"]) for row in rows]
+
+
+def _label(task: dict, row: dict) -> str | None:
+    """The answer as one of the task's labels; None for free answers and measures without an answer."""
+    answer = row[task["headline"]].get("answer")
+    if answer is None or not task["options"]:
+        return None
+    return {normalise(option): option for option in task["options"]}.get(normalise(answer), NO_OPTION)
+
+
+def _judged(run: RunFolder, folders: list[Path], learned: list[int]) -> dict[str, list[dict]]:
+    """Any record of each test row: the last lesson's, or the base's before there is one."""
+    return {
+        name: rows
+        for folder in [run.task(0, "base"), *(folders[i] for i in learned[-1:])]
+        for name, rows in _rows(folder, "deployed").items()
+    }
+
+
+def _gold(task: dict, rows: list[dict]) -> dict[str, int] | None:
+    """How often each label is the right answer."""
+    if not rows or not task["options"]:
+        return None
+    golds = [row["gold"] for row in rows]
+    return {option: golds.count(option) for option in task["options"]}
+
+
+def _digest(rows: list[dict]) -> str:
+    """Names a set of test rows: two runs with the same digest were judged on the same rows."""
+    return hashlib.sha256(" ".join(sorted(row["key"] for row in rows)).encode()).hexdigest()[:16]
+
+
 def _rows(folder: Path, view: str) -> dict[str, list[dict]]:
-    """Prediction records by task."""
+    """Prediction records by task, in the order of the rows."""
     file = folder / "scores" / "predictions.jsonl"
     by_task: dict[str, list[dict]] = {}
     for record in read_lines(file) if file.exists() else []:

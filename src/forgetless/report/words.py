@@ -5,67 +5,15 @@ from __future__ import annotations
 import math
 
 NOT_SCORED = "not scored"
-
-GLOSSARY = {
-    "matrix": (
-        "R, the score matrix",
-        "One row for each moment of the stream, one column for each task: R[i, j] is the score on task j's test rows "
-        "after learning task i.",
-    ),
-    "score": ("score", "The share of a task's test rows that the model answers rightly, by the task's own measure."),
-    "just-learnt": (
-        "just learnt",
-        "The cell of a task in the row of its own training, R[j, j]: what the model could do before it learnt on.",
-    ),
-    "base": ("untouched base", "The model as it was before any of this training."),
-    "majority": (
-        "majority answer",
-        "What a model scores that always gives the commonest answer of the test rows. A score near it shows no skill.",
-    ),
-    "change": (
-        "lost, gained",
-        "The score now minus the score when just learnt, on the same test rows, in points of 100. Lost rows were right "
-        "and are now wrong; gained rows were wrong and are now right.",
-    ),
-    "interval": (
-        "95 % interval",
-        "The values that the test rows leave plausible. When the interval of a change covers 0, these rows cannot tell "
-        "a loss from chance.",
-    ),
-    "p": (
-        "p",
-        "The exact McNemar test: how likely so uneven a split of lost and gained rows would be if both were equally "
-        "likely. Not corrected for looking at several tasks.",
-    ),
-    "backward": (
-        "backward transfer",
-        "The mean change of the earlier tasks from just learnt to now; below 0 means forgetting. Papers divide by "
-        "different numbers, so the divisor is named.",
-    ),
-    "forgetting": (
-        "forgetting",
-        "As backward transfer with the sign turned, but counted from the best score that a task ever had.",
-    ),
-    "own": ("own labels", "The likeliest of the task's own answers is taken as the model's answer."),
-    "union": (
-        "union of labels",
-        "The likeliest answer among the labels of all tasks of the stream: the model is not told which task it is in.",
-    ),
-    "exact": ("exact match", "The answer that the model writes, compared word for word after normalisation."),
-    "penalty": (
-        "penalty",
-        "What the method adds to the loss to protect earlier tasks. It is drawn on its own scale.",
-    ),
-}
-"""Anchor -> term, explanation."""
+NO_OPTION = "(no option)"  # an answer that is none of the labels, as in the counts
 
 MEASURES = {
-    "likelihood": ("Own labels", "own"),
-    "likelihood_union": ("Union of all tasks' labels", "union"),
-    "exact_match": ("Exact match", "exact"),
-    "next_token": ("Next token", "score"),
+    "likelihood": "Own labels",
+    "likelihood_union": "Union of all tasks' labels",
+    "exact_match": "Exact match",
+    "next_token": "Next token",
 }
-"""Measure -> heading, glossary anchor."""
+"""Measure -> heading."""
 
 IN_POINTS = ("bwt", "bwt_over_all", "fwt", "forgetting")
 """Metrics that are differences of scores."""
@@ -104,6 +52,15 @@ def points(share: float) -> str:
     """
     size = number(abs(100 * share))
     return f"{size} point" if size == "1" else f"{size} points"
+
+
+def p_value(p: float | None) -> str:
+    """A probability as it is shown; shares of tokens have none.
+
+    >>> p_value(0.0004), p_value(0.51)
+    ('< 0.001', '0.510')
+    """
+    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def metric_value(key: str, value: float | list[float] | None) -> str | None:
@@ -272,7 +229,7 @@ def _one_answer(summary: dict, entry: dict) -> str:
     label, many = max(counts.items(), key=lambda item: item[1])
     if many < 0.9 * total:
         return ""
-    what = "none of the task's labels" if label == "(no option)" else f'"{clean(label)}"'
+    what = "none of the task's labels" if label == NO_OPTION else f'"{clean(label)}"'
     return f" {many} of its {total} answers are now {what}."
 
 

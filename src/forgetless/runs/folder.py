@@ -8,7 +8,7 @@
     tasks/01-bbc/log.jsonl         a record a step
     tasks/01-bbc/scores/           predictions.jsonl (per row), scores.json
     adapter/                       the last task's adapter
-    matrix.json summary.json report.html report.md
+    matrix.json summary.json report.html report.md report.json
 
 A folder is filled under a temporary name, flushed to disk, hashed into its manifest.json and renamed; a
 folder without a manifest that verifies is not used. Times lie in files named `times*`, which hashes and

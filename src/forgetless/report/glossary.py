@@ -1,0 +1,188 @@
+"""Every word of the reports in plain language, and which word stands behind which name. docs/glossary.md says more."""
+
+GLOSSARY = {
+    # ---- what is learnt
+    "task": (
+        "task",
+        "Rows to learn from (training), to choose by (validation) and to judge by (test), and how answers are scored.",
+    ),
+    "row": ("row", "One example: a prompt and its answer, a chat, or a plain text."),
+    "lesson": ("lesson", "What is trained in one go: a task, or for joint training all of them."),
+    "step": ("step", "One move of the optimizer, on one batch of rows."),
+    "adapter": (
+        "adapter",
+        "The two small matrices A and B that LoRA adds to a layer and that are trained instead of it: ΔW = s B A.",
+    ),
+    "deployed": (
+        "deployed",
+        "The adapter to use after a task. Where a method has two learners, the one that heads the table.",
+    ),
+    "stock-peft": ("stock PEFT", "The adapter loads with PeftModel.from_pretrained, without this library."),
+    # ---- one number for a cell
+    "score": (
+        "score",
+        "The share of a task's test rows that the model answers rightly, by the task's own headline measure.",
+    ),
+    "headline": ("headline score", "The first measure of a task; the one in the matrix."),
+    "own": ("own labels", "The likeliest of the task's own answers is taken as the model's answer."),
+    "union": (
+        "union of labels",
+        "The likeliest answer among the labels of all tasks of the stream: the model is not told which task it is in.",
+    ),
+    "exact": ("exact match", "The answer that the model writes, compared word for word after normalisation."),
+    "next-token": ("next token", "The share of a row's answer tokens that the model ranks first; for free text."),
+    "labels": (
+        "predicted-label counts",
+        "How often each label was the answer. One label for nearly every row means collapse: the labels interfere, "
+        "which need not be lost knowledge.",
+    ),
+    # ---- the matrix
+    "matrix": (
+        "R, the score matrix",
+        "One row for each moment of the stream, one column for each task: R[i, j] is the score on task j's test rows "
+        "after learning task i.",
+    ),
+    "just-learnt": (
+        "just learnt",
+        "The cell of a task in the row of its own training, R[j, j]: what the model could do before it learnt on.",
+    ),
+    "not-scored": ("not scored", "No number was measured; it is never taken as 0, and what needs it says so."),
+    "bounds": (
+        "bounds",
+        "Rows that a method is read against: below, the untouched base and the majority answer; above, joint training "
+        "and one adapter per task; beside it, the naive sequence. They are what was reached, not theorems.",
+    ),
+    "base": ("untouched base", "The model as it was before any of this training."),
+    "majority": (
+        "majority answer",
+        "What a model scores that always gives the commonest answer of the test rows. A score near it shows no skill.",
+    ),
+    "sequence": ("naive sequence", "One adapter trained on, task after task: what happens if nothing is done."),
+    "per-task": (
+        "one adapter per task",
+        "Each task has its own adapter, chosen by the task's name at test: nothing can be forgotten.",
+    ),
+    "joint": ("joint training", "All tasks' rows shuffled together, as if they had never come one after another."),
+    # ---- how sure
+    "points": ("point", "One percentage point: from 80 % to 75 % is 5 points lost."),
+    "change": (
+        "lost, gained",
+        "The score now minus the score when just learnt, on the same test rows, in points of 100. Lost rows were right "
+        "and are now wrong; gained rows were wrong and are now right.",
+    ),
+    "flips": (
+        "flip",
+        "A test row that turned from right to wrong, or from wrong to right, since its task was just learnt.",
+    ),
+    "interval": (
+        "95 % interval",
+        "The values that the test rows leave plausible. When the interval of a change covers 0, these rows cannot tell "
+        "a loss from chance.",
+    ),
+    "p": (
+        "p",
+        "The exact McNemar test: how likely so uneven a split of lost and gained rows would be if both were equally "
+        "likely. Not corrected for looking at several tasks.",
+    ),
+    "seed": (
+        "seed",
+        "Fixes initial weights, order of rows and draws. One seed says nothing about the spread over seeds.",
+    ),
+    # ---- summaries of the matrix
+    "average": ("average accuracy", "The mean score over tasks at the end; each task counts the same."),
+    "weighted": ("sample-weighted accuracy", "The same where each test row counts the same."),
+    "incremental": (
+        "average incremental accuracy",
+        "The mean of what was known after each task, over the tasks seen so far.",
+    ),
+    "learning": ("learning accuracy", "The mean of the just-learnt scores: how well each task was learnt in its turn."),
+    "backward": (
+        "backward transfer",
+        "The mean change of the earlier tasks from just learnt to now; below 0 means forgetting. Papers divide by "
+        "different numbers, so the divisor is named.",
+    ),
+    "forward": ("forward transfer", "What a task gained over the untouched base before its own turn."),
+    "forgetting": (
+        "forgetting",
+        "As backward transfer with the sign turned, but counted from the best score that a task ever had.",
+    ),
+    "op": ("OP_t", "Average accuracy after each task over the tasks seen so far, as TRACE reports it."),
+    "retention": ("retention", "What share of a task's just-learnt score is left, averaged over earlier tasks."),
+    # ---- what a method does
+    "loss": (
+        "loss",
+        "What training makes small: the mean of -log p(right token) over answer tokens, and what the method adds.",
+    ),
+    "check": (
+        "check",
+        "Evidence that the method did on a task what it is for. A method that does nothing is the commonest fault of "
+        "published code, so a failing check is a warning.",
+    ),
+    "penalty": (
+        "penalty",
+        "What the method adds to the loss to protect earlier tasks. It is drawn on its own scale.",
+    ),
+    "penalty-share": (
+        "penalty share",
+        "Size of the penalty's gradient over size of the loss's gradient. Below 0.001 the penalty does nothing.",
+    ),
+    "gradient-norm": ("gradient norm", "Size of the whole gradient of a step, before it is clipped."),
+    "memory": ("memory", "Rows of earlier tasks that are kept and learnt again (replayed)."),
+    "overlap": (
+        "overlap",
+        "O-LoRA: how much the new adapter reads its inputs in directions that earlier adapters read; 0 is none.",
+    ),
+    "density": (
+        "density",
+        "The share of the entries of an update that are not 0: exactly, above 1e-6, or above 1e-3 of the layer's "
+        "largest. Sparse updates of two tasks rarely change the same weight.",
+    ),
+    "learners": (
+        "fast learner, slow learner",
+        "I-LoRA: the adapter that is trained, and the one that follows it as a moving average. Their distance is the "
+        "size of the difference of their weights.",
+    ),
+    "consistency": ("consistency", "I-LoRA: how far apart the two learners' answers to replayed rows are."),
+}
+"""Anchor -> term, explanation."""
+
+OF_METRIC = {
+    "average_accuracy": "average",
+    "weighted_accuracy": "weighted",
+    "average_incremental": "incremental",
+    "learning_accuracy": "learning",
+    "bwt": "backward",
+    "bwt_over_all": "backward",
+    "fwt": "forward",
+    "forgetting": "forgetting",
+    "retention": "retention",
+    "running_average": "op",
+}
+
+OF_FIGURE = {
+    "adapter": "adapter",
+    "loss": "loss",
+    "gradient_norm": "gradient-norm",
+    "penalty": "penalty",
+    "penalty share": "penalty-share",
+    "penalty_share": "penalty-share",
+    "||BA||_1": "penalty",
+    "replayed rows": "memory",
+    "kept rows": "memory",
+    "overlap": "overlap",
+    "density exact": "density",
+    "density absolute": "density",
+    "density relative": "density",
+    "slow learner moved": "learners",
+    "slow-fast distance": "learners",
+    "slow_fast_distance": "learners",
+    "consistency": "consistency",
+}
+"""A check's or a logged figure's name -> anchor; a method's new figure has none until it is added here."""
+
+OF_MEASURE = {
+    "likelihood": "own",
+    "likelihood_union": "union",
+    "exact_match": "exact",
+    "next_token": "next-token",
+}
