@@ -262,10 +262,10 @@ def _forward(layer: Linear, x: Tensor, *args, **kwargs) -> Tensor:
     if not plain:
         return type(layer).forward(layer, x, *args, **kwargs)
     linear = layer.get_base_layer()
-    W, b = linear.get_parameter("weight"), linear.bias
-    past = tuple(_pair(layer, PAST)[:2]) if PAST in active else ()
+    assert isinstance(linear, nn.Linear)
     current = _pair(layer, CURRENT)
-    return lora_linear(x, W, b, current.A, current.B, current.scale, past)
+    past = _pair(layer, PAST)[:2] if PAST in active else ()
+    return lora_linear(x, linear.weight, linear.bias, current.A, current.B, current.scale, past)
 
 
 def _wrap(base: PreTrainedModel, settings: LoraSettings) -> PeftModel:

@@ -104,8 +104,9 @@ def _attend(
         and query.dtype == key.dtype == value.dtype
     )
     if not plain:
-        given = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **given, **more)
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **more
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = BlockedAttention.apply(query, key, value, attention_mask, scale)
     return out.transpose(1, 2).contiguous(), None

@@ -31,6 +31,11 @@ GLOSSARY = {
     ),
     "exact": ("exact match", "The answer that the model writes, compared word for word after normalisation."),
     "next-token": ("next token", "The share of a row's answer tokens that the model ranks first; for free text."),
+    "answers": (
+        "scorers of answers",
+        "Rules that judge the answer that the model writes: its last number, its chosen letter, ROUGE-L, SARI, code "
+        "similarity, a regular expression, JSON fields, or a function of the user's own.",
+    ),
     "labels": (
         "predicted-label counts",
         "How often each label was the answer. One label for nearly every row means collapse: the labels interfere, "
@@ -185,4 +190,7 @@ OF_MEASURE = {
     "likelihood_union": "union",
     "exact_match": "exact",
     "next_token": "next-token",
+    **dict.fromkeys(
+        ("number", "choice", "rouge_l", "sari", "code_similarity", "regex", "json_fields", "json_valid"), "answers"
+    ),
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from forgetless.score.scorers import RIGHT_OR_WRONG
+
 NOT_SCORED = "not scored"
 NO_OPTION = "(no option)"  # an answer that is none of the labels, as in the counts
 
@@ -12,6 +14,14 @@ MEASURES = {
     "likelihood_union": "Union of all tasks' labels",
     "exact_match": "Exact match",
     "next_token": "Next token",
+    "number": "Number",
+    "choice": "Choice letter",
+    "rouge_l": "ROUGE-L",
+    "sari": "SARI",
+    "code_similarity": "Code similarity",
+    "regex": "Regular expression",
+    "json_fields": "JSON fields",
+    "json_valid": "Valid JSON",
 }
 """Measure -> heading."""
 
@@ -202,8 +212,8 @@ def _range(entry: dict) -> str:
 
 
 def _rows(summary: dict, entry: dict) -> str:
-    """What happened to single rows; shares of tokens can only be higher or lower."""
-    if _by_name(summary, entry["task"]).get("headline") == "next_token":
+    """What happened to single rows; a share, as of tokens, can only be higher or lower."""
+    if _by_name(summary, entry["task"]).get("headline") not in RIGHT_OR_WRONG:
         return f"{entry['lost']} of {entry['n']} rows score lower and {entry['gained']} higher"
     lost, gained = entry["lost"], entry["gained"]
     return (
