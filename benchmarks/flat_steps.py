@@ -1,10 +1,11 @@
 """The cost of a step at task 2 and at task 15, for every method that keeps old tasks.
 
-    python benchmarks/flat_steps.py [--target_modules q_proj v_proj] [--rounds 6]
+    python benchmarks/flat_steps.py [--target_modules q_proj v_proj] [--rounds 6] [--memory]
 
 The states (task 1, 2, 15) take turns in one process on the same rows; the figure is the ratio of the medians of
 their step times. The earlier tasks' pairs are kept joined by rank, so the work grows only by that rank: the share of a
-step's operations that the joined rank accounts for is printed beside the ratio over task 1.
+step's operations that the joined rank accounts for is printed beside the ratio over task 1. `--memory` compares the
+peak memory of whole processes instead, each of which knows one state only (Linux).
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -78,45 +82,82 @@ def joined_share(method, rank: int, task: int) -> float:
     return 2 * joined / (2 * frozen + 3 * own + 2 * joined)
 
 
+def started(told, engine, name: str):
+    base = load_base(told.model, engine.dtype, engine.device)
+    targets = told.target_modules[0] if len(told.target_modules) == 1 else told.target_modules
+    method = METHODS[name]()
+    adapters = Adapters(base.model, LoraSettings(r=told.rank, target_modules=targets), told.model, 0)
+    method.start(adapters, Encoder(base.tokenizer, 256), 0)
+    method.begin_task(0)
+    return method
+
+
+def steps(method, engine, task: int, rank: int) -> list[float]:
+    """Seconds of three steps; one more before them warms up."""
+    prepare(method, task, rank)
+    method.adapters.model.train()
+    optimizer = torch.optim.AdamW(method.adapters.parameters(), lr=1e-5)
+    vocabulary = method.adapters.model.config.vocab_size
+    return [one_step(method, engine, optimizer, method.batch(rows(vocabulary, i), i)) for i in range(4)][1:]
+
+
+def times(told, name: str) -> dict:
+    engine = Engine()
+    method = started(told, engine, name)
+    seconds: dict[int, list[float]] = {task: [] for task in STATES}
+    for round_ in range(told.rounds):
+        for task in STATES if round_ % 2 == 0 else STATES[::-1]:
+            seconds[task] += steps(method, engine, task, told.rank)
+    median = {task: statistics.median(values) for task, values in seconds.items()}
+    return {
+        "task_15_over_task_2": round(median[15] / median[2], 3),
+        "task_15_over_task_1": round(median[15] / median[1], 3),
+        "joined_share_of_operations_at_15": round(joined_share(method, told.rank, 15), 3)
+        if isinstance(method, Incremental)
+        else 0.0,
+        "steps_timed": len(seconds[15]),
+    }
+
+
+def memory(told, name: str) -> dict:
+    """Peak resident memory of the whole process, model and all, in MiB."""
+    peaks = {}
+    for task in (2, 15):
+        asked = [sys.executable, __file__, "--model", told.model, "--rank", str(told.rank), "--methods", name]
+        asked += ["--peak_of", str(task), "--target_modules", *told.target_modules]
+        peaks[task] = int(subprocess.run(asked, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return {"task_15_over_task_2": round(peaks[15] / peaks[2], 3), "MiB_at_task_2": peaks[2], "MiB_at_15": peaks[15]}
+
+
+def peak_of(told) -> int:
+    engine = Engine()
+    method = started(told, engine, told.methods[0])
+    prepare(method, told.peak_of, told.rank)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak from here on: loading the model is not a step
+    steps(method, engine, told.peak_of, told.rank)
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) // 1024
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--target_modules", nargs="+", default=["q_proj", "v_proj"], help="O-LoRA's own by default")
+    parser.add_argument("--target_modules", nargs="+", default=["all-linear"], help="all-linear; O-LoRA: q_proj v_proj")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--methods", nargs="+", default=["incremental", "olora", "nlora", "replay", "ilora"])
+    parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
+    parser.add_argument("--peak_of", type=int, help=argparse.SUPPRESS)
     told = parser.parse_args()
-    engine = Engine()
-    targets = told.target_modules[0] if len(told.target_modules) == 1 else told.target_modules
+    if told.peak_of:
+        print(peak_of(told))
+        return
     results = {}
     for name in told.methods:
-        base = load_base(told.model, engine.dtype, engine.device)
-        method = METHODS[name]()
-        method.start(Adapters(base.model, LoraSettings(r=told.rank, target_modules=targets), told.model, 0),
-                     Encoder(base.tokenizer, 256), 0)  # fmt: skip
-        method.begin_task(0)
-        seconds: dict[int, list[float]] = {task: [] for task in STATES}
-        for round_ in range(told.rounds):
-            for task in STATES if round_ % 2 == 0 else STATES[::-1]:
-                prepare(method, task, told.rank)
-                method.adapters.model.train()
-                optimizer = torch.optim.AdamW(method.adapters.parameters(), lr=1e-5)
-                for step in range(4):
-                    batch = method.batch(rows(base.model.config.vocab_size, step), step)
-                    taken = one_step(method, engine, optimizer, batch)
-                    if step > 0:  # the first after a change warms up
-                        seconds[task].append(taken)
-        median = {task: statistics.median(values) for task, values in seconds.items()}
-        results[name] = {
-            "task_15_over_task_2": round(median[15] / median[2], 3),
-            "task_15_over_task_1": round(median[15] / median[1], 3),
-            "joined_share_of_operations_at_15": round(joined_share(method, told.rank, 15), 3)
-            if isinstance(method, Incremental) else 0.0,
-            "steps_timed": len(seconds[15]),
-        }  # fmt: skip
+        results[name] = memory(told, name) if told.memory else times(told, name)
         print(name, json.dumps(results[name]), flush=True)
-    print(json.dumps({"device": engine.told, "torch": torch.__version__, "model": told.model, "rank": told.rank,
-                      "target_modules": targets, "results": results}, indent=1))  # fmt: skip
+    print(json.dumps({"device": Engine().told, "torch": torch.__version__, "model": told.model, "rank": told.rank,
+                      "target_modules": told.target_modules, "results": results}, indent=1))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -28,21 +28,34 @@ A1 = tensor([1, 0, 0], [0, 1, 0])
     [([[0, 0, 1], [0, 0, -2]], 0, 0), ([[1, 1, 0], [0, 0, 1]], 2, 2), ([[2, 0, 0], [0, -3, 1]], 13, 5)],
 )
 def test_olora_overlap(other, squared, absolute):
-    assert overlap(A1, tensor(*other)) == squared
-    assert overlap(A1, tensor(*other), absolute=True) == absolute
+    assert overlap([A1], [tensor(*other)]) == squared
+    assert overlap([A1], [tensor(*other)], absolute=True) == absolute
 
 
 def test_olora_joined_past_gives_the_sum_over_tasks():
     torch.manual_seed(0)
     old, new = [torch.randn(2, 5) for _ in range(3)], torch.randn(2, 5)
-    assert torch.allclose(overlap(torch.cat(old), new), sum(overlap(A, new) for A in old))
+    assert torch.allclose(overlap([torch.cat(old)], [new]), sum(overlap([A], [new]) for A in old))
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_olora_gradient_is_that_of_the_obvious_form(absolute):
+    draw = torch.Generator().manual_seed(1)
+    new = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.float64)  # noqa: E731
+    olds, news = [new(6, 5), new(4, 3)], [new(2, 5).requires_grad_(), new(2, 3).requires_grad_()]
+    products = [old @ n.T for old, n in zip(olds, news, strict=True)]
+    obvious = sum(p.abs().sum() if absolute else (p**2).sum() for p in products)
+    assert torch.isclose(overlap(olds, news, absolute), obvious)
+    for one, other in zip(torch.autograd.grad(3 * overlap(olds, news, absolute), news),
+                          torch.autograd.grad(3 * obvious, news), strict=True):  # fmt: skip
+        torch.testing.assert_close(one, other)
 
 
 def test_zero_overlap_leaves_the_left_products_free():
-    """A_i A_tᵀ = 0 gives ΔW_i ΔW_tᵀ = 0, and ΔW_iᵀ ΔW_t may be anything (methods.md 0.3)."""
+    """A_i A_tᵀ = 0 gives ΔW_i ΔW_tᵀ = 0, and ΔW_iᵀ ΔW_t may be anything."""
     old, new = Pair(tensor([1, 0]), tensor([1], [0]), 1.0), Pair(tensor([0, 1]), tensor([1], [0]), 1.0)
     before, now = old.B @ old.A, new.B @ new.A
-    assert overlap(old.A, new.A) == 0
+    assert overlap([old.A], [new.A]) == 0
     assert (before @ now.T).abs().sum() == 0
     assert (before.T @ now).abs().sum() > 0
 

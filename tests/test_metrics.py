@@ -40,7 +40,7 @@ def test_worked_example():
     assert found.keys() == METRICS.keys()
 
 
-# average, sample-weighted, BWT, forgetting, learning, incremental (methods.md C.5 and G; the weighted column of C.5)
+# average, sample-weighted, BWT, forgetting, learning, incremental (and G; the weighted column of C.5)
 REAL = {
     "order1_olora": (78.37, 78.37, -1.18, 1.18, 79.25, None),
     "order1_icrlora": (68.62, 68.62, -14.55, None, None, None),

@@ -4,8 +4,8 @@
     θ_l^k  = λ θ_l^{k-1} + (1 - λ) θ_w^k                   Ren et al. 2024, arXiv 2402.18865
 
 θ_w fast, θ_l slow, x_m replayed rows, no gradient on θ_l. The equations are known from notes on the paper, not
-from its text (methods.md A.1 [SEC]); the paper's λ, γ and f are not known to us. The released code never moves the
-slow learner (methods.md A.3); `as_released` gives what it computes.
+from its text (docs/methods/ilora.md); the paper's λ, γ and f are not known to us. The released code never moves the
+slow learner; `as_released` gives what it computes.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     W_t = W_0 + s Σ_{j<=t} B_j A_j,   only j = t is trained,   L_t = CE(task t)
 
-methods.md F.2; "IncLoRA" in Wang et al. 2023 (arXiv 2310.14152).
+"IncLoRA" in Wang et al. 2023 (arXiv 2310.14152).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Joint training: all tasks' rows shuffled together, as if they had never come one after another.
 
-    L = CE(task 1 ∪ ... ∪ task T)          methods.md F.4
+    L = CE(task 1 ∪ ... ∪ task T)
 
 The same number of visits to each row as the sequence. The bound for learning without forgetting.
 """

@@ -2,7 +2,7 @@
 
     L = L_t + λ1 Σ_layers Σ_{i<t} ||A_i A_tᵀ||_F² + λ2 Σ ||θ_t||₂          Wang et al. 2023, arXiv 2310.14152
 
-with PEFT's letters, where A is the input-side factor (the paper's are the other way round, methods.md 0.3).
+with PEFT's letters, where A is the input-side factor (the paper's are the other way round).
 The earlier pairs are kept joined, A_past = [A_1; ...; A_{t-1}], so that one product a layer gives all terms:
 Σ_i ||A_i A_tᵀ||_F² = ||A_past A_tᵀ||_F². The released code sums absolute values instead of
 squares, and has the λ2 term (0 in its main runs), which is not known from the paper.
@@ -38,19 +38,23 @@ class OLoRA(Incremental):
         self.overlap_before = self.overlap()
 
     def penalty(self) -> Tensor | None:
-        current, past = self.adapters.pairs(), self.adapters.past()
-        terms = []
-        if self.lam:
-            terms = [self.lam * overlap(old.A, new.A, self.as_released) for new, old in each_layer(current, past)]
+        terms, (olds, news) = [], self.inputs()
+        if self.lam and olds:
+            terms = [self.lam * overlap(olds, news, self.as_released)]
         if self.lam_norm:
-            terms += [self.lam_norm * tensor.norm() for pair in current.values() for tensor in (pair.A, pair.B)]
+            terms += [self.lam_norm * tensor.norm() for tensor in self.adapters.parameters()]
         return torch.stack(terms).sum() if terms else None
+
+    def inputs(self) -> tuple[list[Tensor], list[Tensor]]:
+        """A of the earlier tasks and A of this one, for each layer that has both."""
+        layers = list(each_layer(self.adapters.pairs(), self.adapters.past()))
+        return [old.A for _, old in layers], [new.A for new, _ in layers]
 
     def overlap(self) -> float:
         """Σ_layers ||A_past A_tᵀ||_F² now."""
+        olds, news = self.inputs()
         with torch.no_grad():
-            layers = each_layer(self.adapters.pairs(), self.adapters.past())
-            return float(sum(overlap(old.A, new.A) for new, old in layers))
+            return float(overlap(olds, news)) if olds else 0.0
 
     def checks(self) -> list[Check]:
         now = self.overlap()
@@ -59,7 +63,24 @@ class OLoRA(Incremental):
         return [*super().checks(), Check("overlap", now, falls or self.lam == 0, meaning)]
 
 
-def overlap(old: Tensor, new: Tensor, absolute: bool = False) -> Tensor:
-    """||A_old A_newᵀ||_F², or Σ|A_old A_newᵀ|:  (r_old, in), (r, in) -> scalar."""
-    product = old @ new.T
-    return product.abs().sum() if absolute else product.square().sum()
+class Overlap(torch.autograd.Function):
+    """Σ_layers ||A_old A_newᵀ||_F², or Σ|A_old A_newᵀ|:  [(r_old, in), ...], (r, in), ... -> scalar.
+
+    The gradient is written out, 2 (A_old A_newᵀ)ᵀ A_old or sign(·)ᵀ A_old: two products a layer are all the work.
+    """
+
+    @staticmethod
+    def forward(ctx, absolute: bool, olds: list[Tensor], *news: Tensor) -> Tensor:
+        products = [new @ old.T for old, new in zip(olds, news, strict=True)]
+        ctx.absolute, ctx.olds, ctx.products = absolute, olds, products
+        return torch.stack([p.abs().sum() if absolute else p.square().sum() for p in products]).sum()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        slopes = (p.sign() if ctx.absolute else 2 * p for p in ctx.products)
+        return None, None, *(grad * (slope @ old) for slope, old in zip(slopes, ctx.olds, strict=True))
+
+
+def overlap(olds: list[Tensor], news: list[Tensor], absolute: bool = False) -> Tensor:
+    """`Overlap` of the layers of two lists."""
+    return Overlap.apply(absolute, olds, *news)

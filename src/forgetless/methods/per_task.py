@@ -1,6 +1,6 @@
 """One adapter per task, chosen by the task's name at test: nothing can be forgotten, nothing is shared.
 
-    W_t = W_0 + s B_t A_t,   L_t = CE(task t)          methods.md F.3
+    W_t = W_0 + s B_t A_t,   L_t = CE(task t)
 
 The bound for methods that are not told the task, and often the right product: "do you need one adapter?"
 """

@@ -1,6 +1,6 @@
 """Experience replay: each step also learns rows kept from earlier tasks.
 
-    L = 1/2 (CE(current rows) + CE(replayed rows))          methods.md F.5
+    L = 1/2 (CE(current rows) + CE(replayed rows))
 
 Each term is a mean over its own answer tokens of the whole step. In the first task there is nothing to
 replay and L = CE(current rows).

@@ -1,6 +1,6 @@
 """Sequential fine-tuning: one adapter, trained on task after task. The naive sequence; it forgets.
 
-L_t = CE(task t)          methods.md F.1; "SeqLoRA" in Wang et al. 2023 (arXiv 2310.14152)
+L_t = CE(task t)   "SeqLoRA" in Wang et al. 2023 (arXiv 2310.14152)
 """
 
 from forgetless.methods.base import Method
