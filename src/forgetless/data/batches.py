@@ -42,14 +42,13 @@ class Part:
     targets: Tensor  # (answers,)
     weights: Tensor  # (answers,)
     memory: Tensor  # (rows,) True for replayed rows
-    tokens: int
 
     def only(self, rows: Tensor) -> Part:
         """The part without the rows where `rows` is False."""
         inside = rows.unsqueeze(1).expand_as(self.keep)[self.keep]
         return Part(
             self.ids[rows], self.mask[rows], self.keep[rows], self.targets[inside], self.weights[inside],
-            self.memory[rows], int(self.mask[rows].sum()),
+            self.memory[rows],
         )  # fmt: skip
 
 
@@ -224,5 +223,5 @@ def collate(examples: list[Example], pad: int, device: torch.device | str = "cpu
     memory = torch.tensor([example.memory for example in examples])
     return Part(
         ids.to(device), mask.to(device), keep.to(device), ids[answer].to(device), weights[answer].to(device),
-        memory.to(device), int(mask.sum()),
+        memory.to(device),
     )  # fmt: skip
