@@ -1,11 +1,11 @@
 """The cost of a step at task 2 and at task 15, for every method that keeps old tasks.
 
-    python benchmarks/flat_steps.py [--target_modules q_proj v_proj] [--rounds 6] [--memory]
+    python benchmarks/flat_steps.py [--target_modules q_proj v_proj] [--steps 20] [--memory]
 
-The states (task 1, 2, 15) take turns in one process on the same rows; the figure is the ratio of the medians of
-their step times. The earlier tasks' pairs are kept joined by rank, so the work grows only by that rank: the share of a
-step's operations that the joined rank accounts for is printed beside the ratio over task 1. `--memory` compares the
-peak memory of whole processes instead, each of which knows one state only (Linux).
+Three models, at task 1, 2 and 15, take turns step by step in one process on the same rows; the figure is the median
+of the ratios of the step times of one turn. The earlier tasks' pairs are kept joined by rank, so the work grows only by
+that rank: the share of a step's operations that the joined rank accounts for is printed beside the ratio over task 1.
+`--memory` compares the peak memory of whole processes instead, each of which knows one state only (Linux).
 """
 
 from __future__ import annotations
@@ -92,30 +92,36 @@ def started(told, engine, name: str):
     return method
 
 
-def steps(method, engine, task: int, rank: int) -> list[float]:
-    """Seconds of three steps; one more before them warms up."""
-    prepare(method, task, rank)
-    method.adapters.model.train()
-    optimizer = torch.optim.AdamW(method.adapters.parameters(), lr=1e-5)
-    vocabulary = method.adapters.model.config.vocab_size
-    return [one_step(method, engine, optimizer, method.batch(rows(vocabulary, i), i)) for i in range(4)][1:]
+def steps(methods: list, engine, number: int) -> list[list[float]]:
+    """Seconds of steps on the same rows, the methods taking turns; one more before them warms up."""
+    optimizers = [torch.optim.AdamW(method.adapters.parameters(), lr=1e-5) for method in methods]
+    seconds: list[list[float]] = [[] for _ in methods]
+    for i in range(number + 1):
+        for place in range(len(methods)) if i % 2 else reversed(range(len(methods))):
+            method = methods[place]
+            method.adapters.model.train()
+            batch = method.batch(rows(method.adapters.model.config.vocab_size, i % 4), i)
+            seconds[place].append(one_step(method, engine, optimizers[place], batch))
+    return [values[1:] for values in seconds]
 
 
 def times(told, name: str) -> dict:
     engine = Engine()
-    method = started(told, engine, name)
-    seconds: dict[int, list[float]] = {task: [] for task in STATES}
-    for round_ in range(told.rounds):
-        for task in STATES if round_ % 2 == 0 else STATES[::-1]:
-            seconds[task] += steps(method, engine, task, told.rank)
-    median = {task: statistics.median(values) for task, values in seconds.items()}
+    methods = [started(told, engine, name) for _ in STATES]
+    for method, task in zip(methods, STATES, strict=True):
+        prepare(method, task, told.rank)
+    first, second, last = steps(methods, engine, told.steps)
+
+    def ratio(over: list[float], under: list[float]) -> float:
+        return round(statistics.median(a / b for a, b in zip(over, under, strict=True)), 3)
+
     return {
-        "task_15_over_task_2": round(median[15] / median[2], 3),
-        "task_15_over_task_1": round(median[15] / median[1], 3),
-        "joined_share_of_operations_at_15": round(joined_share(method, told.rank, 15), 3)
-        if isinstance(method, Incremental)
+        "task_15_over_task_2": ratio(last, second),
+        "task_15_over_task_1": ratio(last, first),
+        "joined_share_of_operations_at_15": round(joined_share(methods[-1], told.rank, 15), 3)
+        if isinstance(methods[-1], Incremental)
         else 0.0,
-        "steps_timed": len(seconds[15]),
+        "steps_timed": len(last),
     }
 
 
@@ -134,7 +140,7 @@ def peak_of(told) -> int:
     method = started(told, engine, told.methods[0])
     prepare(method, told.peak_of, told.rank)
     Path("/proc/self/clear_refs").write_text("5")  # the peak from here on: loading the model is not a step
-    steps(method, engine, told.peak_of, told.rank)
+    steps([method], engine, 3)
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) // 1024
 
@@ -144,7 +150,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--target_modules", nargs="+", default=["all-linear"], help="all-linear; O-LoRA: q_proj v_proj")
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--methods", nargs="+", default=["incremental", "olora", "nlora", "replay", "ilora"])
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
     parser.add_argument("--peak_of", type=int, help=argparse.SUPPRESS)

@@ -46,9 +46,14 @@ class LoraLinear(torch.autograd.Function):
 
 
 def _join(A: Tensor, B: Tensor, past: tuple[Tensor, Tensor] | tuple[()]) -> tuple[Tensor, Tensor]:
+    """[A; past A] and [B, past B] in the dtype of A: the past is kept in fp32 and rounded on the way, in one pass."""
     if not past:
         return A, B
-    return torch.cat([A, past[0].to(A.dtype)]), torch.cat([B, past[1].to(B.dtype)], dim=1)
+    rank, ranks = A.shape[0], past[0].shape[0]
+    both_A, both_B = A.new_empty(rank + ranks, A.shape[1]), B.new_empty(B.shape[0], rank + ranks)
+    both_A[:rank], both_A[rank:] = A, past[0]
+    both_B[:, :rank], both_B[:, rank:] = B, past[1]
+    return both_A, both_B
 
 
 def lora_linear(
