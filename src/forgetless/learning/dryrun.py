@@ -25,7 +25,7 @@ from forgetless.score.scorers import Scorer
 def plan_run(config: LearnConfig) -> None:
     """Prints tasks, rows, tokens, steps, trainable parameters, time, memory and disk.
 
-    Time is measured, not guessed: one forward and backward pass of real micro-batches, and the scoring of a few
+    Time is measured, not guessed: a few whole steps on real rows with a learning rate of 0, and the scoring of a few
     real rows, on this machine; nothing is trained and nothing is written.
     """
     session = prepare(config)
@@ -55,7 +55,7 @@ def plan_run(config: LearnConfig) -> None:
     scoring = rows * row_seconds * len(session.method.views())
     facts = {
         "method": f"{config.method} {config.method_options or ''}: {session.method.summary}",
-        "model": f"{config.model}, {session.base.model.num_parameters() - trainable:,} parameters, "
+        "model": f"{config.model}, {session.adapters.base_parameters():,} parameters, "
                  f"on {session.engine.told}",
         "trainable": f"{trainable:,} parameters in {len(session.adapters.pairs())} layers, rank {config.r}",
         "scored": f"{len(cells)} cells of the matrix (cells={config.cells}), {rows:,} rows",
@@ -142,8 +142,6 @@ def _seconds(act: Callable[[], object]) -> float:
 
 def _peak_gib(session: Session) -> float:
     if session.engine.device.type == "cuda":
-        import torch
-
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -174,8 +174,6 @@ def _check_continues(session: Session) -> int:
 def _describe(session: Session, status: str) -> dict:
     """run.json: all that the numbers depend on."""
     config = session.config.plain()
-    parameters = session.adapters.parameters()
-    frozen = [tensor for pair in session.adapters.past().values() for tensor in (pair.A, pair.B)]
     return {
         "format": FORMAT,
         "status": status,
@@ -192,8 +190,8 @@ def _describe(session: Session, status: str) -> dict:
         "base": session.base.identity.as_json(),
         "model": {
             "name": session.base.name,
-            "parameters": session.base.model.num_parameters() - sum(p.numel() for p in [*parameters, *frozen]),
-            "trainable": sum(p.numel() for p in parameters),
+            "parameters": session.adapters.base_parameters(),
+            "trainable": sum(p.numel() for p in session.adapters.parameters()),
         },
         "precision": _precision(session),
         "tasks": [

@@ -97,6 +97,12 @@ class Adapters:
         """The trainable tensors, in a fixed order."""
         return [tensor for pair in self.pairs().values() for tensor in (pair.A, pair.B)]
 
+    def base_parameters(self) -> int:
+        """How many parameters the base has, without any adapter's."""
+        pairs = [*self.pairs().values(), *self.past().values()]
+        everything = sum(parameter.numel() for parameter in self.model.parameters())
+        return everything - sum(p.A.numel() + p.B.numel() for p in pairs)
+
     def snapshot(self) -> dict[str, Tensor]:
         """Copies of the trainable tensors by name: `<layer>.A`, `<layer>.B`."""
         return {name: tensor.detach().clone() for name, tensor in named(self.pairs()).items()}
@@ -256,7 +262,7 @@ def _forward(layer: Linear, x: Tensor, *args, **kwargs) -> Tensor:
         not (args or kwargs or layer.disable_adapters or layer.merged or layer.lora_variant)
         and CURRENT in active
         and set(active) <= {CURRENT, PAST}
-        and len({layer.scaling[name] for name in active}) == 1
+        and all(math.isclose(layer.scaling[name], layer.scaling[CURRENT], rel_tol=1e-6) for name in active)
         and not (layer.training and isinstance(dropout[CURRENT], nn.Dropout))
     )
     if not plain:

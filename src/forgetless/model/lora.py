@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 
@@ -22,14 +23,14 @@ class LoraLinear(torch.autograd.Function):
     def forward(ctx, x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scale: float, past: tuple) -> Tensor:
         ctx.scale, ctx.past = scale, past
         both_A, both_B = _join(A, B, past)
-        rows = x.reshape(-1, x.shape[-1])
-        inner = rows @ both_A.T  # (rows, ranks)
-        y = linear(rows, W, b)
-        y.addmm_(inner, both_B.T, alpha=scale)
+        inner = x.reshape(-1, x.shape[-1]) @ both_A.T  # (rows, ranks)
+        y = linear(x, W, b)
+        y.view(-1, y.shape[-1]).addmm_(inner, both_B.T, alpha=scale)
         ctx.save_for_backward(x, W, A, B, inner[:, : A.shape[0]])
-        return y.view(*x.shape[:-1], -1)
+        return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):
         x, W, A, B, inner = ctx.saved_tensors
         both_A, both_B = _join(A, B, ctx.past)
