@@ -1,0 +1,181 @@
+"""Eight methods on AG News -> Amazon -> MNLI -> DBpedia, each at a learning rate chosen on validation rows.
+
+    python benchmarks/four_tasks.py --data CL_Benchmark [--minutes 60]
+    python benchmarks/four_tasks.py --page
+
+The first command makes the next runs until the minutes are over and adds a line a run to docs/results/four-tasks.jsonl;
+given again it goes on, on another machine too. The second writes docs/results.md from these lines.
+
+First every method tries the same learning rates with fewer rows, judged on validation rows; then each learns at its
+best rate with every seed (which also draws the training rows), judged on the same test rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from itertools import product
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader
+from scipy.stats import t
+
+from forgetless.config import LearnConfig
+from forgetless.data.streams import load_stream
+from forgetless.learning.stream import learn
+from forgetless.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+RECORDS, PAGE = ROOT / "docs" / "results" / "four-tasks.jsonl", ROOT / "docs" / "results.md"
+TASKS = ("TC/agnews", "SC/amazon", "NLI/MNLI", "TC/dbpedia")
+RATES, SEEDS = (5e-4, 1e-3, 2e-3), (0, 1, 2)
+OPTIONS = {"replay": {"memory": "10%"}, "ilora": {"memory": "10%", "gamma": 0.1}, "nlora": {"lam": 1e-5}}
+TRIAL = {"train": 150, "validation": 100, "test": 1}
+FINAL = {"train": 400, "validation": 100, "test": 400}
+
+
+def records() -> list[dict]:
+    return [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
+
+
+def best_rates(done: list[dict]) -> dict[str, float]:
+    """Each method's learning rate with the highest average validation score, once all its trials are there."""
+    found = {}
+    for method in METHODS:
+        trials = [one for one in done if one["stage"] == "trial" and one["method"] == method]
+        if len(trials) == len(RATES):
+            found[method] = max(trials, key=lambda one: one["average"])["learning_rate"]
+    return found
+
+
+def wanted(done: list[dict]):
+    """The runs that are missing, in the order in which they are made: (stage, method, seed, learning rate)."""
+    made = {(one["stage"], one["method"], one["seed"], one["learning_rate"]) for one in done}
+    rates = best_rates(done)
+    plan = [("trial", method, 0, rate) for rate, method in product(RATES, METHODS)]
+    plan += [("test", method, seed, rates[method]) for seed in SEEDS for method in METHODS if method in rates]
+    return [one for one in plan if one not in made]
+
+
+def run(data: Path, stage: str, method: str, seed: int, rate: float, folder: Path) -> dict:
+    rows = TRIAL if stage == "trial" else FINAL
+    stream = load_stream(
+        [
+            {"olora": str(data / task), "limit": rows["train"], "limit_seed": seed, "validation": rows["validation"],
+             "test_limit": rows["test"], "scorers": ["options"]}
+            for task in TASKS
+        ]
+    )  # fmt: skip
+    config = LearnConfig(
+        stream=stream, method=method, method_options=OPTIONS.get(method, {}), seed=seed, learning_rate=rate,
+        max_length=256, output_dir=str(folder), cells="last" if stage == "trial" else "seen",
+        score_on="validation" if stage == "trial" else "test",
+    )  # fmt: skip
+    began = time.monotonic()
+    summary = learn(config)
+    return {
+        "stage": stage, "method": method, "seed": seed, "learning_rate": rate, "options": OPTIONS.get(method, {}),
+        "average": statistics.mean(summary["headline"]["matrix"][-1]),
+        "tasks": [task["name"] for task in summary["tasks"]], "learned": summary["learned"],
+        "majority": [task["majority"] for task in summary["tasks"]],
+        "rows": rows, **summary["headline"], "forgotten": summary["forgotten"],
+        "metrics": {name: metric["value"] for name, metric in summary["metrics"].items()},
+        "trainable": summary["model"]["trainable"], "precision": summary["model"]["precision"],
+        "warnings": summary["warnings"], "minutes": round((time.monotonic() - began) / 60, 1),
+        "versions": summary["versions"],
+    }  # fmt: skip
+
+
+def mean_and_half(values: list[float]) -> tuple[float, float | None]:
+    """The mean and half of its 95 % t-interval; None for fewer than three values."""
+    if len(values) < 3:
+        return statistics.mean(values), None
+    return statistics.mean(values), float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+
+
+def shown(values: list[float]) -> str:
+    if not values:
+        return "–"
+    mean, half = mean_and_half([100 * value for value in values])
+    return f"{mean:.1f}" + ("" if half is None else f" ± {half:.1f}")
+
+
+def page(done: list[dict]) -> str:
+    """docs/results.md from the records."""
+    tests = [one for one in done if one["stage"] == "test"]
+    lines = [line for name in METHODS if (line := _line(name, tests))]
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("four_tasks.md.jinja").render(
+        trial=TRIAL, final=FINAL, rates=RATES, lines=lines, precision=done[0]["precision"], tasks=done[0]["tasks"],
+        versions=", ".join(f"{name} {version}" for name, version in done[0]["versions"].items()),
+        missing=len(METHODS) * (len(RATES) + len(SEEDS)) - len(done),
+        trials=[(name, _trials(name, done)) for name in METHODS],
+        bounds=_bounds(tests[0]) if tests else [],
+        warnings=[f"{one['method']}, seed {one['seed']}: {text}" for one in tests for text in one["warnings"]],
+    )  # fmt: skip
+
+
+def _trials(method: str, done: list[dict]) -> list[str]:
+    found = {one["learning_rate"]: one["average"] for one in done if (one["stage"], one["method"]) == ("trial", method)}
+    best = max(found.values(), default=None)
+    text = {rate: f"**{100 * value:.1f}**" if value == best else f"{100 * value:.1f}" for rate, value in found.items()}
+    return [text.get(rate, "–") for rate in RATES]
+
+
+def _bounds(test: dict) -> list[dict]:
+    told = {"base, untouched": test["base"], "majority answer": [one["share"] for one in test["majority"]]}
+    return [
+        {"scores": [name, "", *(f"{100 * value:.1f}" for value in [*values, statistics.mean(values)]), "", ""]}
+        for name, values in told.items()
+    ]
+
+
+def _line(name: str, tests: list[dict]) -> dict | None:
+    """A method's scores and costs over its seeds."""
+    mine, kind = [one for one in tests if one["method"] == name], METHODS[name]
+    plain = {one["seed"]: one for one in tests if one["method"] == "sequential"}
+    pairs = [(one, plain[one["seed"]]) for one in mine if one["seed"] in plain]
+    if not mine:
+        return None
+    ends = [one["matrix"][-1] for one in mine]
+    changes = [one["metrics"]["bwt"] for one in mine if one["metrics"].get("bwt") is not None]
+    gains = [one["average"] - other["average"] for one, other in pairs]
+    times = [one["minutes"] / other["minutes"] for one, other in pairs]
+    label = f"{name} (bound)" if kind.bound else name
+    return {
+        "scores": [label, len(mine), *(shown(list(column)) for column in zip(*ends, strict=True)),
+                   shown([one["average"] for one in mine]), shown(changes), shown(gains)],
+        "costs": [label, "yes" if kind.old_rows else "no", "yes" if kind.task_id else "no", kind.extra_memory,
+                  kind.extra_compute.replace("|", "\\|"), f"{statistics.median(times):.2f}" if times else "–",
+                  "yes" if kind.stock_peft else "no"],
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="the benchmark's folder, which holds TC, SC and NLI")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
+    parser.add_argument("--page", action="store_true", help="write docs/results.md")
+    told = parser.parse_args()
+    if told.page:
+        PAGE.write_text(page(records()))
+        print(PAGE)
+        return
+    if not told.data or not (told.data / TASKS[0] / "train.json").exists():
+        sys.exit(f"--data {told.data}: holds no {TASKS[0]}/train.json; give the benchmark's CL_Benchmark folder")
+    RECORDS.parent.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    while (left := wanted(records())) and (time.monotonic() - began) / 60 < told.minutes:
+        print(f"{len(left)} or more runs to make; now {left[0]}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            record = run(told.data, *left[0], Path(folder) / "run")
+        with RECORDS.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    main()
