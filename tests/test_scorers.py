@@ -95,6 +95,14 @@ def test_numbers_are_compared_exactly():
     assert score("number", "5", "-5") == 0 and score("number", "no idea", "5") == 0
 
 
+def test_a_number_of_thousands_of_digits_is_compared_like_any_other():
+    """A small model may repeat a digit to its last token; int() refuses more than 4,300 of them."""
+    long = "1" * 5000
+    assert score("number", f"so {long}", long) == 1 and score("number", long + ".0", long) == 1
+    assert score("number", long, "1") == 0 and score("number", f"{long}2", long) == 0
+    assert score("number", f"{long}/{long}", "1") == 1 and score("number", f"{long}.{long}", "1") == 0
+
+
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-(10**9), max_value=10**9))
 def test_a_number_is_found_however_it_is_written(value):
     for told in (f"{value}", f"{value:,}", f"so it is {value}.", f"{value}%", f"x\n#### {value:,}"):
@@ -235,6 +243,24 @@ def test_the_source_of_sari():
     assert rule.gold(chat) == ("a b", "a")
     with pytest.raises(DataError, match="finds no text to simplify in the prompt 'no such'"):
         score(cut, "a", "a", prompt="no such")
+
+
+# ---------------------------------------------------------------- whole answers
+
+
+def test_an_answer_of_punctuation_alone_is_compared_as_it_is():
+    assert [score("exact_match", answer, "++") for answer in ("++", " ++\n", "", "+", "c")] == [1, 1, 0, 0, 0]
+    assert [score("exact_match", answer, "C++") for answer in ("c", "++", "")] == [1, 0, 0]
+    last = Scoring("regex", (r"is (.*)",))
+    assert [score(last, answer, "++") for answer in ("it is ++", "it is ", "it is --")] == [1, 0, 0]
+
+
+def test_options_that_a_comparison_cannot_tell_apart_are_refused():
+    for scorer in ("exact_match", Scoring("regex", ("is (.*)",))):
+        with pytest.raises(UsageError, match=r"task 'a'.*cannot tell the options 'C' and 'C\+\+' apart"):
+            score(scorer, "C", "C", options=("C", "C++"))
+        assert score(scorer, "it is +" if scorer != "exact_match" else "+", "+", options=("+", "-")) == 1
+    assert score("choice", "A", "A", options=("A", "a"))  # compares letters only
 
 
 # ---------------------------------------------------------------- patterns and JSON

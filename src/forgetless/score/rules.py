@@ -21,9 +21,9 @@ from forgetless.score.texts import (
     LETTERS,
     choice_letter,
     code_similarity,
+    compared,
     json_value,
     last_number,
-    normalise,
     rouge_l,
     same_json,
     same_number,
@@ -50,11 +50,14 @@ class Rule:
 
 
 class ExactMatch(Rule):
+    def __init__(self, task: Task, scoring: Scoring):
+        _told_apart(task.options, scoring.name)
+
     def gold(self, row: Row) -> str:
-        return normalise(row.label)
+        return compared(row.label)
 
     def scores(self, answer: str, gold: str) -> Scores:
-        return {"exact_match": {"score": int(normalise(answer) == gold)}}
+        return {"exact_match": {"score": int(compared(answer) == gold)}}
 
 
 class Number(Rule):
@@ -132,13 +135,15 @@ class CodeSimilarity(Rule):
 class Regex(Rule):
     def __init__(self, task: Task, scoring: Scoring):
         self.pattern = _pattern(scoring, groups=(0, 1))
+        if self.pattern.groups:
+            _told_apart(task.options, scoring.name)
 
     def scores(self, answer: str, gold: str) -> Scores:
         match = self.pattern.search(answer)
         if not self.pattern.groups:
             return {"regex": {"score": int(match is not None)}}
         found = match[1] if match else None
-        return {"regex": {"score": int(found is not None and normalise(found) == normalise(gold)), "found": found}}
+        return {"regex": {"score": int(found is not None and compared(found) == compared(gold)), "found": found}}
 
 
 class Json(Rule):
@@ -235,6 +240,18 @@ def check_row(rules: dict[str, Rule], row: Row) -> None:
                 f"{_place(row)}: the scorer {name!r} cannot judge this row: {error}; repair the row, "
                 "name another scorer, or leave such rows out (on_bad_row=skip)"
             ) from error
+
+
+def _told_apart(options: tuple[str, ...], name: str) -> None:
+    """UsageError where two options are the same answer to a rule that compares normal forms."""
+    seen: dict[str, str] = {}
+    for option in options:
+        other = seen.setdefault(compared(option), option)
+        if other != option:
+            raise UsageError(
+                f"the scorer {name!r} cannot tell the options {other!r} and {option!r} apart: case, punctuation and "
+                "white space do not count; rename one, or leave it to the scorer 'options'"
+            )
 
 
 # ---------------------------------------------------------------- patterns and files of the user's

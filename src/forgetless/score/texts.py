@@ -8,6 +8,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -25,6 +26,15 @@ def normalise(text: str) -> str:
     """
     bare = text.lower().translate(str.maketrans("", "", string.punctuation))
     return " ".join(bare.split())
+
+
+def compared(text: str) -> str:
+    """What exact match compares: the normal form, or where punctuation is all there is, the text itself.
+
+    >>> compared("Yes."), compared(" ++ ")
+    ('yes', '++')
+    """
+    return normalise(text) or text.strip()
 
 
 # ---------------------------------------------------------------- what a text says
@@ -68,7 +78,8 @@ def same_number(one: str, other: str) -> bool:
 
 def _value(number: str) -> Fraction:
     above, _, below = number.partition("/")
-    return Fraction(above) / int(below or 1)
+    # through Decimal: int() refuses more than 4,300 digits, and a model may well repeat one for ever
+    return Fraction(Decimal(above)) / Fraction(Decimal(below or 1))
 
 
 CJK = "\u3040-\u30ff\u3400-\u9fff"
