@@ -17,6 +17,7 @@ from forgetless.data.streams import load_stream
 from forgetless.data.tasks import Row, Stream, Task
 from forgetless.errors import DataError, RunError, UsageError
 from forgetless.learning.stream import learn
+from forgetless.report.summary import _flips
 from forgetless.runs.folder import read_lines
 from forgetless.score import scorers, texts
 from forgetless.score.rules import RULES, check_row, rules_of
@@ -528,10 +529,35 @@ def test_one_answer_for_all_scorers_of_a_run(tiny, tmp_path, monkeypatch):
 def test_letters_are_counted_as_they_are_understood():
     records = [
         {"choice": {"answer": "B. Because", "found": "B", "score": 1}},
-        {"choice": {"answer": "?", "found": None}},
+        {"choice": {"answer": "A man", "found": None}},
     ]
     counts = scorers.label_counts(scorers.TaskScores({}, records), "choice", ("A", "B"))
-    assert counts == {"A": 0, "B": 1, "(no option)": 1}
+    assert counts == {"A": 0, "B": 1, scorers.NO_OPTION: 1}
+    # the rows that turned are named by the same labels
+    task = {"name": "a", "headline": "choice", "options": ["A", "B"]}
+    before, now = ([record | {"row": 0, "key": "k"}] for record in records)
+    now[0]["choice"]["score"] = 0
+    [lost] = _flips(task, before, now)["lost"]
+    assert (lost["before"], lost["now"]) == ("B", scorers.NO_OPTION)
+
+
+@pytest.mark.parametrize(
+    ("told", "measure", "options", "label"),
+    [
+        ({"answer": "-"}, "likelihood", ("+", "-"), "-"),
+        ({"answer": "C++"}, "likelihood", ("C", "C++"), "C++"),
+        ({"answer": "c"}, "likelihood_union", ("C", "B"), scorers.NO_OPTION),  # another task's label
+        ({"answer": "Yes."}, "exact_match", ("yes", "no"), "yes"),
+        ({"answer": "-"}, "exact_match", ("+", "-"), "-"),
+        ({"answer": "c."}, "choice", ("C", "C++"), scorers.NO_OPTION),  # either could be meant
+        ({"answer": "it is B", "found": "B"}, "choice", ("a", "b"), "b"),
+        ({"answer": "yes"}, "exact_match", (), None),
+        ({}, "next_token", ("yes", "no"), None),
+        ({"answer": ""}, "exact_match", ("+", "-"), scorers.NO_OPTION),
+    ],
+)
+def test_the_label_of_a_record(told, measure, options, label):
+    assert scorers.label_of(told, measure, options) == label
 
 
 def test_errors_come_before_training(tiny, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from forgetless.report import words
 from forgetless.report.bounds import bounds
 from forgetless.report.words import clean, row_label
+from forgetless.score.scorers import NO_OPTION
 
 PLAIN = ("step", "steps", "loss", "learning_rate", "tokens", "gradient_norm")
 """What every method logs; all else is what the method did."""
@@ -225,4 +226,4 @@ def _flat(value: object, name: str = "") -> Iterable[tuple[str, str]]:
 
 def shown(text: object) -> str:
     """An answer as it is shown: a label, or that it was none."""
-    return "no label of the task" if text == words.NO_OPTION else clean(text)
+    return "no label of the task" if text == NO_OPTION else clean(text)

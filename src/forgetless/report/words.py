@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
-from forgetless.score.scorers import RIGHT_OR_WRONG
+from forgetless.score.scorers import NO_OPTION, RIGHT_OR_WRONG
 
 NOT_SCORED = "not scored"
-NO_OPTION = "(no option)"  # an answer that is none of the labels, as in the counts
 
 MEASURES = {
     "likelihood": "Own labels",
