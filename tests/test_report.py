@@ -210,9 +210,7 @@ def test_no_skill_left_is_said():
 def test_shares_of_tokens_are_not_called_right_or_wrong():
     told = summary()
     told["tasks"][0]["headline"] = "next_token"
-    told["forgotten"][0]["p"] = None
     assert "30 of 100 rows score lower and 2 higher" in words.forgotten_sentence(told, told["forgotten"][0])
-    assert "none: scores are shares" in page.render_html([told])
 
 
 def test_runs_that_differ_in_data_are_marked(tmp_path):
@@ -308,8 +306,10 @@ def test_other_runs_ends_are_bounds_in_the_table(tmp_path):
         ({"status": "running"}, "not finished"),
         (
             {"test_rows": {"sst2": "aa11", "bbc": "other", "mmlu": "cc33"}},
-            "by another measure: bbc",
+            "judged otherwise: bbc (test rows)",
         ),
+        ({"tasks": [*joint()["tasks"][:2], joint()["tasks"][2] | {"options": list("ABCE")}]}, "mmlu (options)"),
+        ({"tasks": [joint()["tasks"][0] | {"max_new_tokens": 4}, *joint()["tasks"][1:]]}, "sst2 (longest answer)"),
         ({"model": joint()["model"] | {"identity": {"weights": "another"}}}, "another base"),
         ({"tasks": [joint()["tasks"][0] | {"name": "qqp"}, *joint()["tasks"][1:]]}, "other tasks"),
     ],
@@ -319,6 +319,18 @@ def test_a_run_that_cannot_be_compared_is_no_bound_and_says_why(change, why, tmp
     for text in (Page(files["html"].read_text()).text, files["markdown"].read_text()):
         assert "joint is not shown as a bound (joint training) in the table of replay" in text and why in text
     assert "| joint training |" not in files["markdown"].read_text()
+
+
+def test_another_pattern_is_another_measure(tmp_path):
+    runs = [summary("replay"), joint()]
+    for told, pattern in zip(runs, (r"is (\w+)", r"(\w+)\."), strict=True):
+        told["tasks"][1] |= {"headline": "regex", "scorers": [["regex", pattern]]}
+    told = json.loads(write_report(runs, tmp_path)["json"].read_text())
+    assert "joint and replay do not have the same scorers in bbc." in told["compare_with_care"]
+    assert "joint training" not in [one["name"] for one in told["runs"][0]["bounds"]]
+    runs[1]["tasks"] = copy.deepcopy(runs[0]["tasks"])
+    runs[1]["tasks"][1].pop("max_new_tokens")  # a run of an earlier version: not known is not different
+    assert why_not(*runs) is None and not contents.differences(runs)
 
 
 def test_only_the_sequence_depends_on_the_order_of_tasks():

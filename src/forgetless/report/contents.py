@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from forgetless.report import words
-from forgetless.report.bounds import bounds
+from forgetless.report.bounds import bounds, judged_otherwise
 from forgetless.report.words import clean, row_label
 from forgetless.score.scorers import NO_OPTION
 
@@ -67,15 +67,14 @@ def differences(summaries: list[dict]) -> list[str]:
         "model": lambda s: s["model"]["identity"],
         "precision": lambda s: s["model"]["precision"],
         "tasks or their order": lambda s: [task["name"] for task in s["tasks"]],
-        "number of test rows": lambda s: [task["test"] for task in s["tasks"]],
         "number of training rows": lambda s: [task["train"] for task in s["tasks"]],
-        "test rows": lambda s: s["test_rows"],
     }
     found = []
     for summary, label in zip(summaries[1:], labels[1:], strict=True):
         names = [name for name, of in told.items() if of(summary) != of(first)]
-        if {"number of test rows", "tasks or their order"} & set(names):  # these say it already
-            names = [name for name in names if name != "test rows"]
+        shared = [task["name"] for task in summary["tasks"] if task["name"] in {one["name"] for one in first["tasks"]}]
+        judged = ((task, judged_otherwise(summary, first, task)) for task in shared)
+        names += [f"{what} in {clean(task)}" for task, what in judged if what]
         names += [f"option {key}" for key in COMPARED if summary["config"].get(key) != first["config"].get(key)]
         found += [f"{label} and {labels[0]} do not have the same {name}." for name in names]
     return found

@@ -77,7 +77,7 @@ def _changes(runs: list[tuple[dict, str]]) -> list[str]:
             f"{number(100 * entry['change'])} points",
             f"{number(100 * entry['low'])} to {number(100 * entry['high'])}",
             *(str(entry[key]) for key in ("lost", "gained", "n")),
-            words.p_value(entry["p"]) or "none",
+            words.p_value(entry["p"]),
         ]
         for summary, label in runs
         for entry in summary["forgotten"]
