@@ -333,6 +333,18 @@ def test_another_pattern_is_another_measure(tmp_path):
     assert why_not(*runs) is None and not contents.differences(runs)
 
 
+def test_runs_of_two_bases_have_no_common_floor():
+    runs = [summary("replay"), summary()]
+    names = [row["name"] for row in page.view(runs)["ends"]["rows"]]
+    assert names == ["majority answer", "untouched base", "replay", "sequential"]
+    runs[1]["model"]["identity"] = {"weights": "another"}
+    runs[1]["test_rows"]["bbc"] = "other"
+    ends = page.view(runs)["ends"]
+    assert [row["name"] for row in ends["rows"]] == ["replay", "sequential"]
+    assert "not have the same base, nor the same test rows and measures" in ends["note"]
+    assert ends["note"] in Page(page.render_html(runs)).text
+
+
 def test_only_the_sequence_depends_on_the_order_of_tasks():
     turned = summary("replay")
     turned["tasks"] = turned["tasks"][::-1]

@@ -22,6 +22,7 @@ from forgetless.runs.folder import read_lines
 from forgetless.score import scorers, texts
 from forgetless.score.rules import RULES, check_row, rules_of
 from forgetless.score.texts import (
+    _grams,
     choice_letter,
     code_similarity,
     json_value,
@@ -208,6 +209,13 @@ def test_sari_of_the_published_example():
         "95 species are now accepted .",
     ]
     assert sari(source, "About 95 you now get in.", references) == pytest.approx(0.26953601953601954)
+
+
+def test_sari_counts_the_words_of_mteval():
+    """sacrebleu's `13a` of the lower-case text: entities are signs, a hyphen at a line's end joins."""
+    text = "<SKIPPED>It&apos;s 3-4 &lt;B&gt;, R&amp;amp;D &quot;co-\nop&quot;\nof 1,000.5 U.S."
+    told = "it & apos ; s 3 - 4 < b > , r & amp ; d \" coop \" of 1,000.5 u . s ."
+    assert [word for (word,) in _grams(text, 1)] == told.split()
 
 
 def test_sari_by_hand():

@@ -41,6 +41,23 @@ def end_table(summaries: list[dict]) -> dict | None:
     return {"tasks": names, "rows": rows}
 
 
+def no_floor(summaries: list[dict]) -> str:
+    """Why the untouched base and the majority answer of one run do not stand under all; empty where they do."""
+    first = summaries[0]
+    told: dict[str, Callable[[dict], bool]] = {
+        "base": lambda s: s["model"]["identity"] == first["model"]["identity"],
+        "precision": lambda s: s["model"]["precision"] == first["model"]["precision"],
+        "test rows and measures": lambda s: not any(judged_otherwise(first, s, t["name"]) for t in first["tasks"]),
+    }
+    differ = [name for name, same in told.items() if not all(map(same, summaries))]
+    if not differ:
+        return ""
+    return (
+        f"The untouched base and the majority answer are left out here: the runs do not have the same "
+        f"{', nor the same '.join(differ)}. Each run's own are in its table below."
+    )
+
+
 def mean(scores: list[float | None]) -> float | None:
     """None where a score is missing: a mean over other tasks would not be comparable."""
     known = [score for score in scores if score is not None]

@@ -225,14 +225,21 @@ def sari(source: str, answer: str, references: Sequence[str]) -> float:
 
 
 def _grams(text: str, n: int) -> list[tuple[str, ...]]:
-    """n-grams of the lower-case words, punctuation split off as mteval-v13a (sacrebleu's default) does."""
-    text = f" {text.lower()} "
+    """n-grams of the lower-case words, split as mteval-v13a (sacrebleu's default) does."""
+    text = text.lower()
+    for told, meant in UNWRAPPED:
+        text = text.replace(told, meant)
+    text = f" {text} "
     for pattern, spaced in MTEVAL:
         text = re.sub(pattern, spaced, text)
     tokens = text.split()
     return [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
 
 
+UNWRAPPED = (
+    ("<skipped>", ""), ("-\n", ""), ("\n", " "), ("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">"),
+)  # fmt: skip
+"""mteval-v13a's replacements, in its order, before a text is split."""
 MTEVAL = (
     (r"([\{-\~\[-\` -\&\(-\+\:-\@\/])", r" \1 "),
     (r"([^0-9])([\.,])", r"\1 \2 "),
