@@ -20,8 +20,9 @@ from summaries import CASES, HOSTILE, joint, many_tasks, running, summary, two_l
 
 from forgetless.cli import main
 from forgetless.config import LearnConfig
+from forgetless.data.tasks import Row
 from forgetless.learning.stream import learn
-from forgetless.report import charts, contents, page, words
+from forgetless.report import charts, contents, page, texts, words
 from forgetless.report import files as report_files
 from forgetless.report.bounds import BOUNDS, bounds, why_not
 from forgetless.report.files import write_report
@@ -415,10 +416,19 @@ def test_texts_are_shown_only_where_asked_for(ran, tmp_path, capsys):
         text = (tmp_path / kind).read_text()
         assert "What colours has the" in text
     assert "This page holds texts of test rows" in (tmp_path / "report.html").read_text()
-    texts = json.loads((tmp_path / "report.json").read_text())["runs"][0]["texts"]
-    assert len(texts["rows"]["colours"]) == sum(len(told["flips"][0][side]) for side in ("lost", "gained"))
-    assert all(one["source"].startswith(str(ran.parent)) for one in texts["rows"]["colours"].values())
-    assert not texts["notes"]
+    kept = json.loads((tmp_path / "report.json").read_text())["runs"][0]["texts"]
+    assert len(kept["rows"]["colours"]) == sum(len(told["flips"][0][side]) for side in ("lost", "gained"))
+    assert all(one["source"].startswith(str(ran.parent)) for one in kept["rows"]["colours"].values())
+    assert not kept["notes"]
+
+
+def test_prompts_are_kept_as_they_are_and_shown_on_one_line():
+    chat = Row("", "5", (("user", "2 +\n2?"), ("assistant", "4"), ("user", "Sure?"), ("assistant", "5")))
+    turns = texts._prompt(chat)["prompt"]
+    assert turns == [{"role": role, "content": text} for role, text in chat.messages[:3]]
+    assert contents.shown_prompt(turns) == "user: 2 + 2? assistant: 4 user: Sure?"
+    assert texts._prompt(Row("def f():\n    pass\n", "x"))["prompt"] == "def f():\n    pass\n"
+    assert contents.shown_prompt("def f():\n    pass\n") == "def f(): pass"
 
 
 def test_a_stream_that_is_gone_is_a_note(ran, tmp_path):

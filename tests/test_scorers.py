@@ -214,7 +214,7 @@ def test_sari_of_the_published_example():
 def test_sari_counts_the_words_of_mteval():
     """sacrebleu's `13a` of the lower-case text: entities are signs, a hyphen at a line's end joins."""
     text = "<SKIPPED>It&apos;s 3-4 &lt;B&gt;, R&amp;amp;D &quot;co-\nop&quot;\nof 1,000.5 U.S."
-    told = "it & apos ; s 3 - 4 < b > , r & amp ; d \" coop \" of 1,000.5 u . s ."
+    told = 'it & apos ; s 3 - 4 < b > , r & amp ; d " coop " of 1,000.5 u . s .'
     assert [word for (word,) in _grams(text, 1)] == told.split()
 
 
@@ -340,6 +340,7 @@ def test_scorers_of_a_stream_file(tmp_path):
     "told, said",
     [
         (["numbr"], "unknown scorer 'numbr'; did you mean 'number'.*FILE.py:FUNCTION"),
+        ([], "names none; leave it out, or name some of options"),
         (["regex"], "'regex' takes a pattern.*found none"),
         ([{"regex": 3}], "'regex' takes a pattern.*found 3"),
         ([{"json": []}], r"'json' takes a list of fields.*found \[\]"),
@@ -532,6 +533,18 @@ def test_one_answer_for_all_scorers_of_a_run(tiny, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("def brief(answer, row):\n    return 1\n")
     with pytest.raises(RunError, match="rows, options or scoring have changed"):
         learn(config(tiny, stream, tmp_path / "run", num_train_epochs=40.0))
+
+
+def test_a_broken_function_is_said_with_its_stream_before_the_model_is_loaded(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "c", "answer": "d"}')
+    (tmp_path / "mine.py").write_text("def polite(")
+    entry = {"name": "a", "train": "train.jsonl", "test": "test.jsonl", "scorers": ["./mine.py:polite"]}
+    (tmp_path / "stream.json").write_text(json.dumps([entry]))
+    with pytest.raises(UsageError, match=r"stream\.json: task 'a': .*mine\.py: cannot be run: SyntaxError"):
+        learn(config("no such model", str(tmp_path / "stream.json"), tmp_path / "run"))
+    with pytest.raises(UsageError, match="^stream: task 'a': no scorer; give at least one of options"):
+        learn(config("no such model", Stream("s", (Task("a", (), (), (), scorers=()),)), tmp_path / "run"))
 
 
 def test_letters_are_counted_as_they_are_understood():

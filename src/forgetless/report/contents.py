@@ -240,6 +240,13 @@ def _flat(value: object, name: str = "") -> Iterable[tuple[str, str]]:
         yield name, words.figure(text) if text not in ("", {}) else "none"
 
 
+def shown_prompt(prompt: str | list[dict] | None) -> str:
+    """A prompt on one line, a chat's turns after one another."""
+    if prompt is None:
+        return "(the prompt is not known)"
+    return clean(prompt if isinstance(prompt, str) else " ".join(f"{one['role']}: {one['content']}" for one in prompt))
+
+
 def shown(text: object) -> str:
     """An answer as it is shown: a label, or that it was none."""
     return "no label of the task" if text == NO_OPTION else clean(text)

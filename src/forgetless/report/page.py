@@ -268,7 +268,7 @@ def _flip(summary: dict, task: dict) -> dict:
 
 def _text(row: int, told: dict) -> dict:
     """The texts of one row; what is not known is said."""
-    prompt = clean(told["prompt"]) if told["prompt"] is not None else "(the prompt is not known)"
+    prompt = contents.shown_prompt(told["prompt"])
     return {
         "row": row + 1,
         "source": clean(told["source"] or ""),

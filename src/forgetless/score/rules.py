@@ -16,7 +16,7 @@ import numpy as np
 
 from forgetless.data.scoring import GENERATED, SCORERS, Scoring
 from forgetless.data.tasks import Row, Task
-from forgetless.errors import DataError, UsageError, nearest
+from forgetless.errors import DataError, UsageError, nearest, short
 from forgetless.score.texts import (
     LETTERS,
     choice_letter,
@@ -64,7 +64,7 @@ class Number(Rule):
     def gold(self, row: Row) -> str:
         number = last_number(row.label)
         if number is None:
-            raise ValueError(f"the right answer {_short(row.label)} holds no number")
+            raise ValueError(f"the right answer {short(row.label)!r} holds no number")
         return number
 
     def scores(self, answer: str, gold: str) -> Scores:
@@ -80,7 +80,7 @@ class Choice(Rule):
     def gold(self, row: Row) -> str:
         letter = choice_letter(row.label, self.letters)
         if letter is None:
-            raise ValueError(f"the right answer {_short(row.label)} names none of the letters {self.letters}")
+            raise ValueError(f"the right answer {short(row.label)!r} names none of the letters {self.letters}")
         return letter
 
     def scores(self, answer: str, gold: str) -> Scores:
@@ -94,7 +94,7 @@ class RougeL(Rule):
 
     def gold(self, row: Row) -> str:
         if not words(row.label):
-            raise ValueError(f"the right answer {_short(row.label)} holds no word")
+            raise ValueError(f"the right answer {short(row.label)!r} holds no word")
         return row.label
 
     def scores(self, answer: str, gold: str) -> Scores:
@@ -110,12 +110,11 @@ class Sari(Rule):
     def gold(self, row: Row) -> tuple[str, str]:
         source = row.prompt
         if row.shape == "chat":
-            last = max(i for i, (role, _) in enumerate(row.messages) if role == "assistant")
-            source = row.messages[last - 1][1]
+            source = row.turns_before[-1][1]
         if self.pattern:
             found = self.pattern.search(source)
             if not found or not (found[1] or "").strip():
-                raise ValueError(f"{self.pattern.pattern!r} finds no text to simplify in the prompt {_short(source)}")
+                raise ValueError(f"{self.pattern.pattern!r} finds no text to simplify in the prompt {short(source)!r}")
             source = found[1]
         return source, row.label
 
@@ -154,10 +153,10 @@ class Json(Rule):
         try:
             right = json_value(row.label)
         except ValueError as error:
-            raise ValueError(f"the right answer {_short(row.label)} is no JSON ({error})") from error
+            raise ValueError(f"the right answer {short(row.label)!r} is no JSON ({error})") from error
         missing = [field for field in self.fields if not isinstance(right, dict) or field not in right]
         if missing:
-            raise ValueError(f"the right answer {_short(row.label)} has no field {missing[0]!r}")
+            raise ValueError(f"the right answer {short(row.label)!r} has no field {missing[0]!r}")
         return right
 
     def scores(self, answer: str, gold: Any) -> Scores:
@@ -185,7 +184,7 @@ class OwnFunction(Rule):
         return row
 
     def scores(self, answer: str, gold: Row) -> Scores:
-        where = f"{_place(gold)}: {self.name}, for the answer {_short(answer)},"
+        where = f"{_place(gold)}: {self.name}, for the answer {short(answer)!r},"
         try:
             value = self.function(answer, gold)
         except Exception as error:
@@ -214,6 +213,8 @@ def rules_of(task: Task) -> dict[str, Rule]:
     UsageError names the task, and what is wrong: an unknown scorer, a pattern that is none, a package that is not
     installed, a file or function of the user's that is not there.
     """
+    if not task.scorers:
+        raise UsageError(f"task {task.name!r}: no scorer; give at least one of {', '.join(SCORERS)}")
     rules: dict[str, Rule] = {}
     for scorer in task.scorers:
         scoring = Scoring(scorer) if isinstance(scorer, str) else scorer
@@ -304,8 +305,3 @@ def _module(file: str, sha256: str) -> ModuleType:
 
 def _place(row: Row) -> str:
     return row.source or f"row {row.key}"
-
-
-def _short(text: str, most: int = 60) -> str:
-    folded = " ".join(text.split())
-    return repr(folded if len(folded) <= most else folded[: most - 1] + "…")
