@@ -9,6 +9,7 @@ HOSTILE = "<script>alert(1)</script>"
 
 def task(name: str, options: list[str], majority: float, **more) -> dict:
     return {"name": name, "train": 150, "validation": 20, "test": 100, "options": options, "headline": "likelihood",
+            "scorers": ["options"], "max_new_tokens": 16,
             "majority": {"label": options[0], "share": majority}, "notes": []} | more  # fmt: skip
 
 

@@ -20,8 +20,9 @@ from summaries import CASES, HOSTILE, joint, many_tasks, running, summary, two_l
 
 from forgetless.cli import main
 from forgetless.config import LearnConfig
+from forgetless.data.tasks import Row
 from forgetless.learning.stream import learn
-from forgetless.report import charts, contents, page, words
+from forgetless.report import charts, contents, page, texts, words
 from forgetless.report import files as report_files
 from forgetless.report.bounds import BOUNDS, bounds, why_not
 from forgetless.report.files import write_report
@@ -210,9 +211,7 @@ def test_no_skill_left_is_said():
 def test_shares_of_tokens_are_not_called_right_or_wrong():
     told = summary()
     told["tasks"][0]["headline"] = "next_token"
-    told["forgotten"][0]["p"] = None
     assert "30 of 100 rows score lower and 2 higher" in words.forgotten_sentence(told, told["forgotten"][0])
-    assert "none: scores are shares" in page.render_html([told])
 
 
 def test_runs_that_differ_in_data_are_marked(tmp_path):
@@ -308,8 +307,10 @@ def test_other_runs_ends_are_bounds_in_the_table(tmp_path):
         ({"status": "running"}, "not finished"),
         (
             {"test_rows": {"sst2": "aa11", "bbc": "other", "mmlu": "cc33"}},
-            "by another measure: bbc",
+            "judged otherwise: bbc (test rows)",
         ),
+        ({"tasks": [*joint()["tasks"][:2], joint()["tasks"][2] | {"options": list("ABCE")}]}, "mmlu (options)"),
+        ({"tasks": [joint()["tasks"][0] | {"max_new_tokens": 4}, *joint()["tasks"][1:]]}, "sst2 (longest answer)"),
         ({"model": joint()["model"] | {"identity": {"weights": "another"}}}, "another base"),
         ({"tasks": [joint()["tasks"][0] | {"name": "qqp"}, *joint()["tasks"][1:]]}, "other tasks"),
     ],
@@ -319,6 +320,30 @@ def test_a_run_that_cannot_be_compared_is_no_bound_and_says_why(change, why, tmp
     for text in (Page(files["html"].read_text()).text, files["markdown"].read_text()):
         assert "joint is not shown as a bound (joint training) in the table of replay" in text and why in text
     assert "| joint training |" not in files["markdown"].read_text()
+
+
+def test_another_pattern_is_another_measure(tmp_path):
+    runs = [summary("replay"), joint()]
+    for told, pattern in zip(runs, (r"is (\w+)", r"(\w+)\."), strict=True):
+        told["tasks"][1] |= {"headline": "regex", "scorers": [["regex", pattern]]}
+    told = json.loads(write_report(runs, tmp_path)["json"].read_text())
+    assert "joint and replay do not have the same scorers in bbc." in told["compare_with_care"]
+    assert "joint training" not in [one["name"] for one in told["runs"][0]["bounds"]]
+    runs[1]["tasks"] = copy.deepcopy(runs[0]["tasks"])
+    runs[1]["tasks"][1].pop("max_new_tokens")  # a run of an earlier version: not known is not different
+    assert why_not(*runs) is None and not contents.differences(runs)
+
+
+def test_runs_of_two_bases_have_no_common_floor():
+    runs = [summary("replay"), summary()]
+    names = [row["name"] for row in page.view(runs)["ends"]["rows"]]
+    assert names == ["majority answer", "untouched base", "replay", "sequential"]
+    runs[1]["model"]["identity"] = {"weights": "another"}
+    runs[1]["test_rows"]["bbc"] = "other"
+    ends = page.view(runs)["ends"]
+    assert [row["name"] for row in ends["rows"]] == ["replay", "sequential"]
+    assert "not have the same base, nor the same test rows and measures" in ends["note"]
+    assert ends["note"] in Page(page.render_html(runs)).text
 
 
 def test_only_the_sequence_depends_on_the_order_of_tasks():
@@ -391,10 +416,19 @@ def test_texts_are_shown_only_where_asked_for(ran, tmp_path, capsys):
         text = (tmp_path / kind).read_text()
         assert "What colours has the" in text
     assert "This page holds texts of test rows" in (tmp_path / "report.html").read_text()
-    texts = json.loads((tmp_path / "report.json").read_text())["runs"][0]["texts"]
-    assert len(texts["rows"]["colours"]) == sum(len(told["flips"][0][side]) for side in ("lost", "gained"))
-    assert all(one["source"].startswith(str(ran.parent)) for one in texts["rows"]["colours"].values())
-    assert not texts["notes"]
+    kept = json.loads((tmp_path / "report.json").read_text())["runs"][0]["texts"]
+    assert len(kept["rows"]["colours"]) == sum(len(told["flips"][0][side]) for side in ("lost", "gained"))
+    assert all(one["source"].startswith(str(ran.parent)) for one in kept["rows"]["colours"].values())
+    assert not kept["notes"]
+
+
+def test_prompts_are_kept_as_they_are_and_shown_on_one_line():
+    chat = Row("", "5", (("user", "2 +\n2?"), ("assistant", "4"), ("user", "Sure?"), ("assistant", "5")))
+    turns = texts._prompt(chat)["prompt"]
+    assert turns == [{"role": role, "content": text} for role, text in chat.messages[:3]]
+    assert contents.shown_prompt(turns) == "user: 2 + 2? assistant: 4 user: Sure?"
+    assert texts._prompt(Row("def f():\n    pass\n", "x"))["prompt"] == "def f():\n    pass\n"
+    assert contents.shown_prompt("def f():\n    pass\n") == "def f(): pass"
 
 
 def test_a_stream_that_is_gone_is_a_note(ran, tmp_path):

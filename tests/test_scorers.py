@@ -17,10 +17,12 @@ from forgetless.data.streams import load_stream
 from forgetless.data.tasks import Row, Stream, Task
 from forgetless.errors import DataError, RunError, UsageError
 from forgetless.learning.stream import learn
+from forgetless.report.summary import _flips
 from forgetless.runs.folder import read_lines
 from forgetless.score import scorers, texts
 from forgetless.score.rules import RULES, check_row, rules_of
 from forgetless.score.texts import (
+    _grams,
     choice_letter,
     code_similarity,
     json_value,
@@ -93,6 +95,14 @@ def test_numbers_are_compared_exactly():
     assert score("number", "1,000,000", "1e6") == 1
     assert score("number", "1/4", "3/4") == 0 and score("number", "0.75", "3/4") == 1
     assert score("number", "5", "-5") == 0 and score("number", "no idea", "5") == 0
+
+
+def test_a_number_of_thousands_of_digits_is_compared_like_any_other():
+    """A small model may repeat a digit to its last token; int() refuses more than 4,300 of them."""
+    long = "1" * 5000
+    assert score("number", f"so {long}", long) == 1 and score("number", long + ".0", long) == 1
+    assert score("number", long, "1") == 0 and score("number", f"{long}2", long) == 0
+    assert score("number", f"{long}/{long}", "1") == 1 and score("number", f"{long}.{long}", "1") == 0
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-(10**9), max_value=10**9))
@@ -201,6 +211,13 @@ def test_sari_of_the_published_example():
     assert sari(source, "About 95 you now get in.", references) == pytest.approx(0.26953601953601954)
 
 
+def test_sari_counts_the_words_of_mteval():
+    """sacrebleu's `13a` of the lower-case text: entities are signs, a hyphen at a line's end joins."""
+    text = "<SKIPPED>It&apos;s 3-4 &lt;B&gt;, R&amp;amp;D &quot;co-\nop&quot;\nof 1,000.5 U.S."
+    told = 'it & apos ; s 3 - 4 < b > , r & amp ; d " coop " of 1,000.5 u . s .'
+    assert [word for (word,) in _grams(text, 1)] == told.split()
+
+
 def test_sari_by_hand():
     """Source 'a b', right 'a', answer 'a c'.
 
@@ -235,6 +252,24 @@ def test_the_source_of_sari():
     assert rule.gold(chat) == ("a b", "a")
     with pytest.raises(DataError, match="finds no text to simplify in the prompt 'no such'"):
         score(cut, "a", "a", prompt="no such")
+
+
+# ---------------------------------------------------------------- whole answers
+
+
+def test_an_answer_of_punctuation_alone_is_compared_as_it_is():
+    assert [score("exact_match", answer, "++") for answer in ("++", " ++\n", "", "+", "c")] == [1, 1, 0, 0, 0]
+    assert [score("exact_match", answer, "C++") for answer in ("c", "++", "")] == [1, 0, 0]
+    last = Scoring("regex", (r"is (.*)",))
+    assert [score(last, answer, "++") for answer in ("it is ++", "it is ", "it is --")] == [1, 0, 0]
+
+
+def test_options_that_a_comparison_cannot_tell_apart_are_refused():
+    for scorer in ("exact_match", Scoring("regex", ("is (.*)",))):
+        with pytest.raises(UsageError, match=r"task 'a'.*cannot tell the options 'C' and 'C\+\+' apart"):
+            score(scorer, "C", "C", options=("C", "C++"))
+        assert score(scorer, "it is +" if scorer != "exact_match" else "+", "+", options=("+", "-")) == 1
+    assert score("choice", "A", "A", options=("A", "a"))  # compares letters only
 
 
 # ---------------------------------------------------------------- patterns and JSON
@@ -305,6 +340,7 @@ def test_scorers_of_a_stream_file(tmp_path):
     "told, said",
     [
         (["numbr"], "unknown scorer 'numbr'; did you mean 'number'.*FILE.py:FUNCTION"),
+        ([], "names none; leave it out, or name some of options"),
         (["regex"], "'regex' takes a pattern.*found none"),
         ([{"regex": 3}], "'regex' takes a pattern.*found 3"),
         ([{"json": []}], r"'json' takes a list of fields.*found \[\]"),
@@ -499,13 +535,50 @@ def test_one_answer_for_all_scorers_of_a_run(tiny, tmp_path, monkeypatch):
         learn(config(tiny, stream, tmp_path / "run", num_train_epochs=40.0))
 
 
+def test_a_broken_function_is_said_with_its_stream_before_the_model_is_loaded(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "c", "answer": "d"}')
+    (tmp_path / "mine.py").write_text("def polite(")
+    entry = {"name": "a", "train": "train.jsonl", "test": "test.jsonl", "scorers": ["./mine.py:polite"]}
+    (tmp_path / "stream.json").write_text(json.dumps([entry]))
+    with pytest.raises(UsageError, match=r"stream\.json: task 'a': .*mine\.py: cannot be run: SyntaxError"):
+        learn(config("no such model", str(tmp_path / "stream.json"), tmp_path / "run"))
+    with pytest.raises(UsageError, match="^stream: task 'a': no scorer; give at least one of options"):
+        learn(config("no such model", Stream("s", (Task("a", (), (), (), scorers=()),)), tmp_path / "run"))
+
+
 def test_letters_are_counted_as_they_are_understood():
     records = [
         {"choice": {"answer": "B. Because", "found": "B", "score": 1}},
-        {"choice": {"answer": "?", "found": None}},
+        {"choice": {"answer": "A man", "found": None}},
     ]
     counts = scorers.label_counts(scorers.TaskScores({}, records), "choice", ("A", "B"))
-    assert counts == {"A": 0, "B": 1, "(no option)": 1}
+    assert counts == {"A": 0, "B": 1, scorers.NO_OPTION: 1}
+    # the rows that turned are named by the same labels
+    task = {"name": "a", "headline": "choice", "options": ["A", "B"]}
+    before, now = ([record | {"row": 0, "key": "k"}] for record in records)
+    now[0]["choice"]["score"] = 0
+    [lost] = _flips(task, before, now)["lost"]
+    assert (lost["before"], lost["now"]) == ("B", scorers.NO_OPTION)
+
+
+@pytest.mark.parametrize(
+    ("told", "measure", "options", "label"),
+    [
+        ({"answer": "-"}, "likelihood", ("+", "-"), "-"),
+        ({"answer": "C++"}, "likelihood", ("C", "C++"), "C++"),
+        ({"answer": "c"}, "likelihood_union", ("C", "B"), scorers.NO_OPTION),  # another task's label
+        ({"answer": "Yes."}, "exact_match", ("yes", "no"), "yes"),
+        ({"answer": "-"}, "exact_match", ("+", "-"), "-"),
+        ({"answer": "c."}, "choice", ("C", "C++"), scorers.NO_OPTION),  # either could be meant
+        ({"answer": "it is B", "found": "B"}, "choice", ("a", "b"), "b"),
+        ({"answer": "yes"}, "exact_match", (), None),
+        ({}, "next_token", ("yes", "no"), None),
+        ({"answer": ""}, "exact_match", ("+", "-"), scorers.NO_OPTION),
+    ],
+)
+def test_the_label_of_a_record(told, measure, options, label):
+    assert scorers.label_of(told, measure, options) == label
 
 
 def test_errors_come_before_training(tiny, tmp_path, monkeypatch):

@@ -301,7 +301,11 @@ def _report(arguments: list[str]) -> int:
         "--output_dir", "--output-dir", type=Path, help="where to write; default: the first run's folder"
     )
     parser.add_argument(
-        "--show_text", "--show-text", action="store_true", help="show prompts and answers of the rows that turned"
+        "--show_text",
+        "--show-text",
+        action="store_true",
+        help="write prompts and answers of the rows that turned into the report's files, which lie in the first run's "
+        "folder unless --output_dir names another",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON and write no file")
     told = _parsed(parser, arguments)

@@ -26,6 +26,16 @@ class DownloadError(ForgetlessError):
     """Something that must be fetched and could not be, or is not what it should be."""
 
 
+def short(text: str, most: int = 60) -> str:
+    """What a message quotes of a text: on one line, cut.
+
+    >>> short("a  long\\ntext", 6)
+    'a lon…'
+    """
+    folded = " ".join(text.split())
+    return folded if len(folded) <= most else folded[: most - 1] + "…"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or `; known: a, b, c` when nothing is near.
 

@@ -110,8 +110,7 @@ class Encoder:
         """What the model sees before the answer when the row is scored, as text, and the answer's lead."""
         if row.shape != "chat":
             return row.prompt, row.lead
-        last = max(i for i, (role, _) in enumerate(row.messages) if role == "assistant")
-        return self._template(row.messages[:last], generate=True), ""
+        return self._template(row.turns_before, generate=True), ""
 
     def scoring_splits(self, row: Row, options: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """Tokens of the context and of each option in the answer's place.

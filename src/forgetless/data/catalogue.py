@@ -228,7 +228,9 @@ def _olora(folder: str) -> DataSet:
     (train, train_sha256), (test, test_sha256), labels_sha256, licence = _OLORA_FILES[folder]
     category, name = folder.split("/")
     asks = f" / {OLORA_INSTRUCTIONS[category]} / Option: <labels>" if OLORA_INSTRUCTIONS[category] else ""
-    unanswered = "the benchmark counts its 131 test rows without an answer ('-') as wrong; here they are left out"
+    unanswered = (
+        "test: 7,600 rows, of which 131 without an answer ('-') are left out; the benchmark counts them as wrong"
+    )
     return DataSet(
         name=name,
         source=OLORA,

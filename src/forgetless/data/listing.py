@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections import Counter
 from collections.abc import Iterable
 
 from forgetless.data import benchmarks, catalogue, packages, streams
 from forgetless.data.catalogue import DataSet, Named
 from forgetless.data.packages import MARKER, Package, cache_dir
-from forgetless.data.tasks import Task
+from forgetless.data.tasks import Task, commonest
 from forgetless.errors import ForgetlessError, UsageError, nearest
 
 NOT_PINNED = "not pinned"
@@ -122,9 +121,8 @@ def _read(data: DataSet, told: dict) -> dict:
         return {"notes": [*told["notes"], f"cannot be read: {error}"]}
     found = {"train": len(train.rows), "test": len(test.rows), "notes": told["notes"] + train.notes + test.notes}
     if data.scorers[-1] == "options":
-        counts = Counter(row.label for row in test.rows)
-        answer = min(counts, key=lambda word: (-counts[word], word))
-        found["majority"] = {"answer": answer, "share": counts[answer] / len(test.rows)}
+        answer, share = commonest(row.label for row in test.rows)
+        found["majority"] = {"answer": answer, "share": share}
     return found
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from forgetless.data.tasks import Row
-from forgetless.errors import DataError, DownloadError, UsageError, nearest
+from forgetless.errors import DataError, DownloadError, UsageError, nearest, short
 
 ON_BAD_ROW = ("error", "skip")
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -195,7 +195,7 @@ def _object(raw: bytes) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise BadRow(
-            f"broken JSON ({error.msg}, column {error.colno}): {_short(text)}; each line must be one whole object"
+            f"broken JSON ({error.msg}, column {error.colno}): {short(text)}; each line must be one whole object"
         ) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; endless nesting
         raise BadRow(f"cannot be read as JSON ({error})") from error
@@ -209,7 +209,7 @@ def _list_items(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
         raise DataError(f"{path}: {error}") from error
     decoder, at, line, counted = json.JSONDecoder(), _skip(text, 0), 1, 0
     if text[at : at + 1] != "[":
-        raise DataError(f"{path}: expected a JSON list of objects, found {_short(text) or 'nothing'}")
+        raise DataError(f"{path}: expected a JSON list of objects, found {short(text) or 'nothing'}")
     at = _skip(text, at + 1)
     while text[at : at + 1] != "]":
         line, counted = line + text.count("\n", counted, at), at
@@ -226,11 +226,11 @@ def _list_items(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
         if text[at : at + 1] == ",":
             at = _skip(text, at + 1)
         elif text[at : at + 1] != "]":
-            here, found = text.count("\n", 0, at) + 1, _short(text[at:]) or "the end"
+            here, found = text.count("\n", 0, at) + 1, short(text[at:]) or "the end"
             raise DataError(f"{path}:{here}: broken JSON: expected ',' or ']', found {found}; repair the file there")
     if rest := text[at + 1 :].strip():
         here = text.count("\n", 0, at) + 1
-        raise DataError(f"{path}:{here}: broken JSON: text after the list's end: {_short(rest)}")
+        raise DataError(f"{path}:{here}: broken JSON: text after the list's end: {short(rest)}")
 
 
 def _skip(text: str, at: int) -> int:
@@ -250,7 +250,7 @@ def _parquet_items(path: Path) -> Iterator[tuple[str, Any]]:
             table = pyarrow.parquet.read_table(file)
     except pyarrow.ArrowException as error:
         raise DataError(
-            f"{path}: not a Parquet file that can be read ({_short(str(error))}); copy it again, or write it anew"
+            f"{path}: not a Parquet file that can be read ({short(str(error))}); copy it again, or write it anew"
         ) from error
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -283,7 +283,7 @@ def _hub_items(source: str, split: str) -> Iterator[tuple[str, Any]]:
         data = datasets.load_dataset(name, config or None, split=split)
     except Exception as error:  # no network, no such name, configuration or split: they share no class
         raise DownloadError(
-            f"{source}: data set {name!r}, split {split!r}, could not be loaded: {_short(str(error), 300)}\n"
+            f"{source}: data set {name!r}, split {split!r}, could not be loaded: {short(str(error), 300)}\n"
             "Check the name, the configuration (hub:NAME:CONFIG) and the split (hub:NAME#SPLIT). "
             "Without network: load it on another machine, save_to_disk it, and give that folder's path"
         ) from error
@@ -404,7 +404,7 @@ def _share_gpt(item: dict) -> Row:
 
 def _share_gpt_turn(number: int, turn: Any) -> dict:
     if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
-        raise BadRow(f'turn {number}: expected {{"from", "value"}}, found {_short(str(turn))}')
+        raise BadRow(f'turn {number}: expected {{"from", "value"}}, found {short(str(turn))}')
     role = SHARE_GPT_ROLES.get(str(turn["from"]))
     if role is None:
         raise BadRow(f"turn {number}: unknown speaker {turn['from']!r}{nearest(str(turn['from']), SHARE_GPT_ROLES)}")
@@ -431,7 +431,7 @@ def _chat(messages: Any) -> Row:
 
 def _turn(number: int, message: Any) -> tuple[str, str]:
     if not isinstance(message, dict) or "role" not in message:
-        raise BadRow(f'turn {number}: expected {{"role", "content"}}, found {_short(str(message))}')
+        raise BadRow(f'turn {number}: expected {{"role", "content"}}, found {short(str(message))}')
     role = message["role"]
     if role not in ROLES:
         raise BadRow(f"turn {number}: unknown role {role!r}{nearest(str(role), ROLES)}")
@@ -484,12 +484,7 @@ def _unanswered(item: Any) -> bool:
 def _kind(value: Any) -> str:
     kinds = {dict: "an object", list: "a list", str: "text", bool: "a truth value", int: "a number",
              float: "a number", type(None): "null"}  # fmt: skip
-    return f"{kinds.get(type(value), type(value).__name__)}: {_short(str(value))}"
-
-
-def _short(text: str, most: int = 60) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return f"{kinds.get(type(value), type(value).__name__)}: {short(str(value))}"
 
 
 def _check(on_bad_row: str, prompt: str | None, answer: str | None) -> None:

@@ -50,6 +50,8 @@ def read_scorers(told: Any, folder: Path) -> tuple[str | Scoring, ...]:
     ('number', Scoring(name='regex', argument=('x',), file='', sha256=''))
     """
     scorers = tuple(_scorer(one, folder) for one in (told if isinstance(told, list) else [told]))
+    if not scorers:
+        raise UsageError(f"`scorers:` names none; leave it out, or name some of {', '.join(SCORERS)}")
     names = [name_of(one) for one in scorers]
     for name in names:
         if names.count(name) > 1:

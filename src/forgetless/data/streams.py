@@ -307,7 +307,7 @@ def _words(config: TaskConfig, place: str, folder: Path) -> TaskConfig:
         config = dataclasses.replace(config, options=[str(word) for word in config.options])
     elif config.options is not None and not isinstance(config.options, str):
         raise UsageError(f"{where}: `options:` must be a list of words or a JSON file's path, found {config.options!r}")
-    if not config.scorers:
+    if config.scorers is None:
         return config
     try:
         scorers = read_scorers(config.scorers, folder)
@@ -433,6 +433,5 @@ def _overlaps(train: Sequence[Row], validation: Sequence[Row], test: Sequence[Ro
 def asked(row: Row) -> str:
     """What the row asks, with its white space folded: two rows that ask the same overlap."""
     if row.shape == "chat":
-        last = max(i for i, (role, _) in enumerate(row.messages) if role == "assistant")
-        return " ".join(" ".join(f"{role}: {text}" for role, text in row.messages[:last]).split())
+        return " ".join(" ".join(f"{role}: {text}" for role, text in row.turns_before).split())
     return " ".join((row.prompt or row.answer).split())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,6 +40,12 @@ class Row:
     def key(self) -> str:
         """Sixteen hex digits that name the row by its content, wherever it lies."""
         return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def turns_before(self) -> tuple[tuple[str, str], ...]:
+        """A chat's turns before the answer, which is the last assistant turn."""
+        last = max(i for i, (role, _) in enumerate(self.messages) if role == "assistant")
+        return self.messages[:last]
 
     @property
     def label(self) -> str:
@@ -88,11 +96,18 @@ class Task:
         """The commonest test answer and its share: the score of a model that always says it."""
         if not self.options or not self.test:
             return None
-        counts: dict[str, int] = {}
-        for row in self.test:
-            counts[row.label] = counts.get(row.label, 0) + 1
-        label = min(counts, key=lambda word: (-counts[word], word))
-        return label, counts[label] / len(self.test)
+        return commonest(row.label for row in self.test)
+
+
+def commonest(labels: Iterable[str]) -> tuple[str, float]:
+    """The commonest label, the first in the alphabet of equals, and its share.
+
+    >>> commonest(["no", "yes", "yes", "no"])
+    ('no', 0.5)
+    """
+    counts = Counter(labels)
+    label = min(counts, key=lambda word: (-counts[word], word))
+    return label, counts[label] / counts.total()
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,12 @@ def prepare(config: LearnConfig) -> Session:
     stream = config.stream
     if not isinstance(stream, Stream):
         stream = load_stream(stream, on_bad_row=config.on_bad_row)
-    for task in stream.tasks:
-        rules_of(task)  # a wrong pattern or a missing package is said before the model is loaded
+    for task in stream.tasks:  # a wrong pattern or a missing package is said before the model is loaded
+        try:
+            rules_of(task)
+        except UsageError as error:
+            place = "stream" if isinstance(config.stream, Stream) else config.stream
+            raise UsageError(f"{place}: {error}") from error
     without = [task.name for task in stream.tasks if not task.validation]
     if config.score_on == "validation" and without:
         raise UsageError(

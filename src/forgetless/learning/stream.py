@@ -204,6 +204,7 @@ def _describe(session: Session, status: str) -> dict:
                 "options": list(task.options),
                 "scorers": task.scoring,
                 "headline": headline(task),
+                "max_new_tokens": task.max_new_tokens,
                 "majority": {"label": most[0], "share": most[1]} if (most := task.majority()) else None,
                 "notes": [note for note in session.notes if note.startswith(f"{task.name}: ")],
             }

@@ -42,13 +42,26 @@ def why_not(summary: dict, other: dict) -> str | None:
         return "it has other tasks"
     if other["method"]["name"] == "sequential" and names != others:
         return "it has another order of tasks"
-    differ = [words.clean(name) for name in names if _judged_by(summary, name) != _judged_by(other, name)]
-    return f"it was judged on other test rows, or by another measure: {', '.join(differ)}" if differ else None
+    differ = [f"{words.clean(name)} ({what})" for name in names if (what := judged_otherwise(summary, other, name))]
+    return f"it was judged otherwise: {', '.join(differ)}" if differ else None
 
 
-def _judged_by(summary: dict, name: str) -> tuple:
+def judged_otherwise(summary: dict, other: dict, name: str) -> str:
+    """What differs in how two runs judged a task, in words; empty where it is the same."""
+    mine, others = (_judged_by(one, name) for one in (summary, other))
+    # a run of an earlier version does not tell how long its answers might be
+    return ", ".join(what for what in mine if mine[what] != others[what] and None not in (mine[what], others[what]))
+
+
+def _judged_by(summary: dict, name: str) -> dict[str, object]:
     task = next(task for task in summary["tasks"] if task["name"] == name)
-    return task["headline"], task["test"], summary["test_rows"].get(name)
+    return {
+        "headline measure": task["headline"],
+        "scorers": task["scorers"],
+        "options": task["options"],
+        "longest answer": task.get("max_new_tokens"),
+        "test rows": [task["test"], summary["test_rows"].get(name)],
+    }
 
 
 def _final(summary: dict, other: dict) -> list[float | None]:

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from forgetless.report import words
-from forgetless.report.bounds import bounds
+from forgetless.report.bounds import bounds, judged_otherwise
 from forgetless.report.words import clean, row_label
+from forgetless.score.scorers import NO_OPTION
 
 PLAIN = ("step", "steps", "loss", "learning_rate", "tokens", "gradient_norm")
 """What every method logs; all else is what the method did."""
@@ -40,6 +41,23 @@ def end_table(summaries: list[dict]) -> dict | None:
     return {"tasks": names, "rows": rows}
 
 
+def no_floor(summaries: list[dict]) -> str:
+    """Why the untouched base and the majority answer of one run do not stand under all; empty where they do."""
+    first = summaries[0]
+    told: dict[str, Callable[[dict], bool]] = {
+        "base": lambda s: s["model"]["identity"] == first["model"]["identity"],
+        "precision": lambda s: s["model"]["precision"] == first["model"]["precision"],
+        "test rows and measures": lambda s: not any(judged_otherwise(first, s, t["name"]) for t in first["tasks"]),
+    }
+    differ = [name for name, same in told.items() if not all(map(same, summaries))]
+    if not differ:
+        return ""
+    return (
+        f"The untouched base and the majority answer are left out here: the runs do not have the same "
+        f"{', nor the same '.join(differ)}. Each run's own are in its table below."
+    )
+
+
 def mean(scores: list[float | None]) -> float | None:
     """None where a score is missing: a mean over other tasks would not be comparable."""
     known = [score for score in scores if score is not None]
@@ -66,15 +84,14 @@ def differences(summaries: list[dict]) -> list[str]:
         "model": lambda s: s["model"]["identity"],
         "precision": lambda s: s["model"]["precision"],
         "tasks or their order": lambda s: [task["name"] for task in s["tasks"]],
-        "number of test rows": lambda s: [task["test"] for task in s["tasks"]],
         "number of training rows": lambda s: [task["train"] for task in s["tasks"]],
-        "test rows": lambda s: s["test_rows"],
     }
     found = []
     for summary, label in zip(summaries[1:], labels[1:], strict=True):
         names = [name for name, of in told.items() if of(summary) != of(first)]
-        if {"number of test rows", "tasks or their order"} & set(names):  # these say it already
-            names = [name for name in names if name != "test rows"]
+        shared = [task["name"] for task in summary["tasks"] if task["name"] in {one["name"] for one in first["tasks"]}]
+        judged = ((task, judged_otherwise(summary, first, task)) for task in shared)
+        names += [f"{what} in {clean(task)}" for task, what in judged if what]
         names += [f"option {key}" for key in COMPARED if summary["config"].get(key) != first["config"].get(key)]
         found += [f"{label} and {labels[0]} do not have the same {name}." for name in names]
     return found
@@ -223,6 +240,13 @@ def _flat(value: object, name: str = "") -> Iterable[tuple[str, str]]:
         yield name, words.figure(text) if text not in ("", {}) else "none"
 
 
+def shown_prompt(prompt: str | list[dict] | None) -> str:
+    """A prompt on one line, a chat's turns after one another."""
+    if prompt is None:
+        return "(the prompt is not known)"
+    return clean(prompt if isinstance(prompt, str) else " ".join(f"{one['role']}: {one['content']}" for one in prompt))
+
+
 def shown(text: object) -> str:
     """An answer as it is shown: a label, or that it was none."""
-    return "no label of the task" if text == words.NO_OPTION else clean(text)
+    return "no label of the task" if text == NO_OPTION else clean(text)

@@ -86,8 +86,9 @@ GLOSSARY = {
     ),
     "p": (
         "p",
-        "The exact McNemar test: how likely so uneven a split of lost and gained rows would be if both were equally "
-        "likely. Not corrected for looking at several tasks.",
+        "How likely so large a change would be by chance. Where rows are right or wrong, the exact McNemar test: each "
+        "row that turned was as likely lost as gained. Where rows have shares, a sign-flip test: each row's scores "
+        "then and now could be swapped. Not corrected for looking at several tasks.",
     ),
     "seed": (
         "seed",

@@ -77,7 +77,7 @@ def _changes(runs: list[tuple[dict, str]]) -> list[str]:
             f"{number(100 * entry['change'])} points",
             f"{number(100 * entry['low'])} to {number(100 * entry['high'])}",
             *(str(entry[key]) for key in ("lost", "gained", "n")),
-            words.p_value(entry["p"]) or "none",
+            words.p_value(entry["p"]),
         ]
         for summary, label in runs
         for entry in summary["forgotten"]
@@ -125,7 +125,7 @@ def _texts(summary: dict, task: str, side: dict) -> list[str]:
     for row in side["rows"][:MOST_ROWS]:
         if told := texts.get(str(row["row"])):
             answers = ", ".join(f"{key}: {_answer(told[key])}" for key in ("gold", "before", "now"))
-            lines.append(f"  - row {row['row'] + 1}: {_md(clean(told['prompt'] or '(the prompt is not known)'))}")
+            lines.append(f"  - row {row['row'] + 1}: {_md(contents.shown_prompt(told['prompt']))}")
             lines.append(f"    ({_md(answers)})")
     return lines
 

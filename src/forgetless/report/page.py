@@ -231,19 +231,20 @@ def _ends(summaries: list[dict]) -> dict | None:
     told = contents.end_table(summaries)
     if told is None:
         return None
-    first = summaries[0]
-    base = first["headline"]["base"]
-    majority = [task["majority"] and task["majority"]["share"] for task in first["tasks"]]
-    rows = [
-        _row("majority answer", "majority", [*map(_majority_cell, first["tasks"]), _cell(contents.mean(majority))]),
-        _row("untouched base", "base", [*map(_cell, base), _cell(contents.mean(base))]),
-    ]
+    first, note, rows = summaries[0], contents.no_floor(summaries), []
+    if not note:
+        base = first["headline"]["base"]
+        majority = [task["majority"] and task["majority"]["share"] for task in first["tasks"]]
+        rows = [
+            _row("majority answer", "majority", [*map(_majority_cell, first["tasks"]), _cell(contents.mean(majority))]),
+            _row("untouched base", "base", [*map(_cell, base), _cell(contents.mean(base))]),
+        ]
     for i, (line, summary) in enumerate(zip(told["rows"], summaries, strict=True)):
         anchor = BOUNDS.get(summary["method"]["name"], ("", ""))[1]
         cells = [_cell(*pair) for pair in zip(line["scores"], line["intervals"], strict=True)]
-        rows.append(_row(line["run"], anchor, [*cells, _cell(line["mean"])], first=i == 0))
+        rows.append(_row(line["run"], anchor, [*cells, _cell(line["mean"])], first=not note and i == 0))
     columns = [*first["tasks"], {"name": "mean", "test": sum(task["test"] for task in first["tasks"])}]
-    return {"columns": columns, "rows": rows, "compact": len(columns) > COMPACT + 1}
+    return {"columns": columns, "rows": rows, "compact": len(columns) > COMPACT + 1, "note": note}
 
 
 # ---- what turned, what the method did --------------------------------------------------------------
@@ -267,7 +268,7 @@ def _flip(summary: dict, task: dict) -> dict:
 
 def _text(row: int, told: dict) -> dict:
     """The texts of one row; what is not known is said."""
-    prompt = clean(told["prompt"]) if told["prompt"] is not None else "(the prompt is not known)"
+    prompt = contents.shown_prompt(told["prompt"])
     return {
         "row": row + 1,
         "source": clean(told["source"] or ""),

@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from forgetless.report.words import NO_OPTION
 from forgetless.runs.folder import RunFolder, complete, read_json, read_lines
 from forgetless.score.intervals import paired_change, wilson
 from forgetless.score.metrics import metrics
-from forgetless.score.scorers import MEANINGS, OWN_MEANING, RIGHT_OR_WRONG
-from forgetless.score.texts import normalise
+from forgetless.score.scorers import MEANINGS, OWN_MEANING, RIGHT_OR_WRONG, label_of
 
 
 def summarise(root: Path) -> dict:
@@ -178,10 +176,7 @@ def _scores_of(task: dict, rows: list[dict]) -> list[float]:
 
 def _label(task: dict, row: dict) -> str | None:
     """The answer as one of the task's labels; None for free answers and measures without an answer."""
-    answer = row[task["headline"]].get("answer")
-    if answer is None or not task["options"]:
-        return None
-    return {normalise(option): option for option in task["options"]}.get(normalise(answer), NO_OPTION)
+    return label_of(row[task["headline"]], task["headline"], task["options"])
 
 
 def _judged(run: RunFolder, folders: list[Path], learned: list[int]) -> dict[str, list[dict]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from forgetless.data.streams import asked, load_stream
+from forgetless.data.streams import load_stream
 from forgetless.data.tasks import Row
 from forgetless.report.summary import finished, paired_rows
 from forgetless.runs.folder import RunFolder, read_json
@@ -40,7 +40,11 @@ def with_texts(summary: dict, root: Path) -> dict:
 
 
 def _prompt(row: Row | None) -> dict:
-    return {"prompt": asked(row), "source": row.source} if row else {"prompt": None, "source": None}
+    """The prompt as it is in the data, of a chat the messages before the answer; of a plain text the text."""
+    if row is None:
+        return {"prompt": None, "source": None}
+    chat = [{"role": role, "content": text} for role, text in row.turns_before] if row.messages else None
+    return {"prompt": chat or row.prompt or row.answer, "source": row.source}
 
 
 def _stream_rows(config: dict) -> tuple[dict[str, Row], list[str]]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
-from forgetless.score.scorers import RIGHT_OR_WRONG
+from forgetless.score.scorers import NO_OPTION, RIGHT_OR_WRONG
 
 NOT_SCORED = "not scored"
-NO_OPTION = "(no option)"  # an answer that is none of the labels, as in the counts
 
 MEASURES = {
     "likelihood": "Own labels",
@@ -64,13 +63,13 @@ def points(share: float) -> str:
     return f"{size} point" if size == "1" else f"{size} points"
 
 
-def p_value(p: float | None) -> str:
-    """A probability as it is shown; shares of tokens have none.
+def p_value(p: float) -> str:
+    """A probability as it is shown.
 
     >>> p_value(0.0004), p_value(0.51)
     ('< 0.001', '0.510')
     """
-    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def metric_value(key: str, value: float | list[float] | None) -> str | None:

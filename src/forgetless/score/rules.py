@@ -16,14 +16,14 @@ import numpy as np
 
 from forgetless.data.scoring import GENERATED, SCORERS, Scoring
 from forgetless.data.tasks import Row, Task
-from forgetless.errors import DataError, UsageError, nearest
+from forgetless.errors import DataError, UsageError, nearest, short
 from forgetless.score.texts import (
     LETTERS,
     choice_letter,
     code_similarity,
+    compared,
     json_value,
     last_number,
-    normalise,
     rouge_l,
     same_json,
     same_number,
@@ -50,18 +50,21 @@ class Rule:
 
 
 class ExactMatch(Rule):
+    def __init__(self, task: Task, scoring: Scoring):
+        _told_apart(task.options, scoring.name)
+
     def gold(self, row: Row) -> str:
-        return normalise(row.label)
+        return compared(row.label)
 
     def scores(self, answer: str, gold: str) -> Scores:
-        return {"exact_match": {"score": int(normalise(answer) == gold)}}
+        return {"exact_match": {"score": int(compared(answer) == gold)}}
 
 
 class Number(Rule):
     def gold(self, row: Row) -> str:
         number = last_number(row.label)
         if number is None:
-            raise ValueError(f"the right answer {_short(row.label)} holds no number")
+            raise ValueError(f"the right answer {short(row.label)!r} holds no number")
         return number
 
     def scores(self, answer: str, gold: str) -> Scores:
@@ -77,7 +80,7 @@ class Choice(Rule):
     def gold(self, row: Row) -> str:
         letter = choice_letter(row.label, self.letters)
         if letter is None:
-            raise ValueError(f"the right answer {_short(row.label)} names none of the letters {self.letters}")
+            raise ValueError(f"the right answer {short(row.label)!r} names none of the letters {self.letters}")
         return letter
 
     def scores(self, answer: str, gold: str) -> Scores:
@@ -91,7 +94,7 @@ class RougeL(Rule):
 
     def gold(self, row: Row) -> str:
         if not words(row.label):
-            raise ValueError(f"the right answer {_short(row.label)} holds no word")
+            raise ValueError(f"the right answer {short(row.label)!r} holds no word")
         return row.label
 
     def scores(self, answer: str, gold: str) -> Scores:
@@ -107,12 +110,11 @@ class Sari(Rule):
     def gold(self, row: Row) -> tuple[str, str]:
         source = row.prompt
         if row.shape == "chat":
-            last = max(i for i, (role, _) in enumerate(row.messages) if role == "assistant")
-            source = row.messages[last - 1][1]
+            source = row.turns_before[-1][1]
         if self.pattern:
             found = self.pattern.search(source)
             if not found or not (found[1] or "").strip():
-                raise ValueError(f"{self.pattern.pattern!r} finds no text to simplify in the prompt {_short(source)}")
+                raise ValueError(f"{self.pattern.pattern!r} finds no text to simplify in the prompt {short(source)!r}")
             source = found[1]
         return source, row.label
 
@@ -132,13 +134,15 @@ class CodeSimilarity(Rule):
 class Regex(Rule):
     def __init__(self, task: Task, scoring: Scoring):
         self.pattern = _pattern(scoring, groups=(0, 1))
+        if self.pattern.groups:
+            _told_apart(task.options, scoring.name)
 
     def scores(self, answer: str, gold: str) -> Scores:
         match = self.pattern.search(answer)
         if not self.pattern.groups:
             return {"regex": {"score": int(match is not None)}}
         found = match[1] if match else None
-        return {"regex": {"score": int(found is not None and normalise(found) == normalise(gold)), "found": found}}
+        return {"regex": {"score": int(found is not None and compared(found) == compared(gold)), "found": found}}
 
 
 class Json(Rule):
@@ -149,10 +153,10 @@ class Json(Rule):
         try:
             right = json_value(row.label)
         except ValueError as error:
-            raise ValueError(f"the right answer {_short(row.label)} is no JSON ({error})") from error
+            raise ValueError(f"the right answer {short(row.label)!r} is no JSON ({error})") from error
         missing = [field for field in self.fields if not isinstance(right, dict) or field not in right]
         if missing:
-            raise ValueError(f"the right answer {_short(row.label)} has no field {missing[0]!r}")
+            raise ValueError(f"the right answer {short(row.label)!r} has no field {missing[0]!r}")
         return right
 
     def scores(self, answer: str, gold: Any) -> Scores:
@@ -180,7 +184,7 @@ class OwnFunction(Rule):
         return row
 
     def scores(self, answer: str, gold: Row) -> Scores:
-        where = f"{_place(gold)}: {self.name}, for the answer {_short(answer)},"
+        where = f"{_place(gold)}: {self.name}, for the answer {short(answer)!r},"
         try:
             value = self.function(answer, gold)
         except Exception as error:
@@ -209,6 +213,8 @@ def rules_of(task: Task) -> dict[str, Rule]:
     UsageError names the task, and what is wrong: an unknown scorer, a pattern that is none, a package that is not
     installed, a file or function of the user's that is not there.
     """
+    if not task.scorers:
+        raise UsageError(f"task {task.name!r}: no scorer; give at least one of {', '.join(SCORERS)}")
     rules: dict[str, Rule] = {}
     for scorer in task.scorers:
         scoring = Scoring(scorer) if isinstance(scorer, str) else scorer
@@ -235,6 +241,18 @@ def check_row(rules: dict[str, Rule], row: Row) -> None:
                 f"{_place(row)}: the scorer {name!r} cannot judge this row: {error}; repair the row, "
                 "name another scorer, or leave such rows out (on_bad_row=skip)"
             ) from error
+
+
+def _told_apart(options: tuple[str, ...], name: str) -> None:
+    """UsageError where two options are the same answer to a rule that compares normal forms."""
+    seen: dict[str, str] = {}
+    for option in options:
+        other = seen.setdefault(compared(option), option)
+        if other != option:
+            raise UsageError(
+                f"the scorer {name!r} cannot tell the options {other!r} and {option!r} apart: case, punctuation and "
+                "white space do not count; rename one, or leave it to the scorer 'options'"
+            )
 
 
 # ---------------------------------------------------------------- patterns and files of the user's
@@ -287,8 +305,3 @@ def _module(file: str, sha256: str) -> ModuleType:
 
 def _place(row: Row) -> str:
     return row.source or f"row {row.key}"
-
-
-def _short(text: str, most: int = 60) -> str:
-    folded = " ".join(text.split())
-    return repr(folded if len(folded) <= most else folded[: most - 1] + "…")

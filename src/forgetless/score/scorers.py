@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from forgetless.model.answers import logits_at
 from forgetless.score.generation import generate
 from forgetless.score.options import OptionScorer
 from forgetless.score.rules import Rule, rules_of
-from forgetless.score.texts import normalise
+from forgetless.score.texts import compared
 
 MEASURES: dict[str, tuple[str, ...]] = {
     "options": ("likelihood", "likelihood_union"),
@@ -46,8 +47,11 @@ MEANINGS = {
     "json_valid": "the greedy answer is JSON",
 }
 OWN_MEANING = "what the user's function gives the greedy answer, from 0 to 1"
+LIKELIHOODS = ("likelihood", "likelihood_union")
+"""Measures whose answer is an option as it is written; other answers are generated."""
 RIGHT_OR_WRONG = ("likelihood", "likelihood_union", "exact_match", "number", "choice", "regex", "json_valid")
 """Measures that give each row 0 or 1; the others give shares."""
+NO_OPTION = "(no option)"  # counts as the label of an answer that is none of the task's
 
 
 @dataclass(frozen=True)
@@ -147,10 +151,26 @@ def _chosen(row: Row, options: tuple[str, ...], values: list[float], among: list
 
 def label_counts(scores: TaskScores, measure: str, options: tuple[str, ...]) -> dict[str, int]:
     """How often each option was answered, or found in the answer; all that is no option is counted together."""
-    words = {normalise(option): option for option in options}
     counts = dict.fromkeys(options, 0)
     for record in scores.predictions:
-        told = record[measure]
-        name = words.get(normalise(told.get("found", told.get("answer")) or ""), "(no option)")
-        counts[name] = counts.get(name, 0) + 1
+        name = label_of(record[measure], measure, options)
+        if name is not None:
+            counts[name] = counts.get(name, 0) + 1
     return counts
+
+
+def label_of(told: dict, measure: str, options: Sequence[str]) -> str | None:
+    """The option that a row's record of a measure says, NO_OPTION if none; None for free answers and no answer at all.
+
+    What a rule found in the answer goes before the answer. An option as it is written goes before one up to case and
+    punctuation, which is taken only from a generated text, and only where a single option is meant.
+    """
+    if not options or "answer" not in told:
+        return None
+    text = (told["found"] if "found" in told else told["answer"]) or ""
+    if text in options:
+        return text
+    if measure in LIKELIHOODS:
+        return NO_OPTION
+    alike = [option for option in options if compared(option) == compared(text)]
+    return alike[0] if len(alike) == 1 else NO_OPTION

@@ -8,6 +8,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -25,6 +26,15 @@ def normalise(text: str) -> str:
     """
     bare = text.lower().translate(str.maketrans("", "", string.punctuation))
     return " ".join(bare.split())
+
+
+def compared(text: str) -> str:
+    """What exact match compares: the normal form, or where punctuation is all there is, the text itself.
+
+    >>> compared("Yes."), compared(" ++ ")
+    ('yes', '++')
+    """
+    return normalise(text) or text.strip()
 
 
 # ---------------------------------------------------------------- what a text says
@@ -68,7 +78,8 @@ def same_number(one: str, other: str) -> bool:
 
 def _value(number: str) -> Fraction:
     above, _, below = number.partition("/")
-    return Fraction(above) / int(below or 1)
+    # through Decimal: int() refuses more than 4,300 digits, and a model may well repeat one for ever
+    return Fraction(Decimal(above)) / Fraction(Decimal(below or 1))
 
 
 CJK = "\u3040-\u30ff\u3400-\u9fff"
@@ -214,14 +225,21 @@ def sari(source: str, answer: str, references: Sequence[str]) -> float:
 
 
 def _grams(text: str, n: int) -> list[tuple[str, ...]]:
-    """n-grams of the lower-case words, punctuation split off as mteval-v13a (sacrebleu's default) does."""
-    text = f" {text.lower()} "
+    """n-grams of the lower-case words, split as mteval-v13a (sacrebleu's default) does."""
+    text = text.lower()
+    for told, meant in UNWRAPPED:
+        text = text.replace(told, meant)
+    text = f" {text} "
     for pattern, spaced in MTEVAL:
         text = re.sub(pattern, spaced, text)
     tokens = text.split()
     return [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
 
 
+UNWRAPPED = (
+    ("<skipped>", ""), ("-\n", ""), ("\n", " "), ("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">"),
+)  # fmt: skip
+"""mteval-v13a's replacements, in its order, before a text is split."""
 MTEVAL = (
     (r"([\{-\~\[-\` -\&\(-\+\:-\@\/])", r" \1 "),
     (r"([^0-9])([\.,])", r"\1 \2 "),
