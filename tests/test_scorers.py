@@ -543,7 +543,7 @@ def test_a_broken_function_is_said_with_its_stream_before_the_model_is_loaded(tm
     (tmp_path / "stream.json").write_text(json.dumps([entry]))
     with pytest.raises(UsageError, match=r"stream\.json: task 'a': .*mine\.py: cannot be run: SyntaxError"):
         learn(config("no such model", str(tmp_path / "stream.json"), tmp_path / "run"))
-    with pytest.raises(UsageError, match="^stream: task 'a': no scorer; give at least one of options"):
+    with pytest.raises(UsageError, match=r"^stream: task 'a': no scorer; give at least one of options"):
         learn(config("no such model", Stream("s", (Task("a", (), (), (), scorers=()),)), tmp_path / "run"))
 
 
