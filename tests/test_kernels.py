@@ -112,8 +112,10 @@ def adapted(model, **settings) -> Adapters:
     return adapters
 
 
-def outcome_of(kind: str, precision: torch.dtype, own: bool, attention: str = "sdpa") -> list[torch.Tensor]:
-    torch.manual_seed(0)
+def outcome_of(
+    kind: str, precision: torch.dtype, own: bool, attention: str = "sdpa", seed: int = 0
+) -> list[torch.Tensor]:
+    torch.manual_seed(seed)
     config = AutoConfig.for_model(kind, **MODELS[kind])
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).bfloat16().to(precision)
     if own:
@@ -131,10 +133,19 @@ def test_a_model_computes_what_peft_and_torch_compute(kind):
     exact = outcome_of(kind, torch.float32, own=False)
     for one, other in zip(outcome_of(kind, torch.float32, own=True), exact, strict=True):
         assert (one - other).norm() <= 1e-4 * other.norm()
-    # in bf16 all round; ours must not be further from the exact result than PEFT's with transformers' eager attention
-    fast, slow = outcome_of(kind, torch.bfloat16, own=True), outcome_of(kind, torch.bfloat16, False, "eager")
-    for one, other, truth in zip(fast, slow, exact, strict=True):
-        assert (one - truth).norm() <= 1.5 * (other - truth).norm() + 1e-3 * truth.norm()
+
+
+def test_rounding_in_bf16_is_no_worse_than_that_of_peft_and_eager_attention():
+    """Relative errors of logits and gradients against fp32, over models: single tensors differ either way."""
+    ours, theirs = 0.0, 0.0
+    for kind, seed in [(kind, seed) for kind in ("llama", "mistral", "olmo") for seed in range(3)]:
+        exact = outcome_of(kind, torch.float32, own=False, seed=seed)
+        fast = outcome_of(kind, torch.bfloat16, own=True, seed=seed)
+        slow = outcome_of(kind, torch.bfloat16, own=False, attention="eager", seed=seed)
+        for one, other, truth in zip(fast, slow, exact, strict=True):
+            ours += float((one - truth).norm() / truth.norm()) ** 2
+            theirs += float((other - truth).norm() / truth.norm()) ** 2
+    assert ours <= 1.2**2 * theirs
 
 
 def test_dropout_disabled_adapters_and_checkpointing():

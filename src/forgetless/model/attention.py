@@ -27,7 +27,7 @@ class BlockedAttention(torch.autograd.Function):
     q (batch, heads, queries, width); k, v (batch, groups, keys, their width) with heads a multiple of groups;
     seen (batch or 1, 1, queries, keys) of truth values -> (batch, heads, queries, width of v).
 
-    In bf16 the scores are rounded to bf16 before the softmax, as in transformers' eager attention.
+    In bf16 the scores are rounded before the softmax, which is fp32: as in transformers' eager attention.
     """
 
     @staticmethod
@@ -38,7 +38,7 @@ class BlockedAttention(torch.autograd.Function):
         out = q.new_empty(*q.shape[:3], v.shape[3])
         for block in _blocks(q, k):
             weights = _weights(q[:, :, block], keys, seen[:, :, block], scale)
-            out[:, :, block] = (weights @ values).view_as(out[:, :, block])
+            out[:, :, block] = (weights.to(q.dtype) @ values).view_as(out[:, :, block])
         return out
 
     @staticmethod
@@ -51,20 +51,20 @@ class BlockedAttention(torch.autograd.Function):
         for block in _blocks(q, k):
             queries, out = _grouped(q[:, :, block], keys), _grouped(grad[:, :, block], keys)
             weights = _weights(q[:, :, block], keys, seen[:, :, block], ctx.scale)
-            grad_v += weights.transpose(1, 2) @ out
-            # softmax: dS = P * (dP - sum(dP * P))
-            inner = torch._softmax_backward_data(out @ values.transpose(1, 2), weights, -1, weights.dtype)
+            grad_v += weights.to(q.dtype).transpose(1, 2) @ out
+            inner = (out @ values.transpose(1, 2)).to(weights.dtype)
+            inner = torch._softmax_backward_data(inner, weights, -1, weights.dtype).to(q.dtype)  # P (dP - Σ dP P)
             grad_q[:, :, block] = (inner @ keys).mul_(ctx.scale).view_as(q[:, :, block])
             grad_k += (inner.transpose(1, 2) @ queries).mul_(ctx.scale)
         return grad_q, grad_k.view_as(k), grad_v.view_as(v), None, None
 
 
 def _weights(q: Tensor, keys: Tensor, seen: Tensor, scale: float) -> Tensor:
-    """softmax(scale q k^T where seen): (batch * groups, heads / groups * queries, keys)."""
+    """softmax(scale q k^T where seen), at least fp32: (batch * groups, heads / groups * queries, keys)."""
     scores = _grouped(q, keys).mul(scale) @ keys.transpose(1, 2)
     by_head = scores.view(q.shape[0], q.shape[1], q.shape[2], -1)
     by_head.masked_fill_(~seen, torch.finfo(scores.dtype).min)  # finite: a row that sees nothing is padding
-    return torch.softmax(scores, -1)
+    return torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
 def _flat(keys: Tensor) -> Tensor:
