@@ -278,6 +278,9 @@ class Paired(TrainerCallback):
             else:
                 self.step(name, rows)
         self.done += 1
+        if self.others:
+            print(f"step {self.done}: " + ", ".join(f"{n} {found[-1]:.2f} s" for n, found in self.seconds.items()),
+                  flush=True)  # fmt: skip
 
     def step(self, name: str, rows: list[Example]) -> None:
         began = time.perf_counter()
@@ -322,8 +325,6 @@ def compare(told) -> dict:
     trl_trainer(told, rows, told.trl, paired).train()
     counted = slice(WARMUP, None)
     median = {name: statistics.median(seconds[counted]) for name, seconds in paired.seconds.items()}
-    for seconds in zip(*(paired.seconds[name] for name in median), strict=True):
-        print("  ".join(f"{name} {second:.2f} s" for name, second in zip(median, seconds, strict=True)))
     losses = paired.losses
     apart = {
         name: max(abs(a - b) / max(1.0, b) for a, b in zip(losses[name], losses["bare"], strict=True))
