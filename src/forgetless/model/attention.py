@@ -18,6 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 BLOCKED = "blocked"  # the name under which transformers finds it
+TRIAL = "blocked trial"
 BLOCK = 2**23  # attention weights in memory at once
 
 
@@ -27,7 +28,7 @@ class BlockedAttention(torch.autograd.Function):
     q (batch, heads, queries, width); k, v (batch, groups, keys, their width) with heads a multiple of groups;
     seen (batch or 1, 1, queries, keys) of truth values -> (batch, heads, queries, width of v).
 
-    In bf16 the scores are rounded before the softmax, which is fp32: as in transformers' eager attention.
+    Scores and weights are at least fp32, as in torch's fused attention, and rounded only for the product with values.
     """
 
     @staticmethod
@@ -52,7 +53,7 @@ class BlockedAttention(torch.autograd.Function):
             queries, out = _grouped(q[:, :, block], keys), _grouped(grad[:, :, block], keys)
             weights = _weights(q[:, :, block], keys, seen[:, :, block], ctx.scale)
             grad_v += weights.to(q.dtype).transpose(1, 2) @ out
-            inner = (out @ values.transpose(1, 2)).to(weights.dtype)
+            inner = out.to(weights.dtype) @ values.transpose(1, 2).to(weights.dtype)
             inner = torch._softmax_backward_data(inner, weights, -1, weights.dtype).to(q.dtype)  # P (dP - Σ dP P)
             grad_q[:, :, block] = (inner @ keys).mul_(ctx.scale).view_as(q[:, :, block])
             grad_k += (inner.transpose(1, 2) @ queries).mul_(ctx.scale)
@@ -61,10 +62,11 @@ class BlockedAttention(torch.autograd.Function):
 
 def _weights(q: Tensor, keys: Tensor, seen: Tensor, scale: float) -> Tensor:
     """softmax(scale q k^T where seen), at least fp32: (batch * groups, heads / groups * queries, keys)."""
-    scores = _grouped(q, keys).mul(scale) @ keys.transpose(1, 2)
+    precise = torch.promote_types(q.dtype, torch.float32)
+    scores = (_grouped(q, keys).to(precise) * scale) @ keys.transpose(1, 2).to(precise)
     by_head = scores.view(q.shape[0], q.shape[1], q.shape[2], -1)
-    by_head.masked_fill_(~seen, torch.finfo(scores.dtype).min)  # finite: a row that sees nothing is padding
-    return torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    by_head.masked_fill_(~seen, torch.finfo(precise).min)  # finite: a row that sees nothing is padding
+    return torch.softmax(scores, -1)
 
 
 def _flat(keys: Tensor) -> Tensor:
@@ -112,25 +114,34 @@ def _attend(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **more
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = BlockedAttention.apply(query, key, value, attention_mask, scale)
+    with torch.autocast(query.device.type, enabled=False):  # it would round what is to be fp32
+        out = BlockedAttention.apply(query, key, value, attention_mask, scale)
     return out.transpose(1, 2).contiguous(), None
 
 
 def use_blocked_attention(model: PreTrainedModel) -> None:
-    """Trains with `BlockedAttention` where the model uses torch's fused attention and both give the same logits.
+    """Trains with `BlockedAttention` where the model uses torch's fused attention and loses nothing by the change.
 
-    Tried on a few tokens, since some models look at the name of their attention and do something else by it.
+    Tried on a few tokens, since some models look at the name of their attention and do something else by it: under
+    the new name torch's attention must give the model's own logits, and in each call ours what torch's gives.
     """
     if model.config._attn_implementation != "sdpa" or not model._can_set_attn_implementation():
         return
+    agreed: list[bool] = []
+
+    def both(*args, **more) -> tuple[Tensor, None]:
+        told, own = sdpa_attention_forward(*args, **more)[0], _attend(*args, **more)[0]
+        agreed.append(own.shape == told.shape and bool((own - told).abs().max() <= 0.02 * told.abs().max()))
+        return told, None
+
+    AttentionInterface.register(TRIAL, both)
     told = _trial(model)
     try:
-        model.set_attn_implementation(BLOCKED)
-        same = torch.allclose(_trial(model), told, rtol=0, atol=0.02 * float(told.abs().max()))
+        model.set_attn_implementation(TRIAL)
+        same = torch.allclose(_trial(model), told) and bool(agreed) and all(agreed)
     except (RuntimeError, TypeError, ValueError):  # the model asks for more than plain masked attention
         same = False
-    if not same:
-        model.set_attn_implementation("sdpa")
+    model.set_attn_implementation(BLOCKED if same else "sdpa")
 
 
 def _trial(model: PreTrainedModel) -> Tensor:
@@ -142,4 +153,5 @@ def _trial(model: PreTrainedModel) -> Tensor:
 
 
 AttentionInterface.register(BLOCKED, _attend)
-AttentionMaskInterface.register(BLOCKED, sdpa_mask)
+for name in (BLOCKED, TRIAL):
+    AttentionMaskInterface.register(name, sdpa_mask)

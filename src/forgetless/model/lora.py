@@ -26,7 +26,7 @@ class LoraLinear(torch.autograd.Function):
         inner = x.reshape(-1, x.shape[-1]) @ both_A.T  # (rows, ranks)
         y = linear(x, W, b)
         y.view(-1, y.shape[-1]).addmm_(inner, both_B.T, alpha=scale)
-        ctx.save_for_backward(x, W, A, B, inner[:, : A.shape[0]])
+        ctx.save_for_backward(x, W, A, B, inner[:, : A.shape[0]].contiguous())
         return y
 
     @staticmethod
