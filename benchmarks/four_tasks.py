@@ -75,7 +75,7 @@ def run(data: Path, stage: str, method: str, seed: int, rate: float, folder: Pat
         max_length=256, output_dir=str(folder), cells="last" if stage == "trial" else "seen",
         score_on="validation" if stage == "trial" else "test",
     )  # fmt: skip
-    began = time.monotonic()
+    began = time.process_time()
     summary = learn(config)
     return {
         "stage": stage, "method": method, "seed": seed, "learning_rate": rate, "options": OPTIONS.get(method, {}),
@@ -85,7 +85,7 @@ def run(data: Path, stage: str, method: str, seed: int, rate: float, folder: Pat
         "rows": rows, **summary["headline"], "forgotten": summary["forgotten"],
         "metrics": {name: metric["value"] for name, metric in summary["metrics"].items()},
         "trainable": summary["model"]["trainable"], "precision": summary["model"]["precision"],
-        "warnings": summary["warnings"], "minutes": round((time.monotonic() - began) / 60, 1),
+        "warnings": summary["warnings"], "cpu_minutes": round((time.process_time() - began) / 60, 1),
         "versions": summary["versions"],
     }  # fmt: skip
 
@@ -144,7 +144,7 @@ def _line(name: str, tests: list[dict]) -> dict | None:
     ends = [one["matrix"][-1] for one in mine]
     changes = [one["metrics"]["bwt"] for one in mine if one["metrics"].get("bwt") is not None]
     gains = [one["average"] - other["average"] for one, other in pairs]
-    times = [one["minutes"] / other["minutes"] for one, other in pairs]
+    times = [one["cpu_minutes"] / other["cpu_minutes"] for one, other in pairs]
     label = f"{name} (bound)" if kind.bound else name
     return {
         "scores": [label, len(mine), *(shown(list(column)) for column in zip(*ends, strict=True)),

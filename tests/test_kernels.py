@@ -43,7 +43,8 @@ def test_a_lora_layer_in_one_operation_is_the_sum_of_its_pairs(rows, inner, out,
     x, A, B, W = new(2, rows, inner), new(rank, inner), new(out, rank), new(out, inner)
     b = new(out) if bias else None
     past = (new(ranks, inner), new(out, ranks)) if ranks else ()
-    fast = outcomes(lambda x, A, B: lora_linear(x, W, b, A, B, 1.5, past), [x, A, B])
+    room = (torch.cat([new(rank, inner), past[0]]), torch.cat([new(out, rank), past[1]], 1)) if ranks else None
+    fast = outcomes(lambda x, A, B: lora_linear(x, W, b, A, B, 1.5, room), [x, A, B])
     slow = outcomes(lambda x, A, B: obvious_lora(x, W, b, A, B, 1.5, past), [x, A, B])
     for one, other in zip(fast, slow, strict=True):
         torch.testing.assert_close(one, other)
@@ -144,6 +145,24 @@ def test_rounding_in_bf16_is_no_worse_than_that_of_peft_and_torch():
             ours += float((one - truth).norm() / truth.norm()) ** 2
             theirs += float((other - truth).norm() / truth.norm()) ** 2
     assert ours <= 1.2**2 * theirs
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_finished_task_is_kept_in_the_precision_in_which_it_is_computed(precision):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMALL)).to(precision)
+    adapters = Adapters(model.requires_grad_(False), LoraSettings(r=4), "made", seed=0)
+    for pair in adapters.pairs().values():
+        torch.nn.init.normal_(pair.B, std=0.1)
+    learnt, before = adapters.summed(), trained_in(adapters, precision)[0]
+    exact = {name: pair.A.detach().clone() for name, pair in learnt.items()}
+    adapters.finish(1)
+    torch.testing.assert_close(trained_in(adapters, precision)[0], before)
+    for name, past in adapters.past().items():
+        assert past.A.dtype == precision
+        torch.testing.assert_close(past.A, exact[name].to(precision), rtol=0, atol=0)
+    adapters.finish(2)  # reads what the first one keeps in its memory
+    torch.testing.assert_close(trained_in(adapters, precision)[0], before)
 
 
 def test_dropout_disabled_adapters_and_checkpointing():

@@ -71,14 +71,14 @@ class Overlap(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, absolute: bool, olds: list[Tensor], *news: Tensor) -> Tensor:
-        products = [new @ old.T for old, new in zip(olds, news, strict=True)]
+        products = [new @ old.to(new.dtype).T for old, new in zip(olds, news, strict=True)]
         ctx.absolute, ctx.olds, ctx.products = absolute, olds, products
         return torch.stack([p.abs().sum() if absolute else p.square().sum() for p in products]).sum()
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         slopes = (p.sign() if ctx.absolute else 2 * p for p in ctx.products)
-        return None, None, *(grad * (slope @ old) for slope, old in zip(slopes, ctx.olds, strict=True))
+        return None, None, *(grad * (s @ old.to(s.dtype)) for s, old in zip(slopes, ctx.olds, strict=True))
 
 
 def overlap(olds: list[Tensor], news: list[Tensor], absolute: bool = False) -> Tensor:

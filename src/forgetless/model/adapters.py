@@ -3,6 +3,7 @@
 Each adapted layer holds one trainable pair, `current`, and at most one frozen pair, `past`: the finished
 pairs of earlier tasks joined by rank, so that a step costs the same however many tasks came before.
 With pairs (A_i, B_i) of one scale s,   s Σ B_i A_i = s [B_1 ... B_t] [A_1; ...; A_t]   exactly.
+The past is kept in the precision of the base's weights, in which a layer computes with it anyway.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import MethodType
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -69,9 +70,10 @@ class Adapters:
             for name, module in self.model.named_modules()
             if isinstance(module, LoraLayer)
         }
-        for layer in self._layers.values():
-            if type(layer) is Linear and isinstance(layer.get_base_layer(), nn.Linear):
-                layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
+        self._joined: dict[str, tuple[Tensor, Tensor]] = {}  # both pairs of a layer in one piece of memory
+        for name, layer in self._layers.items():
+            if _is_plain(layer):
+                layer.forward = partial(_forward, layer, name, self._joined)  # type: ignore[method-assign]
         self.reset(0)
 
     # ------------------------------------------------------------------ the pairs of each layer
@@ -127,6 +129,7 @@ class Adapters:
         """Forgets the frozen pairs."""
         if PAST in self.model.peft_config:
             self.model.delete_adapter(PAST)
+            self._joined.clear()
 
     def set_past(self, pairs: dict[str, Pair]) -> None:
         """Replaces the frozen pairs."""
@@ -137,6 +140,9 @@ class Adapters:
                 frozen = _pair(layer, PAST)
                 frozen.A.copy_(pairs[name].A)
                 frozen.B.copy_(pairs[name].B)
+                if _is_plain(layer):
+                    dtype = layer.get_base_layer().get_parameter("weight").dtype
+                    self._joined[name] = _with_room(frozen, self.settings.r, dtype)
         self.model.base_model.set_adapter([CURRENT, PAST])  # type: ignore[operator]  # torch's stub: a Tensor
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(f".{CURRENT}." in name)
@@ -255,7 +261,21 @@ def _pair(layer: LoraLayer, adapter: str) -> Pair:
     return Pair(A.get_parameter("weight"), B.get_parameter("weight"), layer.scaling[adapter])
 
 
-def _forward(layer: Linear, x: Tensor, *args, **kwargs) -> Tensor:
+def _is_plain(layer: LoraLayer) -> TypeGuard[Linear]:
+    return type(layer) is Linear and isinstance(layer.get_base_layer(), nn.Linear)
+
+
+def _with_room(past: Pair, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The pair with room for one of `rank` before it. From now on `past`'s tensors are part of this memory."""
+    A, B = past.A, past.B
+    both_A = A.new_zeros(rank + A.shape[0], A.shape[1], dtype=dtype)
+    both_B = B.new_zeros(B.shape[0], rank + B.shape[1], dtype=dtype)
+    both_A[rank:], both_B[:, rank:] = A, B
+    A.data, B.data = both_A[rank:], both_B[:, rank:]
+    return both_A, both_B
+
+
+def _forward(layer: Linear, name: str, joined: dict[str, tuple[Tensor, Tensor]], x: Tensor, *args, **kwargs) -> Tensor:
     """A LoRA layer's forward as one operation; PEFT's own where there is more to do than add the pairs."""
     active, dropout = [name for name in layer.active_adapters if name in layer.lora_A], layer.lora_dropout
     plain = (
@@ -270,8 +290,8 @@ def _forward(layer: Linear, x: Tensor, *args, **kwargs) -> Tensor:
     linear = layer.get_base_layer()
     assert isinstance(linear, nn.Linear)
     current = _pair(layer, CURRENT)
-    past = _pair(layer, PAST)[:2] if PAST in active else ()
-    return lora_linear(x, linear.weight, linear.bias, current.A, current.B, current.scale, past)
+    both = joined[name] if PAST in active else None
+    return lora_linear(x, linear.weight, linear.bias, current.A, current.B, current.scale, both)
 
 
 def _wrap(base: PreTrainedModel, settings: LoraSettings) -> PeftModel:

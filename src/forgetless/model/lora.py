@@ -11,19 +11,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+Joined = tuple[Tensor, Tensor] | None
+
 
 class LoraLinear(torch.autograd.Function):
     """x (..., in), W (out, in), b (out) or None, A (rank, in), B (out, rank), all of one dtype -> (..., out).
 
-    `past`: frozen pairs of the same scale, A (ranks, in) and B (out, ranks), joined with the trainable one so that
-    both cost two products. W, b and `past` get no gradient.
+    `joined`: frozen pairs of the same scale, A (rank + ranks, in) and B (out, rank + ranks), with room before them for
+    the trainable pair, which is written there, so that all pairs cost two products. W, b and `joined` get no gradient.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scale: float, past: tuple) -> Tensor:
-        ctx.scale, ctx.past = scale, past
-        both_A, both_B = _join(A, B, past)
-        inner = x.reshape(-1, x.shape[-1]) @ both_A.T  # (rows, ranks)
+    def forward(ctx, x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scale: float, joined: Joined):
+        ctx.scale, ctx.joined = scale, joined
+        both_A, both_B = _join(A, B, joined)
+        inner = x.reshape(-1, x.shape[-1]) @ both_A.T  # (rows, rank + ranks)
         y = linear(x, W, b)
         y.view(-1, y.shape[-1]).addmm_(inner, both_B.T, alpha=scale)
         ctx.save_for_backward(x, W, A, B, inner[:, : A.shape[0]].contiguous())
@@ -33,9 +35,9 @@ class LoraLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         x, W, A, B, inner = ctx.saved_tensors
-        both_A, both_B = _join(A, B, ctx.past)
+        both_A, both_B = _join(A, B, ctx.joined)
         rows, out = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-        grad_inner = (out @ both_B).mul_(ctx.scale)  # (rows, ranks)
+        grad_inner = (out @ both_B).mul_(ctx.scale)  # (rows, rank + ranks)
         grad_x = grad_A = grad_B = None
         if ctx.needs_input_grad[0]:
             grad_x = (out @ W).addmm_(grad_inner, both_A).view_as(x)
@@ -46,22 +48,22 @@ class LoraLinear(torch.autograd.Function):
         return grad_x, None, None, grad_A, grad_B, None, None
 
 
-def _join(A: Tensor, B: Tensor, past: tuple[Tensor, Tensor] | tuple[()]) -> tuple[Tensor, Tensor]:
-    """[A; past A] and [B, past B] in the dtype of A: the past is kept in fp32 and rounded on the way, in one pass."""
-    if not past:
+def _join(A: Tensor, B: Tensor, joined: Joined) -> tuple[Tensor, Tensor]:
+    """[A; past A] and [B, past B]: what another forward pass may have written into the room is overwritten."""
+    if joined is None:
         return A, B
-    rank, ranks = A.shape[0], past[0].shape[0]
-    both_A, both_B = A.new_empty(rank + ranks, A.shape[1]), B.new_empty(B.shape[0], rank + ranks)
-    both_A[:rank], both_A[rank:] = A, past[0]
-    both_B[:, :rank], both_B[:, rank:] = B, past[1]
+    both_A, both_B = joined
+    both_A[: A.shape[0]], both_B[:, : B.shape[1]] = A, B
     return both_A, both_B
 
 
 def lora_linear(
-    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scale: float, past: tuple[Tensor, Tensor] | tuple[()]
+    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scale: float, joined: Joined = None
 ) -> Tensor:
     """`LoraLinear` of tensors of any floating types: computed in W's, or in autocast's where that is on."""
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else W.dtype
     x, W, A, B = (tensor.to(dtype) for tensor in (x, W, A, B))
-    return LoraLinear.apply(x, W, b if b is None else b.to(dtype), A, B, scale, past)
+    if joined is not None:
+        joined = (joined[0].to(dtype), joined[1].to(dtype))
+    return LoraLinear.apply(x, W, b if b is None else b.to(dtype), A, B, scale, joined)
