@@ -77,6 +77,21 @@ def test_no_answer_token_left_is_an_error(tokenizer):
         Encoder(tokenizer, 1)(Row("", "word", source="rows.jsonl:3"))
 
 
+def test_an_answer_is_scored_where_the_template_puts_it(tokenizer, monkeypatch):
+    """Qwen3's template writes an empty thought before a turn without one: it is learnt, so it is there in scoring."""
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}think none {% endif %}{{ m.content }}"
+        "<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    encoder = Encoder(tokenizer, 128)
+    row = Row("", "blue", (("user", "What colour is the sky?"), ("assistant", "blue")))
+    assert encoder.context(row)[0].endswith("<|assistant|>think none ")
+    [(before, after)] = encoder.scoring_splits(row, ["blue"])
+    learnt = encoder(row).ids
+    assert tuple(before + after) == learnt[: len(before + after)]
+
+
 def test_messages_need_a_chat_template(tokenizer):
     import copy
 

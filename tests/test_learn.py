@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 from forgetless.cli import main
 from forgetless.config import LearnConfig
@@ -117,6 +118,64 @@ def test_every_method_runs_and_goes_on_where_it_stopped(name, tiny, three, tmp_p
         learn(config(tiny, three, tmp_path / "parts", method=name))
     learn(config(tiny, three, tmp_path / "parts", method=name))
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["olora", "ilora"])
+def test_stopped_and_gone_on_in_bf16(name, tiny, three, tmp_path):
+    """Finished pairs are rounded when they are joined: once and for all, stopped or not."""
+    told = {"method": name, "precision": "bf16", "cells": "last"}
+    for count in (1, 2, 3):
+        learn(config(tiny, Stream("three", three.tasks[:count]), tmp_path / "parts", **told))
+    learn(config(tiny, three, tmp_path / "whole", **told))
+    parts, whole = contents(tmp_path / "parts"), contents(tmp_path / "whole")
+    for file in whole:
+        if "adapter" in file or "predictions" in file:
+            assert parts[file] == whole[file], file
+
+
+def broken(tiny: str, folder: Path, change) -> str:
+    shutil.copytree(tiny, folder)
+    change(folder)
+    return str(folder)
+
+
+def without_a_layer(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if ".layers.1." not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (without_a_layer, "layers.1"),
+        (lambda folder: [file.unlink() for file in folder.glob("token*")], "tokenizer"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "config.json"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"cut"), "safetensors"),
+    ],
+)
+def test_a_broken_model_folder_is_a_named_error(change, told, tiny, two, tmp_path):
+    with pytest.raises(ForgetlessError, match=told):
+        learn(config(broken(tiny, tmp_path / "model", change), two, tmp_path / "run"))
+
+
+def test_a_target_that_is_no_linear_layer_is_refused(tiny, two, tmp_path):
+    with pytest.raises(UsageError, match="embed_tokens"):
+        learn(config(tiny, two, tmp_path / "run", target_modules=["embed_tokens"]))
+
+
+def test_special_tokens_are_part_of_the_identity(tiny, tmp_path):
+    def other_end(folder: Path) -> None:
+        told = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps(told | {"eos_token": "<|user|>"}))
+
+    def other_version(folder: Path) -> None:
+        told = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps(told | {"transformers_version": "1"}))
+
+    first = load_base(tiny, torch.float32).identity
+    assert load_base(broken(tiny, tmp_path / "a", other_end), torch.float32).identity != first
+    assert load_base(broken(tiny, tmp_path / "b", other_version), torch.float32).identity == first
 
 
 def test_every_tasks_adapter_loads_in_stock_peft(tiny, three, tmp_path):
@@ -439,6 +498,9 @@ def test_unknown_yaml_key_names_the_nearest(tmp_path, capsys):
     assert main(["learn", "--config", str(tmp_path / "c.yaml")]) == 1
     told = capsys.readouterr().err
     assert "learning_rte" in told and "learning_rate" in told and "c.yaml" in told
+    (tmp_path / "c.yaml").write_text("stream: demo\n5: 3\n")
+    assert main(["learn", "--config", str(tmp_path / "c.yaml")]) == 1
+    assert "5 is no option's name" in capsys.readouterr().err
 
 
 def test_help_suffices(capsys):
@@ -447,6 +509,8 @@ def test_help_suffices(capsys):
     told = capsys.readouterr().out
     for name in ("learning_rate", "target_modules", "method.proximal", *METHODS):
         assert name in told
+    for explained in ("rank of the pair that each task trains", "soft-threshold A and B"):
+        assert explained in " ".join(told.split())
 
 
 def test_usage_error_type_is_a_forgetless_error():

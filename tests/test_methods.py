@@ -10,6 +10,7 @@ from peft import PeftModel
 
 from forgetless.data.batches import Encoder, collate, split
 from forgetless.data.tasks import Stream
+from forgetless.errors import UsageError
 from forgetless.learning.engine import Engine
 from forgetless.learning.step import TrainSettings, learn_task
 from forgetless.methods import METHODS, Method
@@ -376,3 +377,24 @@ def test_dropout_is_repeatable(tiny, two):
     torch.manual_seed(2)
     assert same(first, run())
     assert not same(first, train("sequential", tiny, two).method)
+
+
+def test_a_slow_learner_that_hardly_follows_is_warned_of(tiny, two):
+    def check(**options):
+        method = train("ilora", tiny, two, {"memory": 6, **options}).method
+        return next(one for one in method.checks() if one.name == "slow learner moved")
+
+    assert check().ok
+    assert not check(lam=0.99999).ok
+
+
+def test_a_proximal_step_that_makes_no_zero_is_warned_of(tiny, two):
+    def check(**options):
+        method = train("nlora", tiny, two, options).method
+        return next(one for one in method.checks() if one.name == "density exact")
+
+    assert check(lam=0.0, proximal=0.5).ok
+    assert not check(lam=0.0, proximal=1e-9).ok
+    assert check(lam=0.0).ok  # nothing was asked for
+    with pytest.raises(UsageError, match="negative"):
+        build("nlora", tiny, {"lam": -1.0})

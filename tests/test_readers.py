@@ -396,3 +396,10 @@ def test_real_olora_prompts():
 
 def test_the_alphabet_is_not_special(tmp_path):
     assert one(tmp_path, {"text": string.printable}).answer == string.printable
+
+
+def test_columns_beside_a_text_are_noted(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a film", "label": "good"}\n')
+    [note] = read_rows(tmp_path / "rows.jsonl").notes
+    assert "label" in note and "prompt: text" in note
+    assert read_rows(tmp_path / "rows.jsonl", prompt="text", answer="label").notes == []

@@ -108,6 +108,8 @@ def parse_learn(arguments: list[str]) -> LearnConfig | None:
             raise UsageError(f"{file}: {error}") from error
         if not isinstance(options, dict):
             raise UsageError(f"{file}: expected options by name, such as `learning_rate: 0.001`")
+        if strange := [key for key in options if not isinstance(key, str)]:
+            raise UsageError(f"{file}: {strange[0]!r} is no option's name")
         if not isinstance(options.get("method", {}), dict):
             options["method"] = {"name": options["method"] or "sequential"}
         if isinstance(options.get("report_to"), str):
@@ -120,6 +122,7 @@ def parse_learn(arguments: list[str]) -> LearnConfig | None:
     own = list(inspect.signature(METHODS[chosen]).parameters)
     names = [one.name for one in fields(LearnConfig) if one.name not in ("method", "method_options")]
     known = [*names, "method.name", *(f"method.{name}" for name in own)]
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the options' help
     parser = jsonargparse.ArgumentParser(
         prog="forgetless learn",
         usage="forgetless learn --stream STREAM [--method METHOD] [options]",

@@ -21,7 +21,7 @@ CHOICES: dict[str, Collection[str]] = {
     "precision": PRECISIONS,
     "device": DEVICES,
     "on_bad_row": ("error", "skip"),
-    "lr_scheduler_type": ("linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"),
+    "lr_scheduler_type": ("linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"),
 }
 _ABOVE_0 = (lambda value: value > 0, "above 0")
 _NOT_BELOW_0 = (lambda value: value >= 0, "0 or above")

@@ -110,7 +110,10 @@ class Encoder:
         """What the model sees before the answer when the row is scored, as text, and the answer's lead."""
         if row.shape != "chat":
             return row.prompt, row.lead
-        return self._template(row.turns_before, generate=True), ""
+        before = self._template(row.turns_before, generate=True)
+        after = self._template((*row.turns_before, ("assistant", row.label)), generate=False)
+        place = after.find(row.label, len(before)) if after.startswith(before) else -1
+        return after[: max(place, len(before))] if place >= 0 else before, ""
 
     def scoring_splits(self, row: Row, options: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """Tokens of the context and of each option in the answer's place.

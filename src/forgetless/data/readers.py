@@ -79,13 +79,26 @@ def read_rows(
     """
     _check(on_bad_row, prompt, answer)
     make = _maker(prompt, answer)
-    text = str(path)
+    text, unused = str(path), set[str]()
+
+    def made(item: Any) -> Row | None:
+        row = make(item)
+        if row.shape == "text" and not (prompt and answer):
+            unused.update(map(str, item.keys() - {"text"}))
+        return row
+
     if text.startswith("hub:"):
-        return _collect(text, _hub_items(text, split), make, on_bad_row)
-    path = Path(path).expanduser()
-    if path.is_dir():
-        return _collect(text, _folder_items(path, split), make, on_bad_row)
-    return read_file(path, make, on_bad_row)
+        reading = _collect(text, _hub_items(text, split), made, on_bad_row)
+    elif (path := Path(path).expanduser()).is_dir():
+        reading = _collect(text, _folder_items(path, split), made, on_bad_row)
+    else:
+        reading = read_file(path, made, on_bad_row)
+    if unused:
+        reading.notes.append(
+            f"{text}: rows are learnt as plain text, {', '.join(sorted(unused))} is not used; "
+            "to learn a column as the answer say `prompt: text` and `answer: COLUMN`"
+        )
+    return reading
 
 
 def read_file(path: Path, make: Callable[[Any], Row | None], on_bad_row: str = "error") -> Reading:

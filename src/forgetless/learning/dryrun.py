@@ -31,11 +31,11 @@ def plan_run(config: LearnConfig) -> None:
     session = prepare(config)
     table = Table("lesson", "rows", "tokens a pass", "steps", "validation", "test", "options")
     tasks = session.stream.tasks
-    total_steps = 0
+    steps_of = []
     for lesson in session.lessons:
         examples = [session.encoder(row) for row in lesson.rows]
         steps = count_steps(len(examples), config.part(TrainSettings), lesson.tasks)
-        total_steps += steps
+        steps_of.append(steps)
         task = next((task for task in tasks if task.name == lesson.name), None)
         table.add_row(
             lesson.name,
@@ -47,7 +47,8 @@ def plan_run(config: LearnConfig) -> None:
             str(len(task.options)) if task else "",
         )
     out.print(table)
-    step_seconds = _time_step(session)
+    total_steps = sum(steps_of)
+    training = sum(steps * seconds for steps, seconds in zip(steps_of, _time_steps(session), strict=True))
     row_seconds = _time_scoring(session)
     cells = _cells(session)
     rows = sum(len(tasks[j].test) for _, j in cells)
@@ -59,7 +60,7 @@ def plan_run(config: LearnConfig) -> None:
                  f"on {session.engine.told}",
         "trainable": f"{trainable:,} parameters in {len(session.adapters.pairs())} layers, rank {config.r}",
         "scored": f"{len(cells)} cells of the matrix (cells={config.cells}), {rows:,} rows",
-        "time": f"about {_minutes(total_steps * step_seconds + scoring)}: {total_steps} steps x {step_seconds:.2f} s "
+        "time": f"about {_minutes(training + scoring)}: {total_steps} steps x {training / total_steps:.2f} s "
                 f"+ {rows:,} rows x {row_seconds:.3f} s"
                 + (f" x {len(session.method.views())} learners" if len(session.method.views()) > 1 else ""),
         "memory": f"peak so far {_peak_gib(session):.1f} GiB, steps and one scoring batch included",
@@ -71,14 +72,10 @@ def plan_run(config: LearnConfig) -> None:
         out.print(f"      note  {note}", markup=False, soft_wrap=True)
 
 
-def _time_step(session: Session) -> float:
-    """Median seconds of three real steps of a second task, which replays and keeps old pairs."""
+def _time_steps(session: Session) -> list[float]:
+    """For each lesson the median seconds of real steps; from the second on as a second task, which replays."""
     config, method, engine = session.config, session.method, session.engine
-    rows = session.lessons[-1].rows
     settings = config.part(TrainSettings)
-    method.begin_task(0)
-    method.end_task(0, rows)
-    method.begin_task(1)
     session.adapters.model.train()
     optimizer = torch.optim.AdamW(session.adapters.parameters(), lr=0.0)
 
@@ -93,10 +90,17 @@ def _time_step(session: Session) -> float:
         optimizer.step()
         optimizer.zero_grad()
 
-    batches = plan([session.encoder(row) for row in rows], settings, config.seed, 0)
-    seconds = [_seconds(partial(step, i, batch)) for i, batch in zip(range(4), batches, strict=False)]
+    medians = []
+    for number, lesson in enumerate(session.lessons):
+        if number < 2:
+            method.begin_task(number)
+        batches = plan([session.encoder(row) for row in lesson.rows], settings, config.seed, 0)
+        seconds = [_seconds(partial(step, i, batch)) for i, batch in zip(range(4), batches, strict=False)]
+        medians.append(statistics.median(seconds[1:] or seconds))  # the first warms up
+        if number == 0:
+            method.end_task(0, lesson.rows)
     session.adapters.model.eval()
-    return statistics.median(seconds[1:])  # the first warms up
+    return medians
 
 
 def _time_scoring(session: Session) -> float:

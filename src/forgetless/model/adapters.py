@@ -3,7 +3,8 @@
 Each adapted layer holds one trainable pair, `current`, and at most one frozen pair, `past`: the finished
 pairs of earlier tasks joined by rank, so that a step costs the same however many tasks came before.
 With pairs (A_i, B_i) of one scale s,   s Σ B_i A_i = s [B_1 ... B_t] [A_1; ...; A_t]   exactly.
-The past is kept in the precision of the base's weights, in which a layer computes with it anyway.
+The past is kept in the precision of the base's weights, in which a layer computes with it anyway: in bf16 a finished
+pair is rounded once, to what the layer made of it at every step.
 """
 
 from __future__ import annotations
@@ -70,6 +71,9 @@ class Adapters:
             for name, module in self.model.named_modules()
             if isinstance(module, LoraLayer)
         }
+        for name, layer in self._layers.items():
+            if CURRENT not in layer.lora_A:
+                raise UsageError(f"target_modules: {name} is no linear layer ({type(layer.get_base_layer()).__name__})")
         self._joined: dict[str, tuple[Tensor, Tensor]] = {}  # both pairs of a layer in one piece of memory
         for name, layer in self._layers.items():
             if _is_plain(layer):
@@ -262,7 +266,8 @@ def _pair(layer: LoraLayer, adapter: str) -> Pair:
 
 
 def _is_plain(layer: LoraLayer) -> TypeGuard[Linear]:
-    return type(layer) is Linear and isinstance(layer.get_base_layer(), nn.Linear)
+    """PEFT's own layer over torch's own: a subclass (quantised weights) has more to its product than its weight."""
+    return type(layer) is Linear and type(layer.get_base_layer()) is nn.Linear
 
 
 def _with_room(past: Pair, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

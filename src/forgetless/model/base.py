@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from forgetless.data.packages import PACKAGED_MODELS, packaged_model
-from forgetless.errors import DownloadError, RunError, UsageError, nearest
+from forgetless.errors import DownloadError, RunError, UsageError, nearest, short
 from forgetless.model.attention import use_blocked_attention
 from forgetless.model.identity import Identity, identify
 
@@ -38,18 +40,33 @@ def load_base(name: str, dtype: torch.dtype, device: torch.device | str = "cpu")
         raise RunError(
             f"{folder}: no config.json, so this is no model folder; give the folder that save_pretrained wrote"
         )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    transformers_logging.disable_progress_bar()  # loading takes seconds
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+        model, told = loaded
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise RunError(
+            f"{folder}: cannot be loaded as a causal language model with its tokenizer ({short(str(error), 300)}); "
+            "give a folder with config.json, tokenizer files and whole *.safetensors of such a model"
+        ) from error
+    if missing := sorted(told["missing_keys"]):
+        raise RunError(
+            f"{folder}: the weights lack {missing[0]}"
+            + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+            + ", which would stay random; give the whole model"
+        )
     if tokenizer.eos_token_id is None:
         raise RunError(f"{folder}: the tokenizer has no end-of-sequence token, so answers would never end.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     identity = identify(folder, tokenizer.chat_template)
-    transformers_logging.disable_progress_bar()  # loading takes seconds
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     if torch.device(device).type == "cpu":
         use_blocked_attention(model)
     model.requires_grad_(False)
-    model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` is typed without self
+    model.to(device)
     return Base(name, folder, model.eval(), tokenizer, identity)
 
 
@@ -57,8 +74,8 @@ def find_model(name: str) -> Path:
     """The local folder of a model, fetched if need be."""
     if name in PACKAGED_MODELS:
         return packaged_model(name)
-    if Path(name).is_dir():
-        return Path(name)
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UsageError(f"model {name!r}: no such folder")
     if "/" not in name:

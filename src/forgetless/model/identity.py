@@ -19,6 +19,7 @@ from forgetless.data.packages import cache_dir
 from forgetless.errors import RunError
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+_TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def identify(folder: Path, chat_template: str | None) -> Identity:
             f"{folder}: no *.safetensors file; forgetless reads no pickled weights. "
             "Convert the model with save_pretrained (transformers writes safetensors)."
         )
-    tokenizer = [folder / name for name in _TOKENIZER_FILES if (folder / name).exists()]
+    tokenizer = [folder / name for name in (*_TOKENIZER_FILES, *_TOKENIZER_SETTINGS) if (folder / name).exists()]
     return Identity(
         weights=_cached(weights, _hash_tensors),
         tokenizer=_cached(tokenizer, _hash_files),
@@ -81,9 +82,17 @@ def _hash_tensors(files: list[Path]) -> str:
 def _hash_files(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
+        content = _settings(file) if file.name in _TOKENIZER_SETTINGS else file.read_bytes()
         digest.update(file.name.encode() + b"\n")
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
+        digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
+
+
+def _settings(file: Path) -> bytes:
+    """What changes the tokens: special tokens and where they are added. The rest names versions and paths."""
+    told = json.loads(file.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in told.items() if key.endswith("_token") or key.startswith("add_")}
+    return json.dumps(kept, sort_keys=True).encode()
 
 
 def _cached(files: list[Path], compute) -> str:

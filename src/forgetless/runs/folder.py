@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
-from forgetless.errors import RunError
+from forgetless.errors import RunError, short
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -55,12 +56,17 @@ class RunFolder:
         self._make(self.root)
         lock = FileLock(self.root / ".lock")
         try:
-            with lock.acquire(timeout=0):
-                yield
+            lock.acquire(timeout=0)
         except Timeout:
             raise RunError(
                 f"{self.root}: another process is working in this run folder; wait for it, or give another output_dir"
             ) from None
+        except OSError as error:
+            raise RunError(f"{self.root}: cannot be written ({error.strerror}); give another output_dir") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _make(self, folder: Path) -> None:
         try:
@@ -74,8 +80,8 @@ class RunFolder:
         self._make(folder.parent)
         temporary = folder.with_name(f".{folder.name}.writing")
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
         try:
+            temporary.mkdir()
             yield temporary
             write_json(temporary / MANIFEST, {"format": FORMAT, "files": _hashes(temporary)})
             for path in sorted(temporary.rglob("*")):
@@ -88,9 +94,9 @@ class RunFolder:
             temporary.rename(folder)
             _flush(folder.parent)
             shutil.rmtree(previous, ignore_errors=True)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise RunError(
-                f"{folder}: could not be written ({error.strerror}); what was there before is "
+                f"{folder}: could not be written ({short(str(error))}); what was there before is "
                 "unchanged. Make room or give another output_dir."
             ) from error
         finally:
