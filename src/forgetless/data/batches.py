@@ -135,7 +135,8 @@ class Encoder:
     def generation_context(self, row: Row, room: int) -> list[int]:
         """Tokens before the answer, leaving `room` tokens for it; a long context loses its beginning."""
         prompt, _ = self.context(row)
-        ids = self._plain(prompt) if row.shape == "chat" else self._ids(prompt.rstrip(" "))
+        prompt = prompt.rstrip(" ")
+        ids = self._plain(prompt) if row.shape == "chat" else self._ids(prompt)
         if room >= self.max_length:
             raise DataError(
                 f"{row.source}: max_new_tokens={room} leaves no room for the prompt in "
@@ -159,7 +160,9 @@ class Encoder:
         return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
 
     def _plain_split(self, prompt: str, option: str) -> tuple[list[int], list[int]]:
-        before, whole = self._plain(prompt), self._plain(prompt + option)
+        stripped = prompt.rstrip(" ")
+        option = prompt[len(stripped) :] + option
+        before, whole = self._plain(stripped), self._plain(stripped + option)
         return before, whole[len(before) :] if whole[: len(before)] == before else self._plain(option)
 
     def _plain(self, text: str) -> list[int]:
