@@ -119,6 +119,7 @@ def judge(measures: Sequence[Measure], terms: Terms) -> Verdict:
     rest = [one for one in measures if not any(one is claim.measure for claim in claims)]
     claims += [_Claim(one, None, _test(one, confidence), 1 - confidence, None) for one in rest]
     findings = tuple(_finding(claim, confidence, waived) for claim in claims)
+    notes += [_clipped(one) for one in measures if isinstance(one, Divergence) and one.clipped]
     return Verdict(outcome(findings), confidence, findings, tuple(notes))
 
 
@@ -236,6 +237,11 @@ def _least_shown(measure: Measure, low: float, confidence: float) -> float | Non
         return float(losses.mean()) - low
     gained = float((losses < 0).mean())
     return least_detectable_drop(len(losses), gained, 1 - confidence) if gained < 0.5 else None
+
+
+def _clipped(text: Divergence) -> str:
+    name = text.name if text.against == REFERENCE else f"{text.name} (against the {text.against})"
+    return f"{name}: {text.clipped} of {len(text.tokens)} documents are clipped at {text.clip:g} nats per token"
 
 
 def _rows_needed(claim: _Claim, confidence: float) -> int | None:

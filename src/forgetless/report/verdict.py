@@ -113,7 +113,7 @@ def _case(model: str, finding: Finding) -> ET.Element:
     case = ET.Element("testcase", classname=model, name=clean(finding.budget_text), time="0")
     if finding.status in (OVER, UNCLEAR):
         child = ET.SubElement(case, "skipped" if finding.waived else "failure", type=finding.status)
-        child.set("message", " ".join(filter(None, (sentence(finding), needed(finding)))))
+        child.set("message", "; ".join(filter(None, (sentence(finding), needed(finding)))))
     else:
         ET.SubElement(case, "system-out").text = sentence(finding)
     return case

@@ -16,14 +16,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
+from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import beta, binom
 
 ORDERS = 10  # of the rows, over which capital is averaged
 LARGEST_BET = 0.9  # share of the capital that one row can cost
 PRIOR_ROWS = 3  # rows of mean 1/2 and variance 1/4 that the first bets believe in
-HALVINGS = 45  # of the range, in inverting a test: to 3e-14 of it
+STEP = 1e-12  # of the range: how near a test is inverted
 MOST_PLANNED = 20_000  # rows for which a plan is tried out; beyond, the growth rate decides
 
 
@@ -56,13 +55,11 @@ def _invert(p: Callable[[float], float], inside: float, end: float, level: float
     """The limit nearest to `inside` that the test rejects, or `end`; p falls from `inside` to `end`."""
     if p(end) > level:
         return end
-    for _ in range(HALVINGS):
-        middle = (inside + end) / 2
-        if p(middle) > level:
-            inside = middle
-        else:
-            end = middle
-    return end
+    step = (end - inside) * STEP
+    limit = float(brentq(lambda limit: p(limit) - level, inside, end, xtol=abs(step)))
+    while p(limit) > level:  # the root is found up to a step, on either side
+        limit += step
+    return limit
 
 
 class Binomial(Bound):
@@ -153,7 +150,10 @@ class Betting(BoundedMean):
         rows = 1 - self.rows if mirrored else self.rows
         cap = LARGEST_BET / (1 - m) if m < 1 else math.inf
         log_capital = np.log1p(np.minimum(self.bets, cap) * (m - rows)).sum(axis=1)
-        return min(1.0, math.exp(min(0.0, math.log(ORDERS) - float(logsumexp(log_capital)))))
+        largest = float(log_capital.max())  # taken out: a capital may be more than a float holds
+        if largest <= 0:
+            return 1.0
+        return min(1.0, math.exp(-largest) / float(np.exp(log_capital - largest).mean()))
 
 
 def _order(n: int, seed: int, number: int) -> np.ndarray:
