@@ -183,7 +183,7 @@ class _Claim:
 
 
 def _claims(family: Sequence[Measure], limits: dict[tuple, float], confidence: float) -> list[_Claim]:
-    """ "The loss is above its limit" (without a budget: above 0), for every measure of a family."""
+    """That the loss is above its limit (without a budget: above 0), for every measure of a family."""
     tests = [_test(measure, confidence) for measure in family]
     own = [limits.get(_key(measure)) for measure in family]
     p_values = [test.p_at_most(limit or 0.0) for test, limit in zip(tests, own, strict=True)]

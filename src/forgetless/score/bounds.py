@@ -119,7 +119,7 @@ class BoundedMean(Bound):
 
 
 class Betting(BoundedMean):
-    """The mean of bounded values by betting. (Waudby-Smith & Ramdas 2024, JRSS-B 86:1, sections 4.1 and 4.4)
+    """The mean of bounded values by betting. (Waudby-Smith & Ramdas 2024, JRSS-B 86:1; one side of the hedged capital)
 
     Somebody who doubts "the mean is m or more" bets on every row that it comes out below m. The game is fair or worse
     for him if the mean is m or more, so that his capital K exceeds 1/α with probability α at most; p = 1/K.
