@@ -104,16 +104,7 @@ class RunFolder:
 
     def write(self, file: Path, value: Any) -> None:
         """Writes one JSON file, whole or not at all."""
-        temporary = file.with_name(f".{file.name}.writing")
-        try:
-            write_json(temporary, value)
-            _flush(temporary)
-            temporary.replace(file)
-        except OSError as error:
-            raise RunError(
-                f"{file}: could not be written ({error.strerror}); what was there before is unchanged. "
-                "Make room or give another output_dir."
-            ) from error
+        write_whole(file, json_text(value))
 
 
 def complete(folder: Path) -> bool:
@@ -139,10 +130,26 @@ def read_json(file: Path) -> Any:
         raise RunError(f"{file}:{error.lineno}: broken JSON ({error.msg}); restore it from a copy") from error
 
 
+def json_text(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(file: Path, value: Any) -> None:
-    file.write_text(
-        json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    file.write_text(json_text(value), encoding="utf-8")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes one file, whole or not at all."""
+    temporary = file.with_name(f".{file.name}.writing")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _flush(temporary)
+        temporary.replace(file)
+    except OSError as error:
+        raise RunError(
+            f"{file}: could not be written ({error.strerror}); what was there before is unchanged. "
+            "Make room or give another output_dir."
+        ) from error
 
 
 def write_lines(file: Path, records: list[dict]) -> None:
