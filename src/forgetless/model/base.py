@@ -38,11 +38,7 @@ def load_base(name: str, dtype: torch.dtype, device: torch.device | str = "cpu")
         raise RunError(
             f"{folder}: no config.json, so this is no model folder; give the folder that save_pretrained wrote"
         )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if tokenizer.eos_token_id is None:
-        raise RunError(f"{folder}: the tokenizer has no end-of-sequence token, so answers would never end.")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = load_tokenizer(folder)
     identity = identify(folder, tokenizer.chat_template)
     transformers_logging.disable_progress_bar()  # loading takes seconds
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
@@ -51,6 +47,16 @@ def load_base(name: str, dtype: torch.dtype, device: torch.device | str = "cpu")
     model.requires_grad_(False)
     model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` is typed without self
     return Base(name, folder, model.eval(), tokenizer, identity)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer; it can end an answer and pad a row."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.eos_token_id is None:
+        raise RunError(f"{folder}: the tokenizer has no end-of-sequence token, so answers would never end.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def find_model(name: str) -> Path:
