@@ -147,7 +147,7 @@ def test_an_adapter_of_any_type_gives_stock_peft_logits_and_leaves_the_base_unto
     assert len(loads) == (2 if kind in CHANGES_THE_BASE else 1)
 
 
-@pytest.mark.parametrize("kind", ["prompt", "p-tuning", "cpt"])
+@pytest.mark.parametrize("kind", ["prompt", "p-tuning", "cpt", "prefix"])
 def test_virtual_tokens_have_no_logits_and_generation_is_stock_pefts(tiny, tmp_path, kind):
     make_adapter(tiny, tmp_path / "a", CONFIGS[kind])
     stock = PeftModel.from_pretrained(base_model(tiny), tmp_path / "a", torch_device="cpu").eval()
@@ -417,7 +417,8 @@ def test_a_base_of_other_shapes_is_refused_even_when_declared(tiny, tmp_path):
 
 
 def test_an_adapter_that_does_not_fit_is_refused_before_anything_is_opened(tiny, tmp_path):
-    make_adapter(tiny, tmp_path / "rank", r=8)
+    make_adapter(tiny, tmp_path / "rank")
+    edit_config(tmp_path / "rank", r=8)
     with pytest.raises(RunError, match="size mismatch"):
         find_subjects(str(tmp_path / "rank"))
     make_adapter(tiny, tmp_path / "renamed")
@@ -507,6 +508,16 @@ def test_nan_weights_are_refused(tiny, tmp_path):
     edit_weights(tmp_path / "full", lambda held: held[min(held)].view(-1)[0].fill_(torch.inf))
     with pytest.raises(RunError, match="holds NaN or infinity"):
         logits_of(one(tmp_path / "full"))
+
+
+@pytest.mark.parametrize("kind", ["adapter", "full"])
+def test_a_file_cut_short_is_named(tiny, tmp_path, kind):
+    make_adapter(tiny, tmp_path / "adapter")
+    shutil.copytree(tiny, tmp_path / "full")
+    file = next((tmp_path / kind).glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(RunError, match=rf"{file.name}: damaged or cut short"):
+        find_subjects(str(tmp_path / kind))
 
 
 # ---------------------------------------------------------------------------------------- tokenizers and templates

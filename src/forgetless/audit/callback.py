@@ -76,7 +76,10 @@ class ForgettingCallback(TrainerCallback):
             raise UsageError(f"every={every}: a number of steps, at least 1")
         if isinstance(text, str) or not any(document.strip() for document in text):
             raise UsageError("text: a list of documents, at least one of them not empty")
-        self.trainer, self.text, self.measure, self.reference = trainer, list(text), measure, reference
+        if not isinstance(trainer.processing_class, PreTrainedTokenizerBase):
+            raise UsageError("ForgettingCallback: the trainer has no tokenizer; give it one as processing_class=")
+        self.trainer, self.tokenizer, self.text = trainer, trainer.processing_class, list(text)
+        self.measure, self.reference = measure, reference
         self.every, self.max_kl, self.action = every, max_kl, action
         self.compare: Compare | None = None
         self.measured_at = -1
@@ -106,23 +109,22 @@ class ForgettingCallback(TrainerCallback):
     # ------------------------------------------------------------------ measuring
 
     def _reference_side(self, model: nn.Module, resumed: bool) -> Compare:
-        tokenizer = self.trainer.processing_class
         if isinstance(self.reference, str):
             return self._of_named(self.reference, model)
         if self.reference is not None:
             with _inference(self.reference):
-                return self.measure(self.reference, tokenizer, self.text)
+                return self.measure(self.reference, self.tokenizer, self.text)
         if isinstance(model, PeftModel):
             _check_base_is_whole(model)
             with _inference(model), model.disable_adapter():
-                return self.measure(model, tokenizer, self.text)
+                return self.measure(model, self.tokenizer, self.text)
         if resumed:
             raise UsageError(
                 "ForgettingCallback: training goes on from a checkpoint, so the model before training is not here; "
                 "give it as reference=, by name or as a model"
             )
         with _inference(model):
-            return self.measure(model, tokenizer, self.text)
+            return self.measure(model, self.tokenizer, self.text)
 
     def _of_named(self, name: str, model: nn.Module) -> Compare:
         subjects = find_subjects(name)
@@ -176,3 +178,4 @@ def _lower_rate(optimizer: Optimizer, scheduler) -> None:
     inner = scheduler.scheduler if isinstance(scheduler, AcceleratedScheduler) else scheduler
     if not isinstance(inner, ReduceLROnPlateau):  # which goes on from the groups' own rates
         inner.base_lrs = [rate * RATE_FACTOR for rate in inner.base_lrs]
+        inner._last_lr = [group["lr"] for group in optimizer.param_groups]  # what the trainer logs as the next rate

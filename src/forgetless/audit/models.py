@@ -22,8 +22,8 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from peft.utils.save_and_load import get_peft_model_state_dict
-from safetensors import safe_open
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from forgetless.audit.layouts import ADAPTER_CONFIG, locate
@@ -35,6 +35,7 @@ from forgetless.model.identity import (
     Identity,
     check_same,
     identify,
+    open_tensors,
     template_digest,
     text_digest,
     tokenizer_digest,
@@ -246,7 +247,7 @@ def _other_shape(one: Path, other: Path) -> str | None:
 def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
-        with safe_open(file, framework="pt") as tensors:
+        with open_tensors(file) as tensors:
             shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     return shapes
 
@@ -296,7 +297,7 @@ def _adapter_notes(folder: Path, config: dict) -> list[str]:
 
 
 def _refuse_non_finite(weights: Path) -> None:
-    with safe_open(weights, framework="pt") as tensors:
+    with open_tensors(weights) as tensors:
         for name in tensors.keys():  # noqa: SIM118
             _check_finite(name, tensors.get_tensor(name), weights)
 
@@ -424,10 +425,10 @@ class _SharedBase:
 
 def _attach(
     base: PreTrainedModel, subject: Subject, device: torch.device | str, low_cpu_mem_usage: bool = False
-) -> tuple[PeftModel, list]:
+) -> tuple[PeftModel, list[RemovableHandle]]:
     """The adapter on the base, every one of its tensors in its place; and the hooks to be removed with it."""
     assert subject.adapter is not None
-    if base.get_input_embeddings().weight.shape[0] != subject.vocabulary:
+    if base.get_input_embeddings().get_parameter("weight").shape[0] != subject.vocabulary:
         base.resize_token_embeddings(subject.vocabulary, mean_resizing=False)
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # PEFT draws a start that is then replaced
@@ -468,10 +469,10 @@ def _told(error: Exception) -> str:
     return next((line for line in lines if "size mismatch" in line), lines[0] if lines else type(error).__name__)
 
 
-def _without_virtual_tokens(model: PeftModel) -> list:
+def _without_virtual_tokens(model: PeftModel) -> list[RemovableHandle]:
     """Hooks that keep a soft prompt's positions from the output embedding, so that logits[i] stays token i's."""
     config = model.active_peft_config
-    head = model.get_base_model().get_output_embeddings()
+    head: nn.Module = model.get_base_model().get_output_embeddings()  # type: ignore[operator]  # torch's stub
     if not config.is_prompt_learning or config.peft_type == "PREFIX_TUNING":  # a prefix has keys and values only
         return []
     whole_rows = False  # in generation the model sees the prompt as embeddings and asks for its last row only

@@ -18,22 +18,23 @@ dimensions are folded into rows.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from forgetless.audit.models import Subject, opened
 from forgetless.errors import RunError, UsageError
-from forgetless.model.identity import tensor_files, weight_files
+from forgetless.model.identity import open_tensors, tensor_files, weight_files
 from forgetless.progress import steps
 
 LEADING, EPSILON = 10, 0.5  # k and ε
@@ -174,42 +175,46 @@ def _folded(tensor: Tensor) -> Tensor:
 
 def adapter_updates(model: PeftModel) -> list[LayerUpdate]:
     """The layers that a loaded adapter of any type changes, by their names in the base."""
-    modules = [
-        (name.removeprefix("base_model.model."), module)
-        for name, module in model.named_modules()
-        if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper)
-    ]
+    changed = (BaseTunerLayer, ModulesToSaveWrapper)
+    modules = [(name, module) for name, module in model.named_modules() if isinstance(module, changed)]
     updates: list[LayerUpdate] = []
     with steps("weights", len(modules)) as progress, torch.no_grad():
         for name, module in modules:
-            updates += _of_module(name.removesuffix(".token_adapter"), module)
+            layer = name.removeprefix("base_model.model.").removesuffix(".token_adapter")
+            updates += _of_module(layer, module)
             progress.advance()
     return updates
 
 
-def _of_module(name: str, module: nn.Module) -> Iterator[LayerUpdate]:
+def _of_module(name: str, module: BaseTunerLayer | ModulesToSaveWrapper) -> Iterator[LayerUpdate]:
     if isinstance(module, ModulesToSaveWrapper):
-        (adapter,) = module.active_adapters
-        tuned = module.modules_to_save[adapter]
+        tuned = module.modules_to_save[_active(module)]
         for part, W in module.original_module.named_parameters():
             yield _of_difference(f"{name}.{part}", W, tuned.get_parameter(part))
     elif _is_plain_lora(module):
-        (adapter,) = module.active_adapters
+        adapter = _active(module)
         W = module.get_base_layer().get_parameter("weight")
         A, B = (side[adapter].get_parameter("weight") for side in (module.lora_A, module.lora_B))
         scale = module.scaling[adapter]
-        tuned = torch.addmm(W.float(), B.float(), A.float(), alpha=scale)
-        yield _update(f"{name}.weight", W, product_singular_values(A, B, scale), tuned)
-    elif isinstance(module, BaseTunerLayer):
+        whole = torch.addmm(W.float(), B.float(), A.float(), alpha=scale)
+        yield _update(f"{name}.weight", W, product_singular_values(A, B, scale), whole)
+    else:
         yield from _of_merge(name, module)
 
 
-def _is_plain_lora(module: nn.Module) -> bool:
+def _active(module: BaseTunerLayer | ModulesToSaveWrapper) -> str:
+    (adapter,) = list(module.active_adapters)
+    return adapter
+
+
+def _is_plain_lora(module: BaseTunerLayer) -> TypeGuard[Linear]:
     """scale B A on the weight of a linear layer and nothing else (no DoRA, bias, or transposed weight)."""
-    if not isinstance(module, LoraLayer) or not isinstance(module.get_base_layer(), nn.Linear) or module.lora_variant:
-        return False
-    (adapter,) = module.active_adapters
-    return adapter in module.lora_A and module.lora_B[adapter].bias is None
+    return (
+        type(module) is Linear
+        and isinstance(module.get_base_layer(), nn.Linear)
+        and not module.lora_variant
+        and module.lora_B[_active(module)].bias is None
+    )
 
 
 def _of_merge(name: str, module: BaseTunerLayer) -> Iterator[LayerUpdate]:
@@ -227,14 +232,18 @@ def _merged(module: BaseTunerLayer) -> Iterator[BaseTunerLayer | None]:
     """The layer merged inside the block, afterwards as before to the bit; None where the type has no merged form."""
     kept = {part: W.clone() for part, W in module.get_base_layer().named_parameters()}
     try:
-        module.merge()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that unmerging rounds: the copy does not
+            module.merge()
     except (NotImplementedError, ValueError):
         yield None
         return
     try:
         yield module
     finally:
-        module.unmerge()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module.unmerge()
         for part, W in module.get_base_layer().named_parameters():
             W.copy_(kept[part])
 
@@ -279,5 +288,5 @@ def _shared_rows(name: str, W: Tensor, tuned: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _read(files: dict[str, Path], name: str, device: torch.device | str) -> Tensor:
-    with safe_open(files[name], framework="pt") as tensors:
+    with open_tensors(files[name]) as tensors:
         return tensors.get_tensor(name).to(device)

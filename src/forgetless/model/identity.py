@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from forgetless.data.packages import cache_dir
 from forgetless.errors import RunError
@@ -77,11 +80,21 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
+@contextmanager
+def open_tensors(file: Path) -> Iterator[Any]:
+    """A safetensors file, to read tensors from; a damaged one is a named error."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except SafetensorError as error:
+        raise RunError(f"{file}: damaged or cut short ({error}); copy or save it again") from error
+
+
 def tensor_files(files: list[Path]) -> dict[str, Path]:
     """Which file holds which tensor."""
     places = {}
     for file in files:
-        with safe_open(file, framework="np") as tensors:
+        with open_tensors(file) as tensors:
             places.update(dict.fromkeys(tensors.keys(), file))
     return places
 
@@ -101,7 +114,7 @@ def _hash_tensors(files: list[Path]) -> str:
     places = tensor_files(files)
     digest = hashlib.sha256()
     for name in sorted(places):
-        with safe_open(places[name], framework="pt") as tensors:
+        with open_tensors(places[name]) as tensors:
             tensor = tensors.get_tensor(name)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
