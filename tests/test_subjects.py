@@ -184,6 +184,13 @@ def test_equal_weights_run_with_another_configuration_are_another_model(tiny, tm
     assert first is not second and len(loads) == 2
 
 
+def test_half_precision(tiny, tmp_path, loads):
+    make_adapter(tiny, tmp_path / "a")
+    for _, model in opened([one(tiny), one(tmp_path / "a"), one(tiny)], torch.bfloat16):
+        assert model.get_input_embeddings().weight.dtype == torch.bfloat16
+    assert len(loads) == 1
+
+
 def test_opening_draws_nothing_from_the_global_generator(tiny, tmp_path):
     make_adapter(tiny, tmp_path / "a")
     torch.manual_seed(3)

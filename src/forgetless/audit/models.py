@@ -52,6 +52,8 @@ _FOUR_BIT = re.compile(r"-(unsloth-)?bnb-4bit$")
 _NOT_THE_FUNCTION = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 _SAMPLE = "The fox's 12,345 naïve jumps: f(x) = x**2;\n\n\tpreguntó «¿qué?» 你好 🙂"
 
+Opened = PreTrainedModel | PeftModel
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -365,7 +367,7 @@ def _compare_templates(reference: Subject, subject: Subject) -> Iterator[str]:
 
 def opened(
     subjects: list[Subject], dtype: torch.dtype, device: torch.device | str = "cpu"
-) -> Iterator[tuple[Subject, nn.Module]]:
+) -> Iterator[tuple[Subject, Opened]]:
     """Each subject with its model, ready for inference; each base is loaded once, one at a time.
 
     Subjects on one base come after one another, so the order may change. A model is good until the next one is asked
@@ -394,7 +396,7 @@ class _SharedBase:
         self.fingerprint: dict[str, tuple] = {}
 
     @contextmanager
-    def using(self, subject: Subject) -> Iterator[nn.Module]:
+    def using(self, subject: Subject) -> Iterator[Opened]:
         base = self._load()
         if subject.adapter is None:
             yield base
