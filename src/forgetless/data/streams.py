@@ -121,7 +121,7 @@ def load_task(
 
     train, test = rows("train", config.train or ""), rows("test", config.test or "")
     scorers = tuple(config.scorers or usual_scorers(options, test))
-    _can_be_judged(test, scorers, name)
+    can_be_judged(test, scorers, name)
     if isinstance(config.validation, str) and _share(config.validation) is None:
         validation = rows("validation", config.validation)
     else:
@@ -403,7 +403,8 @@ def usual_scorers(options: tuple[str, ...], test: Sequence[Row]) -> tuple[str | 
     return ("next_token",) if all(row.shape == "text" for row in test) else ("exact_match",)
 
 
-def _can_be_judged(test: Sequence[Row], scorers: tuple[str | Scoring, ...], name: str) -> None:
+def can_be_judged(test: Sequence[Row], scorers: tuple[str | Scoring, ...], name: str) -> None:
+    """DataError where a test row has nothing that these scorers could judge by."""
     blind = [row for row in test if row.shape == "text"]
     if blind and set(scorers) != {"next_token"}:
         raise DataError(
