@@ -1,5 +1,6 @@
 """Probes, sanity and contamination. No network: a made-up package folder stands for the real ones."""
 
+import doctest
 import gzip
 import json
 import re
@@ -195,6 +196,10 @@ def test_names_that_are_none(folder, names, said):
         load_probes(names)
     with pytest.raises(UsageError, match="limit=0"):
         load_probes(["piqa"], limit=0)
+
+
+def test_examples_of_the_docs():
+    assert [doctest.testmod(module).failed for module in (probes, sanity)] == [0, 0]
 
 
 def test_agreement():
@@ -393,7 +398,7 @@ def test_rows_are_left_out_and_counted():
     assert task.notes == ("2 of 4 rows left out: found in the training rows (1 exact, 1 near)",)
     assert without(task, Contamination((), ())) is task
     with pytest.raises(DataError, match="'t': all 4 rows are in the training rows"):
-        without(task, Contamination((0, 1, 2, 3), ()))
+        without(Task("t", (), (), rows), Contamination((0, 1, 2), (3,)))
 
 
 def slow_contamination(rows, training):
