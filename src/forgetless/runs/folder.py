@@ -38,8 +38,8 @@ TIMES = "times"
 class RunFolder:
     """Paths of a run and the only ways to write there."""
 
-    def __init__(self, root: Path):
-        self.root = root
+    def __init__(self, root: Path, elsewhere: str = "give another output_dir"):
+        self.root, self.elsewhere = root, elsewhere  # what to do where it cannot be written
         self.config = root / "run.json"
         self.matrix = root / "matrix.json"
         self.summary = root / "summary.json"
@@ -59,14 +59,14 @@ class RunFolder:
                 yield
         except Timeout:
             raise RunError(
-                f"{self.root}: another process is working in this run folder; wait for it, or give another output_dir"
+                f"{self.root}: another process is working in this run folder; wait for it, or {self.elsewhere}"
             ) from None
 
     def _make(self, folder: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"{folder}: cannot be written ({error.strerror}); give another output_dir") from error
+            raise RunError(f"{folder}: cannot be written ({error.strerror}); {self.elsewhere}") from error
 
     @contextmanager
     def publish(self, folder: Path) -> Iterator[Path]:
@@ -91,7 +91,7 @@ class RunFolder:
         except OSError as error:
             raise RunError(
                 f"{folder}: could not be written ({error.strerror}); what was there before is "
-                "unchanged. Make room or give another output_dir."
+                f"unchanged. Make room or {self.elsewhere}."
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -106,7 +106,7 @@ class RunFolder:
         except OSError as error:
             raise RunError(
                 f"{file}: could not be written ({error.strerror}); what was there before is unchanged. "
-                "Make room or give another output_dir."
+                f"Make room or {self.elsewhere}."
             ) from error
 
 
