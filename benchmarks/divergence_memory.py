@@ -1,6 +1,6 @@
 """Memory and time of the divergence between two models, chunk by chunk, against the obvious form.
 
-    python benchmarks/divergence_memory.py [--vocabularies 49152 262144] [--positions 256] [--width 64]
+    python benchmarks/divergence_memory.py [--vocabularies 49152 262144] [--positions 512] [--width 64]
     python benchmarks/divergence_memory.py --positions 4096 --width 576                                   (24 GB)
     python benchmarks/divergence_memory.py --model smollm2-135m-instruct --tokens 8192 --vocabularies
 
@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     group = parser.add_argument_group("heads")
     group.add_argument("--vocabularies", type=int, nargs="*", default=[49152, 262144], help="none: leave this part out")
-    group.add_argument("--positions", type=int, default=256)
+    group.add_argument("--positions", type=int, default=512)
     group.add_argument("--width", type=int, default=64)
     group.add_argument("--form", choices=FORMS, help=argparse.SUPPRESS)
     group = parser.add_argument_group("whole")

@@ -134,7 +134,7 @@ def test_against_the_equations(seed, scale, step, constant):
     np.testing.assert_allclose(found.entropy, entropy, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found.kl, kl, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(found.agree, agree)
-    assert (found.kl >= -2e-7).all()
+    assert (found.kl >= -3e-7).all()
     shifted = compare(x + constant, y - constant, 50)
     np.testing.assert_allclose(shifted.entropy, found.entropy, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(shifted.kl, found.kl, rtol=1e-3, atol=2e-4)
@@ -148,6 +148,14 @@ def test_a_small_divergence_is_not_lost_in_rounding():
     as_it_stands = (log_p.exp() * (log_p - log_q)).sum(-1)
     assert np.abs(as_it_stands - kl).max() > 1e-7
     np.testing.assert_allclose(compare(x, y, 5000).kl, kl, atol=3e-8)
+
+
+def test_sums_over_a_large_vocabulary():
+    x = 4 * torch.randn(4, 50_000, generator=torch.Generator().manual_seed(0))
+    y = x + 0.3 * torch.randn(4, 50_000, generator=torch.Generator().manual_seed(1))
+    found, (entropy, kl, _) = compare(x, y, 50_000), obvious(x, y)
+    np.testing.assert_allclose(found.entropy, entropy, atol=2e-6)  # by log_softmax in fp32: 1e-5
+    np.testing.assert_allclose(found.kl, kl, atol=3e-7)
 
 
 def test_equal_logits_diverge_by_nothing():
@@ -327,13 +335,14 @@ def test_chunks_bound_memory_and_change_nothing(tmp_path, positions):
     before = make()
     after = changed(before)
     windows = text_windows(texts(60, 60), Numbers(), 30)
-    reference, head = reference_of(before, windows, {}, tmp_path), Head(after)
+    reference, head, states = reference_of(before, windows, {}, tmp_path), Head(after), hidden_states(after, windows)
+    states = list(states)
     with Largest() as largest:
-        found = compare_states(reference, hidden_states(after, windows), head, windows, None, 4 * WORDS * positions)
+        found = compare_states(reference, states, head, windows, None, 4 * WORDS * positions)
     assert_same(found, one_by_one(before, windows), one_by_one(after, windows))
-    hidden = windows.positions * 16 * 2
-    assert largest.numbers <= max(positions * WORDS, hidden)
-    assert positions < 1000 or largest.numbers == windows.positions * WORDS  # what there is to save
+    assert windows.positions == 118
+    assert largest.numbers <= max(min(positions, 118) * WORDS, 118 * 16 * 4)  # logits, or the bytes of the states
+    assert positions < 1000 or largest.numbers == 118 * WORDS
 
 
 # ---------------------------------------------------------------- windows
@@ -431,7 +440,7 @@ def test_answers_only(tokenizer, tmp_path):
     found = divergence(reference_of(before, windows, {}, tmp_path), after)
     assert len(found.kl) == sum(encoder(row).answers for row in rows)
     assert_same(found, one_by_one(before, windows), one_by_one(after, windows))
-    assert row_windows(rows, Encoder(tokenizer, 14)).notes == ("2 of 3 rows are longer than 14 tokens and were cut",)
+    assert row_windows(rows, Encoder(tokenizer, 14)).notes == ("1 of 3 rows are longer than 14 tokens and were cut",)
     with pytest.raises(DataError, match="no rows"):
         row_windows([], encoder)
 

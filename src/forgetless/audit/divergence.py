@@ -40,22 +40,33 @@ class Measures(NamedTuple):
 def compare(reference: Tensor, model: Tensor, words: int) -> Measures:
     """Compares logits (n, V), (n, V') on their first `words` words, both renormalised there; V and V' may differ.
 
-    KL = Σ p (log p - log q) + q - p: the last two sum to 0, and take the first-order rounding of log p and log q with
-    them. What is left is some 1e-8 nats of either sign; equal logits give exactly 0.
+    With a and b the logits less their largest, e and f their exponentials, s and t the sums of those:
+
+        H  = log s - Σ e a / s
+        KL = Σ p (log p - log q) + q - p = Σ (e (a - b - log r) + f r - e) / s    with r = s/t
+
+    q - p sums to 0, and takes the first-order rounding of a, b and r with it: what is left is some 1e-8 nats of either
+    sign, and 0 for equal logits. The sums are torch's pairwise ones; its `log_softmax` adds up 50,000 words with an
+    error of 2e-5 on CPU.
     """
-    x, y = (_finite(logits[:, :words].float()) for logits in (reference, model))
-    likeliest = x.max(-1, keepdim=True).indices
-    agree = y.gather(-1, likeliest).squeeze(-1) == y.amax(-1)
-    log_p, log_q = x.log_softmax(-1), y.log_softmax(-1)
-    p, q = log_p.exp(), log_q.exp()
-    entropy = -(p * log_p).sum(-1)
-    kl = log_p.sub_(log_q).mul_(p).add_(q).sub_(p).sum(-1)
-    return Measures(entropy, kl, agree.float(), _outside(reference, words), _outside(model, words))
+    x, y = reference[:, :words].float(), model[:, :words].float()
+    largest, likeliest = x.max(-1, keepdim=True)
+    largest_of_model = y.amax(-1, keepdim=True)
+    agree = y.gather(-1, likeliest) == largest_of_model
+    a, b = _finite(x - largest), _finite(y - largest_of_model)
+    gap = a - b
+    e, f = a.exp(), b.exp_()
+    s, t = e.sum(-1, keepdim=True), f.sum(-1, keepdim=True)
+    entropy = s.log() - a.mul_(e).sum(-1, keepdim=True) / s
+    r = s / t
+    kl = gap.sub_(r.log()).mul_(e).addcmul_(f, r).sub_(e).sum(-1, keepdim=True) / s
+    columns = [column.squeeze(-1) for column in (entropy, kl, agree.float())]
+    return Measures(*columns, _outside(reference, words), _outside(model, words))
 
 
 def _finite(logits: Tensor) -> Tensor:
-    """Words that a model forbids (-inf) get the lowest number: p is 0 all the same, and 0 log 0 is 0. NaN stays."""
-    return logits.clamp(min=torch.finfo(logits.dtype).min)
+    """Words that a model forbids (-inf) get the lowest number, in place: p is 0 all the same. NaN stays."""
+    return logits.clamp_(min=torch.finfo(logits.dtype).min)
 
 
 def _outside(logits: Tensor, words: int) -> Tensor:
@@ -165,18 +176,17 @@ def compare_states(
     shared = min(reference.head.vocabulary, head.vocabulary)
     if words is not None and not 1 <= words <= shared:
         raise UsageError(f"words={words}: the two vocabularies share their first {shared} words")
-    chunk_bytes = chunk_bytes or _budget(head.device).chunk
-    size = max(1, chunk_bytes // (4 * max(reference.head.vocabulary, head.vocabulary)))
+    vocabulary = max(reference.head.vocabulary, head.vocabulary)
+    size = max(1, (chunk_bytes or _budget(head.device).chunk) // (4 * vocabulary))
     results = np.zeros((len(Measures._fields), windows.positions))
     for numbers, hidden in states:
         known = reference.states(numbers)
         places = np.concatenate([np.arange(*windows.borders[[i, i + 1]]) for i in numbers])
         for start in range(0, len(places), size):
             chunk = slice(start, start + size)
-            before = reference.head(known[chunk].to(reference.head.device))
-            after = head(hidden[chunk].to(head.device))
-            results[:, places[chunk]] = _in_blocks(before.to(after.device), after, words or shared)
-    found = Divergence(windows.document, windows.place, reference.windows.target, *results, words=words or shared)
+            results[:, places[chunk]] = _chunk(reference.head, known[chunk], head, hidden[chunk], words or shared)
+    measured = dict(zip(Measures._fields, results, strict=True))
+    found = Divergence(windows.document, windows.place, reference.windows.target, **measured, words=words or shared)
     _check_numbers(found, head.name)
     return found
 
@@ -193,10 +203,12 @@ def _budget(device: torch.device) -> Budget:
     return Budget(2**26, 2**20) if device.type == "cpu" else Budget(2**29, 2**26)
 
 
-def _in_blocks(reference: Tensor, model: Tensor, words: int) -> np.ndarray:
-    """`compare`, a few rows at a time: (measures, n)."""
-    rows = max(1, _budget(model.device).block // (4 * words))
-    blocks = zip(reference.split(rows), model.split(rows), strict=True)
+def _chunk(reference: Head, known: Tensor, head: Head, hidden: Tensor, words: int) -> np.ndarray:
+    """`compare` on the logits of some positions, a few rows at a time: (measures, n)."""
+    after = head(hidden.to(head.device))
+    before = reference(known.to(reference.device)).to(after.device)
+    rows = max(1, _budget(after.device).block // (4 * words))
+    blocks = zip(before.split(rows), after.split(rows), strict=True)
     return torch.cat([torch.stack(compare(x, y, words)) for x, y in blocks], dim=1).cpu().numpy()
 
 
@@ -223,5 +235,6 @@ def _check_numbers(found: Divergence, name: str) -> None:
     if wrong.any():
         raise RunError(
             f"{name}: the reference's or the model's logits are not numbers at {wrong.sum()} of {wrong.size} "
-            f"positions, first in text or row {found.document[wrong.argmax()]}; try fp32, and look whether the weights are whole"
+            f"positions, first in text or row {found.document[wrong.argmax()]}; try fp32, and look whether the "
+            "weights are whole"
         )

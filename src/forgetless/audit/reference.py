@@ -46,7 +46,7 @@ def hidden_states(
     model, windows: Windows, batch_tokens: int = BATCH_TOKENS, using: Using = nullcontext, label: str | None = None
 ) -> Iterator[tuple[list[int], Tensor]]:
     """The model's last hidden states at the measured positions, batch by batch; shows progress under a `label`."""
-    context = model.config.get_text_config().to_dict().get("max_position_embeddings")
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # some have no limit
     longest = max(len(window.ids) for window in windows.windows)
     if context and longest > context:
         raise UsageError(f"windows of {longest} tokens, and the model's context is {context}; give shorter windows")

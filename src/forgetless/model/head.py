@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -45,7 +46,7 @@ class Head:
     """
 
     def __init__(self, model, using: Using = nullcontext):
-        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self.name, self.using, self.embedding = _name(base), using, base.get_output_embeddings()
         if self.embedding is None or base.base_model is base:
             raise RunError(f"{self.name}: no decoder with an output embedding behind it; give a causal language model")
