@@ -39,8 +39,8 @@ TIMES = "times"
 class RunFolder:
     """Paths of a run and the only ways to write there."""
 
-    def __init__(self, root: Path):
-        self.root = root
+    def __init__(self, root: Path, elsewhere: str = "give another output_dir"):
+        self.root, self.elsewhere = root, elsewhere  # what to do where it cannot be written
         self.config = root / "run.json"
         self.matrix = root / "matrix.json"
         self.summary = root / "summary.json"
@@ -59,10 +59,10 @@ class RunFolder:
             lock.acquire(timeout=0)
         except Timeout:
             raise RunError(
-                f"{self.root}: another process is working in this run folder; wait for it, or give another output_dir"
+                f"{self.root}: another process is working in this run folder; wait for it, or {self.elsewhere}"
             ) from None
         except OSError as error:
-            raise RunError(f"{self.root}: cannot be written ({error.strerror}); give another output_dir") from error
+            raise RunError(f"{self.root}: cannot be written ({error.strerror}); {self.elsewhere}") from error
         try:
             yield
         finally:
@@ -72,7 +72,7 @@ class RunFolder:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"{folder}: cannot be written ({error.strerror}); give another output_dir") from error
+            raise RunError(f"{folder}: cannot be written ({error.strerror}); {self.elsewhere}") from error
 
     @contextmanager
     def publish(self, folder: Path) -> Iterator[Path]:
@@ -97,7 +97,7 @@ class RunFolder:
         except (OSError, SafetensorError) as error:
             raise RunError(
                 f"{folder}: could not be written ({short(str(error))}); what was there before is "
-                "unchanged. Make room or give another output_dir."
+                f"unchanged. Make room or {self.elsewhere}."
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
