@@ -2,9 +2,9 @@
 
 At each position, with p the reference's distribution over the next word, q the model's, and natural logarithms,
 
-    cross-entropy   -Σ_v p(v) log q(v)  =  H + KL       the forgetting loss of Kalajdzievski (2024), arXiv:2401.05605
-    entropy      H  =  -Σ_v p(v) log p(v)               its floor, which is not 0
-    divergence  KL  =  Σ_v p(v) log (p(v) / q(v))       what was forgotten
+    cross-entropy   -Σ_v p(v) log q(v)  =  H + KL   the forgetting loss, after Kalajdzievski (2024), arXiv:2401.05605
+    entropy      H  =  -Σ_v p(v) log p(v)           its floor, which is not 0
+    divergence  KL  =  Σ_v p(v) log (p(v) / q(v))   what was forgotten
     agreement       whether both hold the same word likeliest
 
 in fp32 from the logits, a chunk of positions at a time, so that memory does not grow with positions x vocabulary.
