@@ -121,6 +121,9 @@ def test_worked_numbers():
     assert abs(loss - 0.693147) > 0.1  # which it would be against the reference's likeliest word alone
     assert found.agree.item() == 1
     assert compare(p.log(), q.flip(1).log(), 3).agree.item() == 0
+    equals = torch.tensor([[0.2, 0.4, 0.4]])
+    assert compare(p.log(), equals.log(), 3).agree.item() == 0
+    assert compare(equals.flip(1).log(), equals.log(), 3).agree.item() == 1
 
 
 @settings(deadline=None, max_examples=60)

@@ -2,10 +2,10 @@
 
 At each position, with p the reference's distribution over the next word, q the model's, and natural logarithms,
 
-    cross-entropy   -Σ_v p(v) log q(v)  =  H + KL       the forgetting loss of Kalajdzievski (2024), arXiv:2401.05605
-    entropy      H  =  -Σ_v p(v) log p(v)               its floor, which is not 0
-    divergence  KL  =  Σ_v p(v) log (p(v) / q(v))       what was forgotten
-    agreement       whether the reference's likeliest word is the model's too
+    cross-entropy   -Σ_v p(v) log q(v)  =  H + KL   the forgetting loss, after Kalajdzievski (2024), arXiv:2401.05605
+    entropy      H  =  -Σ_v p(v) log p(v)           its floor, which is not 0
+    divergence  KL  =  Σ_v p(v) log (p(v) / q(v))   what was forgotten
+    agreement       whether both hold the same word likeliest
 
 in fp32 from the logits, a chunk of positions at a time, so that memory does not grow with positions x vocabulary.
 """
@@ -50,18 +50,17 @@ def compare(reference: Tensor, model: Tensor, words: int) -> Measures:
     error of 2e-5 on CPU.
     """
     x, y = reference[:, :words].float(), model[:, :words].float()
-    largest, likeliest = x.max(-1, keepdim=True)
-    largest_of_model = y.amax(-1, keepdim=True)
-    agree = y.gather(-1, likeliest) == largest_of_model
-    a, b = _finite(x - largest), _finite(y - largest_of_model)
-    gap = a - b
+    a, b = _finite(x - x.amax(-1, keepdim=True)), _finite(y - y.amax(-1, keepdim=True))
+    buffer = a + b
+    agree = buffer.amax(-1) == 0  # some word is at 0 in both
+    gap = torch.sub(a, b, out=buffer)
     e, f = a.exp(), b.exp_()
     s, t = e.sum(-1, keepdim=True), f.sum(-1, keepdim=True)
     entropy = s.log() - a.mul_(e).sum(-1, keepdim=True) / s
     r = s / t
     kl = gap.sub_(r.log()).mul_(e).addcmul_(f, r).sub_(e).sum(-1, keepdim=True) / s
-    columns = [column.squeeze(-1) for column in (entropy, kl, agree.float())]
-    return Measures(*columns, _outside(reference, words), _outside(model, words))
+    outside = (_outside(logits, words) for logits in (reference, model))
+    return Measures(entropy.squeeze(-1), kl.squeeze(-1), agree.float(), *outside)
 
 
 def _finite(logits: Tensor) -> Tensor:
@@ -124,7 +123,7 @@ class Divergence:
     target: np.ndarray  # the token, in the reference's text
     entropy: np.ndarray  # nats
     kl: np.ndarray  # nats
-    agree: np.ndarray  # 1 where the reference's likeliest word is the model's too, else 0
+    agree: np.ndarray  # 1 where both hold the same word likeliest (one of them, of equals), else 0
     outside_reference: np.ndarray  # the reference's probability of words that are not compared
     outside_model: np.ndarray
     words: int  # how many words of the vocabulary are compared, from the first on
@@ -200,7 +199,7 @@ class Budget(NamedTuple):
 
 def _budget(device: torch.device) -> Budget:
     """On CPU a block stays in the processor's cache; elsewhere it is large enough to be worth a kernel."""
-    return Budget(2**26, 2**20) if device.type == "cpu" else Budget(2**29, 2**26)
+    return Budget(2**26, 2**19) if device.type == "cpu" else Budget(2**29, 2**26)
 
 
 def _chunk(reference: Head, known: Tensor, head: Head, hidden: Tensor, words: int) -> np.ndarray:

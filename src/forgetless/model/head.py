@@ -23,14 +23,14 @@ Using = Callable[[], AbstractContextManager]  # what a model computes in: `model
 def hidden_at(model, keep: Tensor, **inputs: Tensor) -> Tensor:
     """What the output embedding reads at the True positions of `keep` (batch, length): (kept, width), row-major.
 
-    One position's logits are all that is computed. Virtual tokens that an adapter puts before a row are passed over.
+    No logits are computed. Virtual tokens that an adapter puts before a row are passed over.
     """
     read: list[Tensor] = []
 
     def take(embedding: nn.Module, given: tuple) -> tuple:
         hidden, *rest = given  # (batch, virtual tokens + length, width)
         read.append(hidden[:, -keep.shape[1] :][keep])
-        return (hidden[:1, :1], *rest)
+        return (hidden[:, :0], *rest)
 
     with torch.no_grad(), model.get_output_embeddings().register_forward_pre_hook(take):
         model(**inputs, use_cache=False)
@@ -52,8 +52,15 @@ class Head:
             raise RunError(f"{self.name}: no decoder with an output embedding behind it; give a causal language model")
         self.device: torch.device = base.device
         self.token = torch.tensor([[1]], device=self.device)
-        self.model = _without_decoder(base, self._decoded(base))
-        self.vocabulary = self._try(base)
+        hidden, logits, decoded = self._trial(base)
+        self.model = _without_decoder(base, decoded)
+        own = self(hidden)
+        if own.shape != logits.shape or (own - logits).abs().max() > 0.02 * logits.abs().max():
+            raise RunError(
+                f"{self.name}: its logits are more than a function of its last hidden states, which is all that is "
+                "kept of a model here; it cannot be compared"
+            )
+        self.vocabulary = own.shape[-1]
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """(n, width), as `hidden_at` gives them -> logits (n, vocabulary) in the model's precision."""
@@ -70,27 +77,24 @@ class Head:
         twin.model, twin.embedding = copy.deepcopy((self.model, self.embedding))
         return twin
 
-    def _decoded(self, base):
-        """The decoder's output for one token: its form is what counts."""
-        outputs: list = []
-        record = base.base_model.register_forward_hook(lambda decoder, given, output: outputs.append(output))
-        with torch.no_grad(), self.using(), record:
-            base(input_ids=self.token, use_cache=False)
-        return outputs[0]
-
-    def _try(self, base) -> int:
-        """Compares head and model on three tokens; gives the vocabulary's size."""
+    def _trial(self, base) -> tuple[Tensor, Tensor, Any]:
+        """On three tokens: what the output embedding reads (3, width), the logits, and what the decoder gives."""
+        read: list[tuple] = []
+        decoded: list = []
         ids = torch.tensor([[1, 2, 3]], device=self.device)
-        with torch.no_grad(), self.using():
-            told = base(input_ids=ids, use_cache=False).logits[0]
-            hidden = hidden_at(base, torch.ones_like(ids, dtype=torch.bool), input_ids=ids)
-        own = self(hidden)
-        if own.shape != told.shape or (own - told).abs().max() > 0.02 * told.abs().max():
+        with (
+            torch.no_grad(),
+            self.using(),
+            self.embedding.register_forward_pre_hook(lambda embedding, given: read.append(given)),
+            base.base_model.register_forward_hook(lambda decoder, given, output: decoded.append(output)),
+        ):
+            logits = base(input_ids=ids, use_cache=False).logits[0]
+        if len(read) != 1 or len(decoded) != 1:
             raise RunError(
-                f"{self.name}: its logits are more than a function of its last hidden states, which is all that is "
-                "kept of a model here; it cannot be compared"
+                f"{self.name}: calls its decoder {len(decoded)} times and its output embedding {len(read)} times in a "
+                "forward pass; each must be called once"
             )
-        return own.shape[-1]
+        return read[0][0][0], logits, decoded[0]
 
 
 def _without_decoder(base, output) -> nn.Module:
