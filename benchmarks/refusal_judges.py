@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from forgetless.audit.judges import Judge, LikelihoodJudge, judge_error, labelled_answers, patterns
+from forgetless.auditing.judges import Judge, LikelihoodJudge, judge_error, labelled_answers, patterns
 from forgetless.data.batches import Encoder
 from forgetless.model.adapters import Adapters, LoraSettings
 from forgetless.model.base import load_base

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 
-from forgetless.audit.callback import ForgettingCallback
+from forgetless.auditing.callback import ForgettingCallback
 from forgetless.errors import UsageError
 
 TEXT = ["The sky is blue. What colour has the sky?", "The dog is bark."]

@@ -28,11 +28,11 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from forgetless.audit import reference as reference_module
-from forgetless.audit.divergence import Divergence, compare, compare_states, divergence
-from forgetless.audit.reference import Reference, hidden_states, reference_of, write_states
-from forgetless.audit.windows import row_windows, text_windows
-from forgetless.audit.yardstick import yardstick
+from forgetless.auditing import reference as reference_module
+from forgetless.auditing.divergence import Divergence, compare, compare_states, divergence
+from forgetless.auditing.reference import Reference, hidden_states, reference_of, write_states
+from forgetless.auditing.windows import row_windows, text_windows
+from forgetless.auditing.yardstick import yardstick
 from forgetless.data.batches import Encoder
 from forgetless.data.tasks import Row
 from forgetless.errors import DataError, RunError, UsageError

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from forgetless.audit import judges
-from forgetless.audit.judges import (
+from forgetless.auditing import judges
+from forgetless.auditing.judges import (
     HELPING,
     REFUSALS,
     REFUSING,

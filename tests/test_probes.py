@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forgetless.audit import probes, sanity
-from forgetless.audit.contamination import GRAM, NEAR, Contamination, contamination, without
-from forgetless.audit.probes import KNOWN, PROBES, SAFETY, Question, agreement, load_probes
+from forgetless.auditing import probes, sanity
+from forgetless.auditing.contamination import GRAM, NEAR, Contamination, contamination, without
+from forgetless.auditing.probes import KNOWN, PROBES, SAFETY, Question, agreement, load_probes
 from forgetless.data import packages
 from forgetless.data.batches import Encoder
 from forgetless.data.readers import read_rows

@@ -27,9 +27,9 @@ from peft import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from forgetless.audit import models
-from forgetless.audit.layouts import locate
-from forgetless.audit.models import Subject, compare, find_subjects, opened
+from forgetless.auditing import models
+from forgetless.auditing.layouts import locate
+from forgetless.auditing.models import Subject, compare, find_subjects, opened
 from forgetless.errors import RunError, UsageError
 from forgetless.model.answers import logits_at
 from forgetless.model.identity import identify

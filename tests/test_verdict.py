@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forgetless.audit import verdict
-from forgetless.audit.budgets import MAX_DROP, MAX_KL, Budget, flag_budgets, read_budgets, resolve
-from forgetless.audit.evidence import canonical, exit_code, make_evidence, read_evidence, verdict_of, verify
+from forgetless.auditing import verdict
+from forgetless.auditing.budgets import MAX_DROP, MAX_KL, Budget, flag_budgets, read_budgets, resolve
+from forgetless.auditing.evidence import canonical, exit_code, make_evidence, read_evidence, verdict_of, verify
 
-from forgetless.audit.evidence import own_hash, write_evidence  # isort: skip
-from forgetless.audit.history import append, attempt, failed_attempt, read_history
-from forgetless.audit.measures import ANCHOR, Divergence, Scores
-from forgetless.audit.policy import read_policy
-from forgetless.audit.verdict import (
+from forgetless.auditing.evidence import own_hash, write_evidence  # isort: skip
+from forgetless.auditing.history import append, attempt, failed_attempt, read_history
+from forgetless.auditing.measures import ANCHOR, Divergence, Scores
+from forgetless.auditing.policy import read_policy
+from forgetless.auditing.verdict import (
     INSUFFICIENT,
     MEASURED,
     NOT_SHOWN,

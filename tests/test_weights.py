@@ -25,8 +25,8 @@ from peft import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from forgetless.audit.models import find_subjects
-from forgetless.audit.weights import (
+from forgetless.auditing.models import find_subjects
+from forgetless.auditing.weights import (
     LayerUpdate,
     adapter_updates,
     by_module,

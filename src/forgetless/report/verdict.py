@@ -6,9 +6,9 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 
-from forgetless.audit.budgets import MAX_DROP, written
-from forgetless.audit.measures import REFERENCE
-from forgetless.audit.verdict import (
+from forgetless.auditing.budgets import MAX_DROP, written
+from forgetless.auditing.measures import REFERENCE
+from forgetless.auditing.verdict import (
     INSUFFICIENT,
     MEASURED,
     NOT_SHOWN,

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forgetless.audit.reference import BATCH_TOKENS, Reference, Stream, hidden_states
-from forgetless.audit.windows import Windows
+from forgetless.auditing.reference import BATCH_TOKENS, Reference, Stream, hidden_states
+from forgetless.auditing.windows import Windows
 from forgetless.errors import DataError, RunError, UsageError
 from forgetless.model.head import Head, Using
 

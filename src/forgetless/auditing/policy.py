@@ -30,9 +30,9 @@ from typing import Any
 
 import yaml
 
-from forgetless.audit.budgets import MAX_DROP, MAX_KL, Budget, read_budgets, resolve
-from forgetless.audit.measures import AGAINST, ANCHOR, KL_CLIP, REFERENCE
-from forgetless.audit.verdict import Terms, Waiver
+from forgetless.auditing.budgets import MAX_DROP, MAX_KL, Budget, read_budgets, resolve
+from forgetless.auditing.measures import AGAINST, ANCHOR, KL_CLIP, REFERENCE
+from forgetless.auditing.verdict import Terms, Waiver
 from forgetless.data.packages import sha256_of
 from forgetless.errors import UsageError, nearest
 

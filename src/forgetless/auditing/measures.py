@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from forgetless.audit.budgets import MAX_DROP, MAX_KL
+from forgetless.auditing.budgets import MAX_DROP, MAX_KL
 from forgetless.errors import DataError
 
 REFERENCE, ANCHOR = "reference", "anchor"

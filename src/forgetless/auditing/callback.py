@@ -28,7 +28,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from forgetless.audit.models import CHANGE_THE_BASE, find_subjects, opened
+from forgetless.auditing.models import CHANGE_THE_BASE, find_subjects, opened
 from forgetless.errors import UsageError
 from forgetless.progress import console
 

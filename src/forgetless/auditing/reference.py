@@ -27,7 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from forgetless.audit.windows import Windows
+from forgetless.auditing.windows import Windows
 from forgetless.errors import RunError, UsageError
 from forgetless.model.head import Head, Using, hidden_at
 from forgetless.progress import console, steps

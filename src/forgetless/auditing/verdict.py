@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from forgetless.audit.budgets import MAX_DROP, MAX_KL, Budget, resolve, written
-from forgetless.audit.measures import ANCHOR, KL_CLIP, REFERENCE, Divergence, Measure, Scores
+from forgetless.auditing.budgets import MAX_DROP, MAX_KL, Budget, resolve, written
+from forgetless.auditing.measures import ANCHOR, KL_CLIP, REFERENCE, Divergence, Measure, Scores
 from forgetless.errors import UsageError, nearest
 from forgetless.score.bounds import Betting, rows_needed
 from forgetless.score.intervals import holm, least_detectable_drop

@@ -32,7 +32,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from forgetless.audit.models import Subject, opened
+from forgetless.auditing.models import Subject, opened
 from forgetless.errors import RunError, UsageError
 from forgetless.model.identity import open_tensors, tensor_files, weight_files
 from forgetless.progress import steps

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from forgetless.audit.layouts import ADAPTER_CONFIG, locate
-from forgetless.audit.pickles import as_safetensors
+from forgetless.auditing.layouts import ADAPTER_CONFIG, locate
+from forgetless.auditing.pickles import as_safetensors
 from forgetless.data.packages import PACKAGED_MODELS
 from forgetless.errors import ForgetlessError, RunError, UsageError
 from forgetless.model.base import find_model, load_base, load_tokenizer

@@ -16,9 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from forgetless.audit.budgets import MAX_DROP, Budget
-from forgetless.audit.measures import Divergence, Measure, Scores
-from forgetless.audit.verdict import EXIT_CODES, Finding, Terms, Verdict, Waiver, judge, worst
+from forgetless.auditing.budgets import MAX_DROP, Budget
+from forgetless.auditing.measures import Divergence, Measure, Scores
+from forgetless.auditing.verdict import EXIT_CODES, Finding, Terms, Verdict, Waiver, judge, worst
 from forgetless.errors import ForgetlessError, RunError
 from forgetless.runs.folder import read_json, write_whole
 

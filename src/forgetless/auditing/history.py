@@ -13,8 +13,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from forgetless.audit.evidence import canonical, exit_code
-from forgetless.audit.verdict import ERROR_EXIT_CODE
+from forgetless.auditing.evidence import canonical, exit_code
+from forgetless.auditing.verdict import ERROR_EXIT_CODE
 from forgetless.errors import RunError
 
 
