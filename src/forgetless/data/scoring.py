@@ -14,7 +14,7 @@ from forgetless.errors import UsageError, nearest
 GENERATED = ("exact_match", "number", "choice", "rouge_l", "sari", "code_similarity", "regex", "json")
 """Scorers of the generated answer; `forgetless.score.rules` has them."""
 
-SCORERS = ("options", "next_token", *GENERATED)
+SCORERS = ("options", "completions", "next_token", *GENERATED)
 """How a task may be scored; `forgetless.score.scorers` says what each measures."""
 
 ARGUMENTS = {

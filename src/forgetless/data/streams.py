@@ -55,9 +55,10 @@ class TaskConfig:
     answer: str | None = None
     # The label words, or a JSON file with a list of them; without them the answers are free.
     options: list[str] | str | None = None
-    # Names, or names with an argument, of docs/tasks.md; the first gives the headline number. "options" ranks by
-    # likelihood, "next_token" needs no answer, the others judge one generated answer.
-    # Default: options where there are any, else exact_match (next_token for plain text).
+    # Names, or names with an argument, of docs/tasks.md; the first gives the headline number. "options" and
+    # "completions" rank by likelihood, "next_token" needs no answer, the others judge one generated answer.
+    # Default: options where there are any, completions where each row has its own, else exact_match (next_token for
+    # plain text).
     scorers: list[str | Scoring] | None = None
     # Learn from this many rows, drawn with limit_seed from those that the validation cut left.
     limit: int | None = None
@@ -119,8 +120,8 @@ def load_task(
         return _inside(reading.rows, options, name, split, on_bad_row, notes)
 
     train, test = rows("train", config.train or ""), rows("test", config.test or "")
-    scorers = tuple(config.scorers or _usual_scorers(options, test))
-    _can_be_judged(test, scorers, name)
+    scorers = tuple(config.scorers or usual_scorers(options, test))
+    can_be_judged(test, scorers, name)
     if isinstance(config.validation, str) and _share(config.validation) is None:
         validation = rows("validation", config.validation)
     else:
@@ -393,20 +394,29 @@ def _inside(
     return kept
 
 
-def _usual_scorers(options: tuple[str, ...], test: Sequence[Row]) -> tuple[str | Scoring, ...]:
+def usual_scorers(options: tuple[str, ...], test: Sequence[Row]) -> tuple[str | Scoring, ...]:
     """Options are ranked, answers compared, plain text predicted token by token."""
     if options:
         return ("options",)
+    if test and all(row.options for row in test):
+        return ("completions",)
     return ("next_token",) if all(row.shape == "text" for row in test) else ("exact_match",)
 
 
-def _can_be_judged(test: Sequence[Row], scorers: tuple[str | Scoring, ...], name: str) -> None:
+def can_be_judged(test: Sequence[Row], scorers: tuple[str | Scoring, ...], name: str) -> None:
+    """DataError where a test row has nothing that these scorers could judge by."""
     blind = [row for row in test if row.shape == "text"]
     if blind and set(scorers) != {"next_token"}:
         raise DataError(
             f"task {name!r}, test: {len(blind)} rows are {{'text'}} without a prompt, so no answer "
             f"can be judged; first: {blind[0].source}; give test rows a prompt and an answer, or "
             "`scorers: [next_token]`"
+        )
+    bare = [row for row in test if not row.options]
+    if "completions" in scorers and bare:
+        raise DataError(
+            f"task {name!r}, test: {len(bare)} rows bring no `options` of their own with the answer among them, which "
+            f"the scorer 'completions' ranks; first: {bare[0].source}; add the list, or name another scorer"
         )
 
 

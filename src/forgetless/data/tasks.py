@@ -25,6 +25,7 @@ class Row:
     answer: str
     messages: tuple[tuple[str, str], ...] = ()  # (role, content)
     source: str = ""  # "train.jsonl:17", for messages to people; not part of what the row is
+    options: tuple[str, ...] = ()  # what the answer is chosen among, where each row has its own choices
 
     @property
     def shape(self) -> str:
@@ -32,9 +33,10 @@ class Row:
 
     def content(self) -> dict:
         """The row as JSON, without where it came from."""
+        own = {"options": list(self.options)} if self.options else {}
         if self.messages:
-            return {"messages": [{"role": role, "content": text} for role, text in self.messages]}
-        return {"prompt": self.prompt, "answer": self.answer} if self.prompt else {"text": self.answer}
+            return {"messages": [{"role": role, "content": text} for role, text in self.messages]} | own
+        return {"prompt": self.prompt, "answer": self.answer} | own if self.prompt else {"text": self.answer}
 
     @cached_property
     def key(self) -> str:

@@ -42,7 +42,8 @@ def load_state(folder: Path) -> State:
             answer = record.get("answer", record.get("text", ""))
             if turns:
                 answer = [text for role, text in turns if role == "assistant"][-1]
-            memory.rows.append(Row(record.get("prompt", ""), answer, turns, record["source"]))
+            options = tuple(record.get("options", ()))
+            memory.rows.append(Row(record.get("prompt", ""), answer, turns, record["source"], options))
             memory.tasks.append(record["task"])
     return State(tensors, read_json(folder / "method.json"), memory)
 

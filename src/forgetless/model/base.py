@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,34 +42,47 @@ def load_base(name: str, dtype: torch.dtype, device: torch.device | str = "cpu")
         raise RunError(
             f"{folder}: no config.json, so this is no model folder; give the folder that save_pretrained wrote"
         )
+    tokenizer = load_tokenizer(folder)
+    identity = identify(folder, tokenizer.chat_template)
     transformers_logging.disable_progress_bar()  # loading takes seconds
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+    with _named_errors(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
-        model, told = loaded
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise RunError(
-            f"{folder}: cannot be loaded as a causal language model with its tokenizer ({short(str(error), 300)}); "
-            "give a folder with config.json, tokenizer files and whole *.safetensors of such a model"
-        ) from error
+    model, told = loaded
     if missing := sorted(told["missing_keys"]):
         raise RunError(
             f"{folder}: the weights lack {missing[0]}"
             + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
             + ", which would stay random; give the whole model"
         )
-    if tokenizer.eos_token_id is None:
-        raise RunError(f"{folder}: the tokenizer has no end-of-sequence token, so answers would never end.")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    identity = identify(folder, tokenizer.chat_template)
     if torch.device(device).type == "cpu":
         use_blocked_attention(model)
     model.requires_grad_(False)
     model.to(device)
     return Base(name, folder, model.eval(), tokenizer, identity)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer; it can end an answer and pad a row."""
+    with _named_errors(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.eos_token_id is None:
+        raise RunError(f"{folder}: the tokenizer has no end-of-sequence token, so answers would never end.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+@contextmanager
+def _named_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise RunError(
+            f"{folder}: cannot be loaded as a causal language model with its tokenizer ({short(str(error), 300)}); "
+            "give a folder with config.json, tokenizer files and whole *.safetensors of such a model"
+        ) from error
 
 
 def find_model(name: str) -> Path:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from forgetless.data.packages import cache_dir
 from forgetless.errors import RunError
@@ -34,24 +37,68 @@ class Identity:
         return asdict(self)
 
 
-def identify(folder: Path, chat_template: str | None) -> Identity:
-    """The identity of the model in a local folder (weights in safetensors).
+def identify(folder: Path, chat_template: str | dict[str, str] | None) -> Identity:
+    """The identity of the model in a local folder (weights in safetensors)."""
+    return Identity(
+        weights=weights_digest(weight_files(folder)),
+        tokenizer=tokenizer_digest(folder),
+        chat_template=template_digest(chat_template),
+    )
+
+
+def weights_digest(files: list[Path]) -> str:
+    """sha256 of all weights in safetensors files.
 
     Hashing reads every byte of the weights, so the result is cached by path, size and time of each file.
     The weights are hashed tensor by tensor in the order of their names: sharding does not matter.
     """
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
+    return _cached(files, _hash_tensors)
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """sha256 of the tokenizer's files, cached as the weights' is."""
+    names = (*_TOKENIZER_FILES, *_TOKENIZER_SETTINGS)
+    return _cached([folder / name for name in names if (folder / name).exists()], _hash_files)
+
+
+def text_digest(text: str) -> str:
+    """sha256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def template_digest(template: str | dict[str, str] | None) -> str:
+    """sha256 of a chat template, of all where a tokenizer has several by name."""
+    return text_digest(json.dumps(template, sort_keys=True) if isinstance(template, dict) else template or "")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The folder's safetensors files; at least one."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
         raise RunError(
             f"{folder}: no *.safetensors file; forgetless reads no pickled weights. "
             "Convert the model with save_pretrained (transformers writes safetensors)."
         )
-    tokenizer = [folder / name for name in (*_TOKENIZER_FILES, *_TOKENIZER_SETTINGS) if (folder / name).exists()]
-    return Identity(
-        weights=_cached(weights, _hash_tensors),
-        tokenizer=_cached(tokenizer, _hash_files),
-        chat_template=hashlib.sha256((chat_template or "").encode()).hexdigest(),
-    )
+    return files
+
+
+@contextmanager
+def open_tensors(file: Path) -> Iterator[Any]:
+    """A safetensors file, to read tensors from; a damaged one is a named error."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except SafetensorError as error:
+        raise RunError(f"{file}: damaged or cut short ({error}); copy or save it again") from error
+
+
+def tensor_files(files: list[Path]) -> dict[str, Path]:
+    """Which file holds which tensor."""
+    places = {}
+    for file in files:
+        with open_tensors(file) as tensors:
+            places.update(dict.fromkeys(tensors.keys(), file))
+    return places
 
 
 def check_same(stored: dict[str, str], found: Identity, where: Path) -> None:
@@ -66,13 +113,10 @@ def check_same(stored: dict[str, str], found: Identity, where: Path) -> None:
 
 
 def _hash_tensors(files: list[Path]) -> str:
-    places = {}
-    for file in files:
-        with safe_open(file, framework="np") as tensors:
-            places.update(dict.fromkeys(tensors.keys(), file))
+    places = tensor_files(files)
     digest = hashlib.sha256()
     for name in sorted(places):
-        with safe_open(places[name], framework="pt") as tensors:
+        with open_tensors(places[name]) as tensors:
             tensor = tensors.get_tensor(name)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())

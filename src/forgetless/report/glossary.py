@@ -30,6 +30,10 @@ GLOSSARY = {
         "The likeliest answer among the labels of all tasks of the stream: the model is not told which task it is in.",
     ),
     "exact": ("exact match", "The answer that the model writes, compared word for word after normalisation."),
+    "completions": (
+        "completions",
+        "The likeliest of the row's own choices, as a whole or per character, is taken as the model's answer.",
+    ),
     "next-token": ("next token", "The share of a row's answer tokens that the model ranks first; for free text."),
     "answers": (
         "scorers of answers",
@@ -190,6 +194,8 @@ OF_MEASURE = {
     "likelihood": "own",
     "likelihood_union": "union",
     "exact_match": "exact",
+    "completion_per_char": "completions",
+    "completion": "completions",
     "next_token": "next-token",
     **dict.fromkeys(
         ("number", "choice", "rouge_l", "sari", "code_similarity", "regex", "json_fields", "json_valid"), "answers"

@@ -16,17 +16,17 @@ def render_markdown(summaries: list[dict]) -> str:
     labels = words.run_labels(summaries)
     bounds, refused = contents.all_bounds(summaries)
     runs = list(zip(summaries, labels, strict=True))
-    lines = [f"# forgetless: {_md(words.title(summaries))}", ""]
+    lines = [f"# forgetless: {escaped(words.title(summaries))}", ""]
     for summary, label in runs:
         lines += _in_words(summary, label)
     for text in contents.differences(summaries) + refused:
-        lines += [f"> **Compare with care:** {_md(text)}", ""]
+        lines += [f"> **Compare with care:** {escaped(text)}", ""]
     for summary, label in runs:
         for warning in summary["warnings"]:
-            lines += [f"> **Warning ({_md(label)}):** {_md(clean(warning))}", ""]
+            lines += [f"> **Warning ({escaped(label)}):** {escaped(clean(warning))}", ""]
     lines += _side_by_side(summaries)
     for (summary, label), rows in zip(runs, bounds, strict=True):
-        lines += [f"## Scores, {_md(label)}", "", *_matrix(summary, summary["headline"], rows), ""]
+        lines += [f"## Scores, {escaped(label)}", "", *_matrix(summary, summary["headline"], rows), ""]
     lines += ["Bold: just after the task was learnt. Intervals of 95 %: report.html and report.json.", ""]
     lines += _changes(runs) + _metrics(summaries, labels)
     for summary, label in runs:
@@ -39,8 +39,8 @@ def render_markdown(summaries: list[dict]) -> str:
 
 def _in_words(summary: dict, label: str) -> list[str]:
     said = [sentence for sentence in words.sentences(summary) if sentence != words.verdict(summary)]
-    lines = [f"**{_md(label)}.** {_md(words.verdict(summary))}", ""]
-    return [*lines, *(f"- {_md(sentence)}" for sentence in said), *([""] if said else [])]
+    lines = [f"**{escaped(label)}.** {escaped(words.verdict(summary))}", ""]
+    return [*lines, *(f"- {escaped(sentence)}" for sentence in said), *([""] if said else [])]
 
 
 def _side_by_side(summaries: list[dict]) -> list[str]:
@@ -48,7 +48,7 @@ def _side_by_side(summaries: list[dict]) -> list[str]:
     if told is None:
         return []
     rows = [[row["run"], *map(percent, [*row["scores"], row["mean"]])] for row in told["rows"]]
-    return ["## Side by side, at the end", "", *_table(["run", *map(clean, told["tasks"]), "mean"], rows), ""]
+    return ["## Side by side, at the end", "", *pipe_table(["run", *map(clean, told["tasks"]), "mean"], rows), ""]
 
 
 def _matrix(summary: dict, scores: dict, bounds: list[dict] | None = None) -> list[str]:
@@ -57,13 +57,13 @@ def _matrix(summary: dict, scores: dict, bounds: list[dict] | None = None) -> li
     majority = [percent(task["majority"]["share"]) if task["majority"] else "none" for task in tasks]
     rows = [["majority answer", *majority]] if bounds is not None else []
     rows += [["untouched base", *map(percent, scores["base"])]]
-    table = _table(["", *(clean(task["name"]) for task in tasks)], rows)
+    table = pipe_table(["", *(clean(task["name"]) for task in tasks)], rows)
     for learned, line in zip(summary["learned"], scores["matrix"], strict=True):
         cells = [
             f"**{percent(score)}**" if task["name"] == learned and score is not None else percent(score)
             for task, score in zip(tasks, line, strict=True)
         ]
-        table.append(f"| {_md(row_label(summary, learned))} | " + " | ".join(cells) + " |")
+        table.append(f"| {escaped(row_label(summary, learned))} | " + " | ".join(cells) + " |")
     return table + [_line([one["name"], *map(percent, one["scores"])]) for one in bounds or []]
 
 
@@ -83,7 +83,7 @@ def _changes(runs: list[tuple[dict, str]]) -> list[str]:
         for entry in summary["forgotten"]
     ]
     head = ["run", "task", "just learnt", "now", "change", "95 % interval", "lost", "gained", "rows", "p"]
-    return ["## What later learning changed", "", *_table(head, rows), ""] if rows else []
+    return ["## What later learning changed", "", *pipe_table(head, rows), ""] if rows else []
 
 
 def _metrics(summaries: list[dict], labels: list[str]) -> list[str]:
@@ -91,20 +91,22 @@ def _metrics(summaries: list[dict], labels: list[str]) -> list[str]:
         [line["name"], *(told["value"] or told["why"] for told in line["values"]), line["formula"], line["divisor"]]
         for line in contents.metrics(summaries)
     ]
-    return ["## Metrics", "", *_table(["metric", *labels, "formula", "divisor"], rows), ""]
+    return ["## Metrics", "", *pipe_table(["metric", *labels, "formula", "divisor"], rows), ""]
 
 
 def _flips(summary: dict, label: str) -> list[str]:
-    lines = [f"## Rows that turned, {_md(label)}", ""]
+    lines = [f"## Rows that turned, {escaped(label)}", ""]
     for task in contents.flips(summary):
         for side in task["sides"]:
             many = len(side["rows"])
-            lines.append(f"- {_md(clean(task['task']))}: {many} of {task['n']} rows {side['heading']}.{_numbers(side)}")
-            lines += [f"  - {_md(_turn(turn))}" for turn in side["turns"][:MOST_TURNS]]
+            lines.append(
+                f"- {escaped(clean(task['task']))}: {many} of {task['n']} rows {side['heading']}.{_numbers(side)}"
+            )
+            lines += [f"  - {escaped(_turn(turn))}" for turn in side["turns"][:MOST_TURNS]]
             rest = sum(turn["rows"] for turn in side["turns"][MOST_TURNS:])
             lines += [f"  - {rest} rows in other ways"] if rest else []
             lines += _texts(summary, task["task"], side)
-    lines += [f"- {_md(clean(note))}" for note in summary.get("texts", {}).get("notes", [])]
+    lines += [f"- {escaped(clean(note))}" for note in summary.get("texts", {}).get("notes", [])]
     return [*lines, ""] if len(lines) > 2 else []
 
 
@@ -125,8 +127,8 @@ def _texts(summary: dict, task: str, side: dict) -> list[str]:
     for row in side["rows"][:MOST_ROWS]:
         if told := texts.get(str(row["row"])):
             answers = ", ".join(f"{key}: {_answer(told[key])}" for key in ("gold", "before", "now"))
-            lines.append(f"  - row {row['row'] + 1}: {_md(contents.shown_prompt(told['prompt']))}")
-            lines.append(f"    ({_md(answers)})")
+            lines.append(f"  - row {row['row'] + 1}: {escaped(contents.shown_prompt(told['prompt']))}")
+            lines.append(f"    ({escaped(answers)})")
     return lines
 
 
@@ -135,19 +137,19 @@ def _answer(text: str | None) -> str:
 
 
 def _method(summary: dict, label: str) -> list[str]:
-    lines = [f"## What {_md(label)} did", "", _md(contents.memory(summary)), ""]
+    lines = [f"## What {escaped(label)} did", "", escaped(contents.memory(summary)), ""]
     tasks = [clean(one["task"]) for one in summary["acts"]]
     rows = [
         [clean(line["name"]), *(_checked(check) for check in line["found"]), clean(line["meaning"])]
         for line in contents.checks(summary)
     ]
-    lines += [*_table(["check", *tasks, "meaning"], rows), ""] if rows else []
+    lines += [*pipe_table(["check", *tasks, "meaning"], rows), ""] if rows else []
     rows = [
         [line["key"].replace("_", " "), *(_mean_and_last(told) for told in line["found"])]
         for line in contents.logged(summary)
     ]
     head = ["mean over steps, last step", *map(clean, summary["losses"])]
-    return lines + ([*_table(head, rows), ""] if rows else [])
+    return lines + ([*pipe_table(head, rows), ""] if rows else [])
 
 
 def _mean_and_last(told: dict | None) -> str:
@@ -161,36 +163,41 @@ def _checked(check: dict | None) -> str:
 
 
 def _details(summary: dict, label: str) -> list[str]:
-    lines = [f"## Details, {_md(label)}", ""]
+    lines = [f"## Details, {escaped(label)}", ""]
     for name, measure in summary["measures"].items():
         heading = words.MEASURES.get(name, clean(name))
-        lines += [f"### {_md(heading)}", "", _md(measure["meaning"]) + ".", "", *_matrix(summary, measure), ""]
+        lines += [f"### {escaped(heading)}", "", escaped(measure["meaning"]) + ".", "", *_matrix(summary, measure), ""]
     for name, other in summary["views"].items():
-        lines += [f"### Another view: {_md(clean(name))}", "", *_matrix(summary, other["headline"]), ""]
+        lines += [f"### Another view: {escaped(clean(name))}", "", *_matrix(summary, other["headline"]), ""]
     for table in contents.counts(summary):
         rows = [
             [name, *(map(str, found) if found else ["not scored"] * len(table["labels"]))]
             for name, found in table["lines"]
         ]
         head = ["", *map(clean, table["labels"])]
-        lines += [f"### Predicted labels, {_md(clean(table['task']))}", "", *_table(head, rows), ""]
+        lines += [f"### Predicted labels, {escaped(clean(table['task']))}", "", *pipe_table(head, rows), ""]
     if noted := contents.notes(summary):
-        lines += ["### Notes on the data", "", *(f"- {_md(clean(t))}: {_md(clean(note))}" for t, note in noted), ""]
+        lines += [
+            "### Notes on the data",
+            "",
+            *(f"- {escaped(clean(t))}: {escaped(clean(note))}" for t, note in noted),
+            "",
+        ]
     for heading, settings in contents.facts(summary).items():
-        told = _table(["", ""], [[clean(name), value] for name, value in settings])
+        told = pipe_table(["", ""], [[clean(name), value] for name, value in settings])
         lines += [f"### {heading.capitalize()}", "", *told, ""]
     return lines
 
 
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+def pipe_table(head: list[str], rows: list[list[str]]) -> list[str]:
     return [_line(head), "|---" * len(head) + "|", *map(_line, rows)]
 
 
 def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(_md(cell) for cell in cells) + " |"
+    return "| " + " | ".join(escaped(cell) for cell in cells) + " |"
 
 
-def _md(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that Markdown shows as it is: no HTML, no links, no one called by name."""
     safe = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(text, quote=False))
     return safe.replace("@", "@\u200b").replace("://", ":\u200b//")

@@ -11,6 +11,8 @@ NOT_SCORED = "not scored"
 MEASURES = {
     "likelihood": "Own labels",
     "likelihood_union": "Union of all tasks' labels",
+    "completion_per_char": "Own choices, per character",
+    "completion": "Own choices",
     "exact_match": "Exact match",
     "next_token": "Next token",
     "number": "Number",

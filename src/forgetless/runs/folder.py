@@ -39,8 +39,8 @@ TIMES = "times"
 class RunFolder:
     """Paths of a run and the only ways to write there."""
 
-    def __init__(self, root: Path):
-        self.root = root
+    def __init__(self, root: Path, elsewhere: str = "give another output_dir"):
+        self.root, self.elsewhere = root, elsewhere  # what to do where it cannot be written
         self.config = root / "run.json"
         self.matrix = root / "matrix.json"
         self.summary = root / "summary.json"
@@ -59,10 +59,10 @@ class RunFolder:
             lock.acquire(timeout=0)
         except Timeout:
             raise RunError(
-                f"{self.root}: another process is working in this run folder; wait for it, or give another output_dir"
+                f"{self.root}: another process is working in this run folder; wait for it, or {self.elsewhere}"
             ) from None
         except OSError as error:
-            raise RunError(f"{self.root}: cannot be written ({error.strerror}); give another output_dir") from error
+            raise RunError(f"{self.root}: cannot be written ({error.strerror}); {self.elsewhere}") from error
         try:
             yield
         finally:
@@ -72,7 +72,7 @@ class RunFolder:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"{folder}: cannot be written ({error.strerror}); give another output_dir") from error
+            raise RunError(f"{folder}: cannot be written ({error.strerror}); {self.elsewhere}") from error
 
     @contextmanager
     def publish(self, folder: Path) -> Iterator[Path]:
@@ -97,23 +97,14 @@ class RunFolder:
         except (OSError, SafetensorError) as error:
             raise RunError(
                 f"{folder}: could not be written ({short(str(error))}); what was there before is "
-                "unchanged. Make room or give another output_dir."
+                f"unchanged. Make room or {self.elsewhere}."
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def write(self, file: Path, value: Any) -> None:
         """Writes one JSON file, whole or not at all."""
-        temporary = file.with_name(f".{file.name}.writing")
-        try:
-            write_json(temporary, value)
-            _flush(temporary)
-            temporary.replace(file)
-        except OSError as error:
-            raise RunError(
-                f"{file}: could not be written ({error.strerror}); what was there before is unchanged. "
-                "Make room or give another output_dir."
-            ) from error
+        write_whole(file, json_text(value))
 
 
 def complete(folder: Path) -> bool:
@@ -139,10 +130,26 @@ def read_json(file: Path) -> Any:
         raise RunError(f"{file}:{error.lineno}: broken JSON ({error.msg}); restore it from a copy") from error
 
 
+def json_text(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(file: Path, value: Any) -> None:
-    file.write_text(
-        json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    file.write_text(json_text(value), encoding="utf-8")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes one file, whole or not at all."""
+    temporary = file.with_name(f".{file.name}.writing")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _flush(temporary)
+        temporary.replace(file)
+    except OSError as error:
+        raise RunError(
+            f"{file}: could not be written ({error.strerror}); what was there before is unchanged. "
+            "Make room or give another output_dir."
+        ) from error
 
 
 def write_lines(file: Path, records: list[dict]) -> None:

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated text, and whether the model ended it; if not, it ran into the limit of its length."""
+
+    text: str
+    finished: bool
 
 
 def generate(
@@ -15,6 +25,18 @@ def generate(
     batch_tokens: int = 4096,
 ) -> list[str]:
     """A transformers model's greedy continuation of each context (token lists), up to its end token, as text."""
+    return [one.text for one in answers(model, tokenizer, contexts, max_new_tokens, device, batch_tokens)]
+
+
+def answers(
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: list[list[int]],
+    max_new_tokens: int,
+    device: torch.device,
+    batch_tokens: int = 4096,
+) -> list[Answer]:
+    """What `generate` gives, with whether each answer came to its end."""
     ends = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     settings = GenerationConfig(
@@ -39,10 +61,11 @@ def _batches(
     settings: GenerationConfig,
     device: torch.device,
     batch_tokens: int,
-) -> list[str]:
+) -> list[Answer]:
     """The longest contexts first, padded on the left: every answer of a batch begins at the same place."""
     order = sorted(range(len(contexts)), key=lambda i: -len(contexts[i]))
-    answers = [""] * len(contexts)
+    found = [Answer("", True)] * len(contexts)
+    ends = torch.tensor(settings.eos_token_id, device=device)
     while order:
         length = len(contexts[order[0]])
         count = max(1, batch_tokens // (length + settings.max_new_tokens))
@@ -54,6 +77,9 @@ def _batches(
             mask[b, length - len(contexts[i]) :] = 1
         with torch.no_grad():
             made = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)
-        for i, text in zip(batch, tokenizer.batch_decode(made[:, length:], skip_special_tokens=True), strict=True):
-            answers[i] = text
-    return answers
+        made = made[:, length:]
+        finished = torch.isin(made, ends).any(1).tolist()
+        texts = tokenizer.batch_decode(made, skip_special_tokens=True)
+        for i, *answer in zip(batch, texts, finished, strict=True):
+            found[i] = Answer(*answer)
+    return found

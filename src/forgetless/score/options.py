@@ -51,7 +51,14 @@ class OptionScorer:
 
     def __call__(self, rows: list[Row], options: tuple[str, ...]) -> list[list[float]]:
         """log p(option | row's prompt), natural logarithm, summed over the option's tokens: rows x options."""
-        branches = [found for i, row in enumerate(rows) for found in self._branches(i, row, options)]
+        return self._score(rows, [options] * len(rows))
+
+    def own(self, rows: list[Row]) -> list[list[float]]:
+        """The same among each row's own options, as many numbers as it has of them."""
+        return self._score(rows, [row.options for row in rows])
+
+    def _score(self, rows: list[Row], options: list[tuple[str, ...]]) -> list[list[float]]:
+        branches = [found for i, row in enumerate(rows) for found in self._branches(i, row, options[i])]
         if self.shared is None:
             self.shared = self._try_sharing(branches)
         together, apart = [], []
@@ -60,12 +67,12 @@ class OptionScorer:
                 apart += one.apart()
             else:
                 together.append(one)
-        table = torch.zeros(len(rows), len(options), dtype=torch.float64)
+        table = torch.zeros(len(rows), max(map(len, options), default=0), dtype=torch.float64)
         for batch in self._batches(together):
             self._fill(table, batch, shared=self.shared is True)  # while nothing branches, the plain mask does
         for batch in self._batches(apart):
             self._fill(table, batch, shared=False)
-        return table.tolist()
+        return [values[: len(own)] for values, own in zip(table.tolist(), options, strict=True)]
 
     def _branches(self, number: int, row: Row, options: tuple[str, ...]) -> Iterator[Branches]:
         """Options whose context has the same tokens go together: all of them, unless a token spans the border."""

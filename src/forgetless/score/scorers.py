@@ -20,6 +20,7 @@ from forgetless.score.texts import compared
 
 MEASURES: dict[str, tuple[str, ...]] = {
     "options": ("likelihood", "likelihood_union"),
+    "completions": ("completion_per_char", "completion"),
     "next_token": ("next_token",),
     "exact_match": ("exact_match",),
     "number": ("number",),
@@ -35,6 +36,8 @@ MEASURES: dict[str, tuple[str, ...]] = {
 MEANINGS = {
     "likelihood": "the task's own option that the model finds likeliest is the right one",
     "likelihood_union": "the same among the options of all tasks of the stream",
+    "completion_per_char": "the row's own option with the largest log-likelihood per character is the right one",
+    "completion": "the row's own option that the model finds likeliest is the right one",
     "exact_match": "the greedy answer equals the right one, up to case, punctuation and white space",
     "next_token": "share of the row's answer tokens (all tokens of a text) that the model ranks first",
     "number": "the last number of the greedy answer equals that of the right one",
@@ -47,9 +50,9 @@ MEANINGS = {
     "json_valid": "the greedy answer is JSON",
 }
 OWN_MEANING = "what the user's function gives the greedy answer, from 0 to 1"
-LIKELIHOODS = ("likelihood", "likelihood_union")
+LIKELIHOODS = ("likelihood", "likelihood_union", "completion_per_char", "completion")
 """Measures whose answer is an option as it is written; other answers are generated."""
-RIGHT_OR_WRONG = ("likelihood", "likelihood_union", "exact_match", "number", "choice", "regex", "json_valid")
+RIGHT_OR_WRONG = (*LIKELIHOODS, "exact_match", "number", "choice", "regex", "json_valid")
 """Measures that give each row 0 or 1; the others give shares."""
 NO_OPTION = "(no option)"  # counts as the label of an answer that is none of the task's
 
@@ -93,6 +96,7 @@ class Scorer:
         with self.engine.autocast():
             found = [self._judged(rules, task, mine_rows)] if rules else []
             found += [self._options(task, mine_rows)] if "options" in task.scorers else []
+            found += [self._completions(mine_rows)] if "completions" in task.scorers else []
             found += [self._next_token(task, mine_rows)] if "next_token" in task.scorers else []
         for more in found:
             for record, result in zip(records, more, strict=True):
@@ -113,6 +117,20 @@ class Scorer:
             }
             for row, values in zip(rows, table, strict=True)
         ]
+
+    def _completions(self, rows: list[Row]) -> list[dict]:
+        found = []
+        for row, values in zip(rows, self.likelihoods.own(rows), strict=True):
+            among = list(range(len(row.options)))
+            per_char = [value / len(option) for value, option in zip(values, row.options, strict=True)]
+            found.append(
+                {
+                    "completion_per_char": _chosen(row, row.options, per_char, among),
+                    "completion": _chosen(row, row.options, values, among),
+                    "log_likelihoods": [round(value, 4) for value in values],
+                }
+            )
+        return found
 
     def _judged(self, rules: dict[str, Rule], task: Task, rows: list[Row]) -> list[dict]:
         """One greedy answer a row, judged by every rule; it is kept once, beside the first rule's score."""

@@ -1,0 +1,524 @@
+"""The models of an audit: what a name stands for, and opening several over one shared base.
+
+A name may be a hub name, a folder with full weights, a PEFT adapter of any type that PEFT loads, `BASE+ADAPTER`, a
+run folder of forgetless (each of its tasks), a packaged model, or the output folder of a trainer (`layouts`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import peft
+import torch
+from peft import PeftModel
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils.constants import EMBEDDING_LAYER_NAMES
+from peft.utils.save_and_load import get_peft_model_state_dict
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from forgetless.auditing.layouts import ADAPTER_CONFIG, locate
+from forgetless.auditing.pickles import as_safetensors
+from forgetless.data.packages import PACKAGED_MODELS
+from forgetless.errors import ForgetlessError, RunError, UsageError
+from forgetless.model.base import find_model, load_base, load_tokenizer
+from forgetless.model.identity import (
+    Identity,
+    check_same,
+    identify,
+    open_tensors,
+    template_digest,
+    text_digest,
+    tokenizer_digest,
+    weight_files,
+    weights_digest,
+)
+from forgetless.runs.folder import RunFolder, complete, read_json
+
+RUN_CONFIG = "run.json"
+CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # LoRA starts that take weight out of the base
+_PER_TASK = ("POLY", "MULTITASK_PROMPT_TUNING")
+_EMBEDDING = re.compile(rf"\.({'|'.join(EMBEDDING_LAYER_NAMES)})(\.base_layer|\.modules_to_save)?\.weight$")
+_FOUR_BIT = re.compile(r"-(unsloth-)?bnb-4bit$")
+_NOT_THE_FUNCTION = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+_SAMPLE = "The fox's 12,345 naïve jumps: f(x) = x**2;\n\n\tpreguntó «¿qué?» 你好 🙂"
+
+Opened = PreTrainedModel | PeftModel
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be measured: full weights, or an adapter on them."""
+
+    name: str
+    base: Path  # the folder of the full weights
+    adapter: Path | None
+    tokenizer: PreTrainedTokenizerBase = field(repr=False, compare=False)  # its own, where the adapter brings one
+    identity: Identity  # the base's weights; its own tokenizer and chat template
+    adapter_sha256: str | None  # of the adapter's weights and configuration
+    vocabulary: int  # rows of the output embedding, padding included
+    notes: tuple[str, ...] = ()  # what was accepted that a reader should know
+
+    @property
+    def chat_template(self) -> str | None:
+        return self.tokenizer.chat_template
+
+    def as_json(self) -> dict:
+        """What an evidence file keeps: the name, the hashes, the notes."""
+        return {
+            "name": self.name,
+            "identity": self.identity.as_json() | {"adapter": self.adapter_sha256},
+            "notes": list(self.notes),
+        }
+
+
+# ---------------------------------------------------------------------------------------- what a name stands for
+
+
+def find_subjects(spec: str, *, base_is: str | None = None, allow_pickle: bool = False) -> list[Subject]:
+    """The models that a name stands for: one, or those of a run folder's finished tasks in their order.
+
+    `base_is`: the base of the adapters is this model, whatever name their configuration gives it: the same weights
+    under another name, or the dense twin of a 4-bit base. `allow_pickle`: `.bin` files are read, tensors only.
+    """
+    base, rest = _split(spec)
+    folder = find_model(rest)
+    if (folder / RUN_CONFIG).is_file() and (folder / "tasks").is_dir():
+        if base:
+            raise UsageError(f"model {spec!r}: {folder} is a run folder, which names its base itself; give it alone")
+        return _of_run(rest, folder, base_is)
+    place = locate(folder)
+    if place.kind == "adapter":
+        subject = _on_base(spec, as_safetensors(place.folder, allow_pickle), base, base_is, allow_pickle)
+    elif base:
+        raise UsageError(f"model {spec!r}: {place.folder} holds full weights, no adapter; give it without {base!r}")
+    else:
+        subject = _full(spec, as_safetensors(place.folder, allow_pickle))
+    return [replace(subject, notes=(*place.notes, *subject.notes))]
+
+
+def _split(spec: str) -> tuple[str | None, str]:
+    """`BASE+ADAPTER`, unless a folder has this very name."""
+    if "+" not in spec or Path(spec).exists():
+        return None, spec
+    base, _, adapter = spec.partition("+")
+    if not base or not adapter or ("+" in adapter and not Path(adapter).exists()):
+        raise UsageError(f"model {spec!r}: expected BASE+ADAPTER, one adapter on one base")
+    return base, adapter
+
+
+def _of_run(spec: str, folder: Path, base_is: str | None) -> list[Subject]:
+    """The adapters of a run's finished tasks, on the base that the run was learnt on."""
+    run, told = RunFolder(folder), read_json(folder / RUN_CONFIG)
+    base = base_is or told["model"]["name"]
+    subjects = []
+    for number, lesson in enumerate(told["lessons"], 1):
+        task = run.task(number, lesson["name"])
+        if not complete(task):
+            break
+        subject = _on_base(f"{spec.rstrip('/')}/{task.name}", task / "adapter", base, base)
+        check_same(told["base"], subject.identity, task)
+        subjects.append(replace(subject, notes=()))
+    if not subjects:
+        raise RunError(f"{folder}: no task of this run is finished; let `forgetless learn` finish one")
+    unfinished = len(told["lessons"]) - len(subjects)
+    note = f"{folder}: {unfinished} of {len(told['lessons'])} tasks are not finished and were left out"
+    return [replace(subject, notes=(note,)) if unfinished else subject for subject in subjects]
+
+
+def _full(name: str, folder: Path) -> Subject:
+    config = AutoConfig.from_pretrained(folder)
+    if "quantization_config" in config.to_dict():
+        raise UsageError(
+            f"{folder}: its weights are quantised; an audit needs the dense model{_twin(name)}. For an adapter trained "
+            "on it say base_is (--base-is)."
+        )
+    tokenizer = load_tokenizer(folder)
+    return Subject(
+        name=name,
+        base=folder,
+        adapter=None,
+        tokenizer=tokenizer,
+        identity=identify(folder, tokenizer.chat_template),
+        adapter_sha256=None,
+        vocabulary=config.get_text_config().vocab_size,
+    )
+
+
+def _on_base(name: str, folder: Path, base: str | None, base_is: str | None, allow_pickle: bool = False) -> Subject:
+    """An adapter on the base that the user gives, or else the one that its configuration names."""
+    config = _adapter_config(folder)
+    trained_on = config.get("base_model_name_or_path") or ""
+    told = base or base_is or trained_on
+    if not told:
+        raise UsageError(f"{folder}: its {ADAPTER_CONFIG} names no base; give it as BASE+{folder}")
+    try:
+        place = locate(find_model(told))
+    except ForgetlessError as error:
+        raise UsageError(
+            f"{folder}: its base {told!r} cannot be had ({error}) Say which model it is with base_is (--base-is)."
+        ) from error
+    if place.kind != "full":
+        raise UsageError(f"{folder}: its base {told!r} is an adapter itself; merge it into full weights first")
+    plain = _full(told, as_safetensors(place.folder, allow_pickle))
+    notes = _same_base(folder, trained_on, told, plain.base, declared=told == base_is)
+    weights = folder / SAFETENSORS_WEIGHTS_NAME
+    subject = replace(
+        _with_own_tokenizer(plain, folder),
+        name=name,
+        adapter=folder,
+        adapter_sha256=_adapter_sha256(weights, config),
+        vocabulary=_adapter_vocabulary(weights) or plain.vocabulary,
+    )
+    _refuse_non_finite(weights)
+    _refuse_misfit(subject)
+    return replace(subject, notes=(*notes, *_adapter_notes(folder, config), *compare(plain, subject)))
+
+
+def _with_own_tokenizer(plain: Subject, folder: Path) -> Subject:
+    if not (folder / "tokenizer_config.json").is_file():
+        return plain
+    tokenizer = load_tokenizer(folder)
+    identity = replace(
+        plain.identity,
+        tokenizer=tokenizer_digest(folder),
+        chat_template=template_digest(tokenizer.chat_template),
+    )
+    return replace(plain, tokenizer=tokenizer, identity=identity)
+
+
+# ---------------------------------------------------------------------------------------- is it the same base?
+
+
+def _same_base(adapter: Path, trained_on: str, told: str, base: Path, declared: bool) -> list[str]:
+    """Notes on a base of another name; refuses one that is not known to be the same."""
+    if not trained_on or trained_on == told:
+        return []
+    found = _found_here(trained_on)
+    if found and found.resolve() == base.resolve():
+        return []
+    if found and weights_digest(weight_files(found)) == weights_digest(weight_files(base)):
+        return [f"{adapter}: its base is called {trained_on!r}; {told!r} has equal weights"]
+    dense = found is not None and "quantization_config" not in AutoConfig.from_pretrained(found).to_dict()
+    if found and dense and (differing := _other_shape(found, base)):
+        raise UsageError(
+            f"{adapter}: was trained on {trained_on!r}, whose {differing} than in {told!r}: a different model. "
+            f"Audit it on {trained_on!r}."
+        )
+    if declared:
+        twin = " (4-bit; rounding that the adapter learnt to undo is not there)" if _FOUR_BIT.search(trained_on) else ""
+        return [f"{adapter}: was trained on {trained_on!r}{twin}; taken for {told!r} as declared, not verified"]
+    why = "has other weights of equal shapes" if found else "is not here to be compared with it"
+    raise UsageError(
+        f"{adapter}: was trained on {trained_on!r}, which {why}, not on {told!r}. On another base its answers mean "
+        f"nothing. If both are one model (another name, a 4-bit twin), say base_is={told!r} (--base-is {told})."
+    )
+
+
+def _found_here(name: str) -> Path | None:
+    """A model's folder without fetching it, if its weights are there."""
+    from huggingface_hub import snapshot_download
+
+    if name in PACKAGED_MODELS:
+        return find_model(name)
+    try:
+        folder = Path(name) if Path(name).is_dir() else Path(snapshot_download(name, local_files_only=True))
+    except (OSError, ValueError):
+        return None
+    return folder if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")) else None
+
+
+def _other_shape(one: Path, other: Path) -> str | None:
+    """'layer x has the shape (2, 3), not (4, 3)' of the first tensor that differs."""
+    mine, theirs = _shapes(weight_files(one)), _shapes(weight_files(other))
+    for name in sorted(mine.keys() | theirs.keys()):
+        if mine.get(name) != theirs.get(name):
+            return f"tensor {name} has another shape ({mine.get(name)}, not {theirs.get(name)})"
+    return None
+
+
+def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with open_tensors(file) as tensors:
+            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    return shapes
+
+
+def _twin(name: str) -> str:
+    dense = _FOUR_BIT.sub("", name)
+    return f", perhaps {dense!r}" if dense != name else ""
+
+
+# ---------------------------------------------------------------------------------------- adapters as they are
+
+
+def _adapter_config(folder: Path) -> dict:
+    """The adapter's configuration, of a type and a task that can be measured."""
+    config = read_json(folder / ADAPTER_CONFIG)
+    kind = config.get("peft_type")
+    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        what = f"the adapter type {kind!r}, which PEFT {peft.__version__} does not know" if kind else "no peft_type"
+        raise UsageError(
+            f"{folder / ADAPTER_CONFIG}: has {what}. Update peft if it is a newer type; an adapter of another library "
+            "must be merged into full weights first."
+        )
+    if kind in _PER_TASK:
+        raise UsageError(f"{folder / ADAPTER_CONFIG}: {kind} needs a task id beside each row, which an audit has not")
+    if (task := config.get("task_type")) not in (None, "CAUSAL_LM"):
+        raise UsageError(f"{folder / ADAPTER_CONFIG}: task_type {task} predicts no next token; only CAUSAL_LM does")
+    return config
+
+
+def _adapter_sha256(weights: Path, config: dict) -> str:
+    named = {key: value for key, value in config.items() if key != "base_model_name_or_path"}
+    return text_digest(weights_digest([weights]) + json.dumps(named, sort_keys=True))
+
+
+def _adapter_vocabulary(weights: Path) -> int | None:
+    """Rows of the embeddings that the adapter brings, if any."""
+    return next((shape[0] for name, shape in _shapes([weights]).items() if _EMBEDDING.search(name)), None)
+
+
+def _adapter_notes(folder: Path, config: dict) -> list[str]:
+    notes = []
+    if saved := config.get("modules_to_save"):
+        notes.append(f"{folder}: brings whole modules of its own: {', '.join(saved)} (modules_to_save)")
+    if config.get("trainable_token_indices"):
+        notes.append(f"{folder}: brings embeddings of single tokens of its own (trainable_token_indices)")
+    return notes
+
+
+def _refuse_non_finite(weights: Path) -> None:
+    with open_tensors(weights) as tensors:
+        for name in tensors.keys():  # noqa: SIM118
+            _check_finite(name, tensors.get_tensor(name), weights)
+
+
+def _refuse_misfit(subject: Subject) -> None:
+    """Puts the adapter on the base's shapes without data, so that a misfit is said before anything is computed."""
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(subject.base))
+    with suppress(NotImplementedError):  # some types compute with the base's data; they are seen when opened
+        _attach(base, subject, "cpu", low_cpu_mem_usage=True)
+
+
+def _check_finite(name: str, tensor: Tensor, place: Path) -> None:
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        raise RunError(f"{place}: {name} holds NaN or infinity: its training broke down; audit an earlier checkpoint")
+
+
+# ---------------------------------------------------------------------------------------- can two be compared?
+
+
+def compare(reference: Subject, subject: Subject) -> tuple[str, ...]:
+    """Notes on what differs between two models; refuses those whose tokens do not mean the same."""
+    notes = [
+        *_compare_tokenizers(reference, subject),
+        *_compare_vocabularies(reference, subject),
+        *_compare_templates(reference, subject),
+    ]
+    return tuple(f"{subject.name}: {note} (against {reference.name})" for note in notes)
+
+
+def _compare_tokenizers(reference: Subject, subject: Subject) -> Iterator[str]:
+    ours, theirs = reference.tokenizer.get_vocab(), subject.tokenizer.get_vocab()
+    moved = [token for token in ours.keys() & theirs.keys() if ours[token] != theirs[token]]
+    if moved:
+        token = min(moved, key=lambda moved: ours[moved])
+        raise UsageError(
+            f"{subject.name}: its tokenizer gives {len(moved)} tokens other ids than that of {reference.name} "
+            f"({token!r}: {theirs[token]}, not {ours[token]}), so their distributions cannot be compared. Give a "
+            "reference with the same tokenizer."
+        )
+    if added := len(theirs.keys() - ours.keys()):
+        yield f"its tokenizer has {added} tokens more"
+    if gone := len(ours.keys() - theirs.keys()):
+        yield f"its tokenizer has {gone} tokens less"
+    if reference.tokenizer(_SAMPLE)["input_ids"] != subject.tokenizer(_SAMPLE)["input_ids"]:
+        yield "its tokenizer splits the same text into other tokens"
+
+
+def _compare_vocabularies(reference: Subject, subject: Subject) -> Iterator[str]:
+    if reference.vocabulary != subject.vocabulary:
+        shared = min(reference.vocabulary, subject.vocabulary)
+        yield (
+            f"its embedding has {subject.vocabulary} rows, not {reference.vocabulary}: compared on the first {shared}, "
+            "the mass outside reported"
+        )
+
+
+def _compare_templates(reference: Subject, subject: Subject) -> Iterator[str]:
+    if reference.identity.chat_template != subject.identity.chat_template:
+        yield "its chat template differs" if subject.chat_template else "it has no chat template"
+
+
+# ---------------------------------------------------------------------------------------- opening
+
+
+def opened(
+    subjects: list[Subject], dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Iterator[tuple[Subject, Opened]]:
+    """Each subject with its model, ready for inference; each base is loaded once, one at a time.
+
+    Subjects on one base come after one another, so the order may change. A model is good until the next one is asked
+    for: then its adapter is taken off the shared base, or its weights are freed. Logits are those of the tokens given;
+    an adapter's virtual tokens have none.
+    """
+    groups: dict[tuple[str, str], list[Subject]] = {}
+    for subject in subjects:
+        groups.setdefault((subject.identity.weights, _config_digest(subject.base)), []).append(subject)
+    for group in groups.values():
+        shared = _SharedBase(group[0].base, dtype, device)
+        try:
+            for subject in group:
+                with shared.using(subject) as model:
+                    yield subject, model
+        finally:
+            shared.free()
+
+
+class _SharedBase:
+    """One base in memory that adapters are put on and taken off again."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device | str):
+        self.folder, self.dtype, self.device = folder, dtype, device
+        self.model: PreTrainedModel | None = None
+        self.fingerprint: dict[str, tuple] = {}
+
+    @contextmanager
+    def using(self, subject: Subject) -> Iterator[Opened]:
+        base = self._load()
+        if subject.adapter is None:
+            yield base
+            return
+        model, handles = _attach(base, subject, self.device)
+        try:
+            yield model
+        finally:
+            for handle in handles:
+                handle.remove()
+            if not _detach(model) or _fingerprint(base) != self.fingerprint:
+                self.free()  # some types change the base for good (PiSSA, resized embeddings, biases)
+
+    def free(self) -> None:
+        """Gives the memory back, even where a caller still holds the model."""
+        if self.model is not None:
+            self.model.to("meta")  # type: ignore[arg-type]  # transformers' wrapper of `to` is typed without self
+        self.model = None
+
+    def _load(self) -> PreTrainedModel:
+        if self.model is None:
+            self.model = load_base(str(self.folder), self.dtype, self.device).model
+            for name, tensor in self.model.state_dict().items():
+                _check_finite(name, tensor, self.folder)
+            self.fingerprint = _fingerprint(self.model)
+        return self.model
+
+
+def _attach(
+    base: PreTrainedModel, subject: Subject, device: torch.device | str, low_cpu_mem_usage: bool = False
+) -> tuple[PeftModel, list[RemovableHandle]]:
+    """The adapter on the base, every one of its tensors in its place; and the hooks to be removed with it."""
+    assert subject.adapter is not None
+    if base.get_input_embeddings().get_parameter("weight").shape[0] != subject.vocabulary:
+        base.resize_token_embeddings(subject.vocabulary, mean_resizing=False)
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # PEFT draws a start that is then replaced
+            warnings.simplefilter("ignore")  # what it warns of is refused below
+            model = PeftModel.from_pretrained(
+                base, str(subject.adapter), torch_device=str(device), low_cpu_mem_usage=low_cpu_mem_usage
+            )
+    except NotImplementedError:
+        raise
+    except (RuntimeError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise RunError(f"{subject.adapter}: does not go onto {subject.base}: {_told(error)}") from error
+    _check_complete(model, subject)
+    return model.eval(), _without_virtual_tokens(model)
+
+
+def _check_complete(model: PeftModel, subject: Subject) -> None:
+    """PEFT passes over tensors without a place and leaves layers without tensors at their beginning: neither here."""
+    assert subject.adapter is not None
+    stored = {name for name in _shapes([subject.adapter / SAFETENSORS_WEIGHTS_NAME]) if not _EMBEDDING.search(name)}
+    placed = {
+        name for name in get_peft_model_state_dict(model, save_embedding_layers=False) if not _EMBEDDING.search(name)
+    }
+    if unplaced := sorted(stored - placed):
+        raise RunError(
+            f"{subject.adapter}: {len(unplaced)} of {len(stored)} tensors have no place in {subject.base} "
+            f"({unplaced[0]}): it was made for another architecture or other names of layers"
+        )
+    if missing := sorted(placed - stored):
+        raise RunError(
+            f"{subject.adapter}: lacks {len(missing)} of {len(placed)} tensors that its configuration calls for "
+            f"({missing[0]}); save it again with save_pretrained"
+        )
+
+
+def _told(error: Exception) -> str:
+    """The line of PEFT's message that says what does not fit."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "size mismatch" in line), lines[0] if lines else type(error).__name__)
+
+
+def _without_virtual_tokens(model: PeftModel) -> list[RemovableHandle]:
+    """Hooks that keep a soft prompt's positions from the output embedding, so that logits[i] stays token i's."""
+    config = model.active_peft_config
+    head: nn.Module = model.get_base_model().get_output_embeddings()  # type: ignore[operator]  # torch's stub
+    if not config.is_prompt_learning or config.peft_type == "PREFIX_TUNING":  # a prefix has keys and values only
+        return []
+    whole_rows = False  # in generation the model sees the prompt as embeddings and asks for its last row only
+
+    def begin(module: nn.Module, inputs: tuple) -> None:
+        nonlocal whole_rows
+        whole_rows = True
+
+    def end(module: nn.Module, inputs: tuple, output: object) -> None:
+        nonlocal whole_rows
+        whole_rows = False
+
+    def drop(module: nn.Module, inputs: tuple) -> tuple:
+        hidden, *rest = inputs  # (batch, virtual + length, width)
+        return (hidden[:, config.num_virtual_tokens :], *rest) if whole_rows else inputs
+
+    return [
+        model.register_forward_pre_hook(begin),
+        model.register_forward_hook(end, always_call=True),
+        head.register_forward_pre_hook(drop),
+    ]
+
+
+def _detach(model: PeftModel) -> bool:
+    """Takes the adapter off; False where its type cannot be."""
+    if not isinstance(model.base_model, BaseTuner):
+        return model.active_peft_config.is_prompt_learning  # never part of the base
+    try:
+        model.unload()
+    except (NotImplementedError, AttributeError):
+        return False
+    return True
+
+
+def _fingerprint(model: nn.Module) -> dict[str, tuple]:
+    """Name, shape and sum of bits of each tensor: enough to see that an adapter left something behind."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return {
+        name: (tensor.shape, int(tensor.view(integers[tensor.element_size()]).sum(dtype=torch.int64)))
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def _config_digest(folder: Path) -> str:
+    """sha256 of what config.json says about the function: equal weights may be run with another context or scale."""
+    config = {key: value for key, value in read_json(folder / "config.json").items() if key not in _NOT_THE_FUNCTION}
+    return text_digest(json.dumps(config, sort_keys=True))

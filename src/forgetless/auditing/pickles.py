@@ -1,0 +1,60 @@
+"""Pickled weights, read as tensors only and kept as safetensors.
+
+A pickle can run code when it is read, so it is refused unless asked for; then torch's restricted reader takes tensors
+and nothing else, and what is read from then on is the safetensors copy in the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from forgetless.data.packages import cache_dir
+from forgetless.errors import RunError
+
+
+def as_safetensors(folder: Path, allow_pickle: bool) -> Path:
+    """The folder itself where its weights are safetensors; else a copy of it in the cache whose weights are."""
+    if any(folder.glob("*.safetensors")):
+        return folder
+    pickles = sorted([*folder.glob("adapter_model.bin"), *folder.glob("pytorch_model*.bin")])
+    if not allow_pickle:
+        raise RunError(
+            f"{pickles[0]}: is a pickle, which can run code when it is read. Save the model as safetensors "
+            "(save_pretrained does), or allow it to be read as tensors only: allow_pickle=True (--allow-pickle)."
+        )
+    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in pickles]
+    copy = cache_dir() / "unpickled" / hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+    if not copy.exists():
+        _copy(folder, pickles, copy)
+    return copy
+
+
+def _copy(folder: Path, pickles: list[Path], copy: Path) -> None:
+    unfinished = copy.with_name(f".{copy.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    tensors = {
+        name: tensor.clone(memory_format=torch.contiguous_format)  # safetensors keeps no shared memory
+        for file in pickles
+        for name, tensor in _read(file).items()
+    }
+    stem = "adapter_model" if pickles[0].stem == "adapter_model" else "model"
+    save_file(tensors, unfinished / f"{stem}.safetensors", metadata={"format": "pt"})
+    for file in folder.iterdir():
+        if file.suffix in (".json", ".txt", ".model", ".jinja") and not file.name.endswith(".bin.index.json"):
+            shutil.copy(file, unfinished)
+    unfinished.rename(copy)
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise RunError(f"{file}: holds more than tensors, or is damaged ({str(error).splitlines()[0]})") from error

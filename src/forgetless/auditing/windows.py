@@ -1,0 +1,166 @@
+"""Texts and answers -> windows of tokens, in which each position that counts is measured exactly once.
+
+A window is what goes through a model together. A text longer than a window is cut into several, `stride` tokens apart;
+where they overlap, the later one only gives context. A token that begins every text begins every window, as models
+that were trained with one read nonsense without it; it counts towards the length.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from forgetless.data.batches import Encoder
+from forgetless.data.tasks import Row
+from forgetless.errors import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens, and the positions among them at which the distribution over the next token is measured."""
+
+    document: int  # the number of its text or row
+    ids: tuple[int, ...]
+    measured: tuple[bool, ...]  # one for each token
+    places: tuple[int, ...]  # of the next token in its document, one for each measured position
+    targets: tuple[int, ...]  # the next token itself
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of a corpus in the order of its documents."""
+
+    windows: tuple[Window, ...]
+    documents: int  # texts or rows that were given, with those that are left out
+    settings: dict[str, int]  # length and stride in tokens, or the longest row
+    content: str = field(repr=False)  # sha256 of the texts or rows
+    notes: tuple[str, ...] = ()  # counted warnings
+
+    @cached_property
+    def borders(self) -> np.ndarray:
+        """(windows + 1,): the measured positions of window i have the numbers borders[i] to borders[i + 1]."""
+        return np.cumsum([0, *(len(window.targets) for window in self.windows)])
+
+    @property
+    def positions(self) -> int:
+        return int(self.borders[-1])
+
+    @cached_property
+    def document(self) -> np.ndarray:
+        """(positions,)"""
+        return np.repeat([window.document for window in self.windows], np.diff(self.borders))
+
+    @cached_property
+    def place(self) -> np.ndarray:
+        """(positions,): the place of the predicted token in its document."""
+        return np.concatenate([window.places for window in self.windows])
+
+    @cached_property
+    def target(self) -> np.ndarray:
+        """(positions,): the token that follows in the text. The measure does not depend on it."""
+        return np.concatenate([window.targets for window in self.windows])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of every token and which of them are measured."""
+        digest = hashlib.sha256()
+        for window in self.windows:
+            digest.update(json.dumps([window.document, window.ids, window.measured, window.places]).encode())
+        return digest.hexdigest()
+
+    def batches(self, tokens: int) -> list[list[int]]:
+        """Numbers of windows that go together, the longest first: rows x longest row is at most `tokens`."""
+        batches: list[list[int]] = []
+        for i in sorted(range(len(self.windows)), key=lambda i: -len(self.windows[i].ids)):
+            if not batches or (len(batches[-1]) + 1) * len(self.windows[batches[-1][0]].ids) > tokens:
+                batches.append([])
+            batches[-1].append(i)
+        return batches
+
+    def collate(self, numbers: Sequence[int], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids, mask (1 where there is a token), and True at measured positions: (rows, longest) each."""
+        chosen = [self.windows[i] for i in numbers]
+        shape = len(chosen), max(len(window.ids) for window in chosen)
+        ids, mask, keep = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long), torch.zeros(shape)
+        for row, window in enumerate(chosen):
+            n = len(window.ids)
+            ids[row, :n] = torch.tensor(window.ids)
+            mask[row, :n] = 1
+            keep[row, :n] = torch.tensor(window.measured)
+        return ids.to(device), mask.to(device), keep.bool().to(device)
+
+
+def text_windows(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int = 512, stride: int | None = None
+) -> Windows:
+    """Windows of `length` tokens, `stride` apart (default: they do not overlap).
+
+    Every token of a text is predicted once, but for the first, which nothing precedes. Raises `DataError` where no
+    text has two tokens.
+    """
+    stride = length if stride is None else stride
+    if length < 2 or not 1 <= stride <= length:
+        raise UsageError(
+            f"windows of {length} tokens, {stride} apart: a window has at least 2 tokens, and the stride is from 1 to "
+            "the window's length, so that no token is left out"
+        )
+    encoded = [_encode(text, tokenizer) for text in texts]
+    windows = [window for i, ids in enumerate(encoded) for window in _cut(i, ids, tokenizer, length, stride)]
+    short = sum(len(ids) < 2 for ids in encoded)
+    if not windows:
+        raise DataError(f"{len(texts)} texts, and none has two tokens: there is nothing to predict; give longer text")
+    notes = [f"{short} of {len(texts)} texts have fewer than two tokens and are left out"] if short else []
+    longest = max(len(ids) for ids in encoded)
+    if longest < length:
+        notes.append(f"no text fills a window of {length} tokens; the longest has {longest}")
+    settings = {"length": length, "stride": stride}
+    return Windows(tuple(windows), len(texts), settings, _sha256(list(texts)), tuple(notes))
+
+
+def row_windows(rows: Sequence[Row], encoder: Encoder) -> Windows:
+    """One window a row, measured at the tokens of its answer (a chat's assistant turns) and the token that ends it."""
+    if not rows:
+        raise DataError("no rows to measure; give at least one")
+    examples = [encoder(row) for row in rows]
+    windows = []
+    for document, example in enumerate(examples):
+        places = tuple(i for i, answer in enumerate(example.answer) if answer)
+        targets = tuple(example.ids[i] for i in places)
+        windows.append(Window(document, example.ids[:-1], example.answer[1:], places, targets))
+    truncated = sum(example.truncated for example in examples)
+    note = f"{truncated} of {len(rows)} rows are longer than {encoder.max_length} tokens and were cut"
+    settings = {"max_length": encoder.max_length}
+    content = _sha256([row.content() for row in rows])
+    return Windows(tuple(windows), len(rows), settings, content, (note,) if truncated else ())
+
+
+def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids = tokenizer(text, verbose=False).input_ids  # not a word about texts longer than the model's context
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def _cut(
+    document: int, ids: list[int], tokenizer: PreTrainedTokenizerBase, length: int, stride: int
+) -> Iterator[Window]:
+    first = 1 if ids and ids[0] == tokenizer.bos_token_id else 0  # tokens that begin every window
+    room = length - first
+    start, done = first, 0  # where the window's own tokens begin; the last token that has been predicted
+    while done < len(ids) - 1:
+        end = min(start + room, len(ids) - 1)  # nothing is predicted from the last token
+        inside = [*range(first), *range(start, end)]
+        places = tuple(i + 1 for i in inside if i + 1 > done)
+        measured = tuple(i + 1 > done for i in inside)
+        yield Window(document, tuple(ids[i] for i in inside), measured, places, tuple(ids[i] for i in places))
+        start, done = start + min(stride, room), end
+
+
+def _sha256(content: list) -> str:
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
