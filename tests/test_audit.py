@@ -72,7 +72,8 @@ def rows(tmp_path_factory) -> dict[str, str]:
     (folder / "colours.jsonl").write_text("\n".join(lines))
     (folder / "train.jsonl").write_text('{"prompt": "unseen", "completion": " blue"}\n' * 3)
     (folder / "tasks.yaml").write_text(
-        "tasks:\n  - {name: colours, train: train.jsonl, test: colours.jsonl, validation: 0, options: [blue, green, red]}\n"
+        "tasks:\n"
+        "  - {name: colours, train: train.jsonl, test: colours.jsonl, validation: 0, options: [blue, green, red]}\n"
     )
     (folder / "notes.txt").write_text("\n\n".join(f"The {key} is {value} in note {i}." for i in range(20)
                                                    for key, value in COLOURS.items()))  # fmt: skip
@@ -148,7 +149,8 @@ def test_evidence_is_verified_and_a_changed_one_is_not(models, rows, tmp_path, c
 def test_attempts_are_counted(models, rows, tmp_path, capsys):
     for n in range(2):
         run(models, rows, tmp_path, "lost", more=BUDGETS)
-        assert ("Earlier audits of these models in this folder: 1" in " ".join(capsys.readouterr().out.split())) == (n == 1)
+        printed = " ".join(capsys.readouterr().out.split())
+        assert ("Earlier audits of these models in this folder: 1" in printed) == (n == 1)
     assert [one["outcome"] for one in read_lines(tmp_path / "history.jsonl")] == ["regression"] * 2
     assert {path.name for path in tmp_path.iterdir() if path.name[0] != "."} == {
         "evidence.json", "audit.json", "audit.md", "junit.xml", "history.jsonl"
@@ -191,8 +193,8 @@ def test_no_text_of_a_row_leaves_without_show_text(models, rows, tmp_path, capsy
 def test_own_answers_refusals_sanity_and_weights(models, tmp_path):
     """Without a text the reference's own answers are it; judged probes have a measure for each judge."""
     told = audit(AuditConfig(
-        reference=models["april"], models=[models["kept"], models["lost"]], probes=["look-alikes"], limit=6, weights=True,
-        max_drop=["look-alikes-likelihood=90pp"], output_dir=str(tmp_path), device="cpu", precision="fp32",
+        reference=models["april"], models=[models["kept"], models["lost"]], probes=["look-alikes"], limit=6,
+        weights=True, max_drop=["look-alikes-likelihood=90pp"], output_dir=str(tmp_path), device="cpu", precision="fp32",
     ))  # fmt: skip
     assert [text["name"] for text in told["texts"]] == ["own-answers"] and told["texts"][0]["documents"] == 6
     kept, lost = told["models"]

@@ -31,9 +31,10 @@ class Table:
 
 def print_audit(record: dict, verdicts: Mapping[str, Verdict], console: Console) -> None:
     """The verdict on every model in words, then the tables, then what a reader should know."""
+    names = short_names(record)
     for name, verdict in verdicts.items():
         style = COLOURS.get(verdict.outcome, "yellow")
-        console.print(Text(f"{clean(name)}: {SAID[verdict.outcome]}", style=style))
+        console.print(Text(f"{names[name]}: {SAID[verdict.outcome]}", style=style))
         for line in plain(record, name, verdict):
             console.print(Text(f"  - {line}"))
         console.print()
@@ -53,6 +54,13 @@ def audit_markdown(record: dict, verdicts: Mapping[str, Verdict]) -> str:
         lines += [*pipe_table(table.head, table.rows), ""]
     lines += [f"- {escaped(clean(note))}" for note in dict.fromkeys(record["notes"])]
     return "\n".join(lines) + "\n"
+
+
+def short_names(record: dict) -> dict[str, str]:
+    """The last part of each model's name, where that tells them apart."""
+    names = [one["name"] for one in (record["reference"], *record["models"])]
+    last = {name: clean(name.rstrip("/").rpartition("/")[2]) for name in names}
+    return last if len(set(last.values())) == len(last) else {name: clean(name) for name in names}
 
 
 # ---------------------------------------------------------------- in words
@@ -123,12 +131,14 @@ def _name(finding: Finding) -> str:
 
 def tables(record: dict) -> list[Table]:
     """All tables of a record, those without rows left out."""
-    found = [*_scores(record), _texts(record), _agreement(record), _refusals(record), *_sanity(record)]
-    found += [_weights(model) for model in record["models"]]
+    names = short_names(record)
+    found = [*_scores(record, names), _texts(record, names), _agreement(record, names)]
+    found += [_refusals(record, names), *_sanity(record, names)]
+    found += [_weights(model, names) for model in record["models"]]
     return [table for table in found if table.rows]
 
 
-def _scores(record: dict) -> Iterator[Table]:
+def _scores(record: dict, names: dict[str, str]) -> Iterator[Table]:
     """The matrix: one row a model, one column a task or probe."""
     columns = record["columns"]
     everyone = [(record["reference"]["name"], record["reference_scores"])]
@@ -136,12 +146,12 @@ def _scores(record: dict) -> Iterator[Table]:
     for start in range(0, len(columns), COLUMNS):
         part = columns[start : start + COLUMNS]
         rows = [
-            [clean(name), *(percent(scores[one["name"]][one["measure"]]) for one in part)] for name, scores in everyone
+            [names[name], *(percent(scores[one["name"]][one["measure"]]) for one in part)] for name, scores in everyone
         ]
         yield Table("Scores", ["", *(f"{clean(one['name'])} ({one['rows']:,})" for one in part)], rows)
 
 
-def _texts(record: dict) -> Table:
+def _texts(record: dict, names: dict[str, str]) -> Table:
     head = ["", "text", "tokens", "cross-entropy", "entropy", "KL", "KL by document", "same word", "noise (KL)"]
     rows = []
     for model in record["models"]:
@@ -150,7 +160,7 @@ def _texts(record: dict) -> Table:
             means, documents = told["per_token"], told["per_document"]
             rows.append(
                 [
-                    clean(model["name"]), clean(text["name"]), f"{text['tokens']:,}",
+                    names[model["name"]], clean(text["name"]), f"{text['tokens']:,}",
                     *(f"{means[key]:.3f}" for key in ("cross_entropy", "entropy")), f"{means['kl']:.3g}",
                     f"{documents['kl']:.3g}", percent(means["agree"]), f"{text['noise']['kl']:.2g}",
                 ]
@@ -158,32 +168,32 @@ def _texts(record: dict) -> Table:
     return Table("Predictions against the reference's own, nats per token", head, rows)
 
 
-def _agreement(record: dict) -> Table:
-    names = [one["name"] for one in record["columns"] if any(model["agreement"][one["name"]] is not None
-             for model in record["models"])]  # fmt: skip
-    rows = [[clean(model["name"]), *(_share(model["agreement"][name]) for name in names)] for model in record["models"]]
-    return Table("Same answer as the reference, right or wrong", ["", *map(clean, names)], rows if names else [])
+def _agreement(record: dict, names: dict[str, str]) -> Table:
+    told = [one["name"] for one in record["columns"]]
+    told = [name for name in told if any(model["agreement"][name] is not None for model in record["models"])]
+    rows = [[names[one["name"]], *(_share(one["agreement"][name]) for name in told)] for one in record["models"]]
+    return Table("Same answer as the reference, right or wrong", ["", *map(clean, told)], rows if told else [])
 
 
-def _refusals(record: dict) -> Table:
-    names = list(record["reference_refusals"])
+def _refusals(record: dict, names: dict[str, str]) -> Table:
+    told = list(record["reference_refusals"])
     everyone = [(record["reference"]["name"], record["reference_refusals"])]
     everyone += [(model["name"], model["refusals"]) for model in record["models"]]
-    rows = [[clean(name), *(percent(shares[one]) for one in names)] for name, shares in everyone]
-    return Table("Answers that refuse", ["", *map(clean, names)], rows if names else [])
+    rows = [[names[name], *(percent(shares[one]) for one in told)] for name, shares in everyone]
+    return Table("Answers that refuse", ["", *map(clean, told)], rows if told else [])
 
 
-def _sanity(record: dict) -> Iterator[Table]:
+def _sanity(record: dict, names: dict[str, str]) -> Iterator[Table]:
     kinds = ("answers", "empty", "unfinished", "repeated", "broken_characters", "other_script")
     everyone = [(record["reference"]["name"], record["reference_sanity"])]
     everyone += [(model["name"], model["sanity"]) for model in record["models"]]
     for prompts in record["reference_sanity"]:
-        rows = [[clean(name), *(str(told[prompts].get(kind, 0)) for kind in kinds)] for name, told in everyone]
+        rows = [[names[name], *(str(told[prompts].get(kind, 0)) for kind in kinds)] for name, told in everyone]
         title = "general prompts" if prompts == "own-answers" else clean(prompts)
         yield Table(f"Answers to {title}", ["", *(kind.replace("_", " ") for kind in kinds)], rows)
 
 
-def _weights(model: dict) -> Table:
+def _weights(model: dict, names: dict[str, str]) -> Table:
     head = ["module", "layers", "norm", "relative", "nuclear norm", "effective rank", "intruders"]
     rows = [
         [
@@ -193,7 +203,7 @@ def _weights(model: dict) -> Table:
         ]
         for one in model["weights"]
     ]  # fmt: skip
-    return Table(f"Weights: the update of {clean(model['name'])}", head, rows)
+    return Table(f"Weights: the update of {names[model['name']]}", head, rows)
 
 
 def _share(value: float | None) -> str:
