@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import COLOURS
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import COLOURS
 from forgetless import AuditConfig, audit
 from forgetless.auditing import measuring
 from forgetless.auditing.evidence import read_evidence
@@ -194,7 +194,8 @@ def test_own_answers_refusals_sanity_and_weights(models, tmp_path):
     """Without a text the reference's own answers are it; judged probes have a measure for each judge."""
     told = audit(AuditConfig(
         reference=models["april"], models=[models["kept"], models["lost"]], probes=["look-alikes"], limit=6,
-        weights=True, max_drop=["look-alikes-likelihood=90pp"], output_dir=str(tmp_path), device="cpu", precision="fp32",
+        weights=True, max_drop=["look-alikes-likelihood=90pp"], output_dir=str(tmp_path), device="cpu",
+        precision="fp32",
     ))  # fmt: skip
     assert [text["name"] for text in told["texts"]] == ["own-answers"] and told["texts"][0]["documents"] == 6
     kept, lost = told["models"]
