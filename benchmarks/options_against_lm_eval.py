@@ -166,7 +166,7 @@ def compare(told) -> dict:
     rows, options = olora_rows(told.data, "test", told.rows)
     ours, harness = Ours(told, told.precision), Harness(told, told.precision)
     ours(rows[:8], options), harness(rows[:2], options)  # warm; ours tries once whether the model can share prompts
-    if not ours.scorer.shared:
+    if ours.scorer.shared is False:  # None: no option branches, so one sequence a row is all
         raise SystemExit("this model does not take a shared prompt: the comparison would be one sequence an option")
     tried = fastest_batch(harness, told, rows, options)
     seconds: dict[str, list[float]] = {"forgetless": [], "lm_eval": []}
