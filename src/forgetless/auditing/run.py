@@ -1,11 +1,11 @@
 """An audit from its options to its files: `audit(AuditConfig(...))`.
 
-    evidence.json    hashes, settings, the numbers of every row, findings and verdict: `--verify` works it out again
-    audit.json       the same in tables: scores, flips, divergences, refusals, sanity, weights
-    audit.md         short enough for a pull request
-    junit.xml        for a pipeline
-    texts.jsonl      only with show_text: prompts and answers of the rows that turned
-    history.jsonl    every attempt in this folder
+evidence.json    hashes, settings, the numbers of every row, findings and verdict: `--verify` works it out again
+audit.json       the same in tables: scores, flips, divergences, refusals, sanity, weights
+audit.md         short enough for a pull request
+junit.xml        for a pipeline
+texts.jsonl      only with show_text: prompts and answers of the rows that turned
+history.jsonl    every attempt in this folder
 """
 
 from __future__ import annotations
