@@ -244,7 +244,7 @@ def test_own_choices_of_rows_are_read_and_make_the_row_another(tmp_path):
 def scorer(tiny):
     base = load_base(tiny, torch.float32)
     adapters, encoder = Adapters(base.model, LoraSettings(r=2), tiny, seed=0), Encoder(base.tokenizer, 100)
-    return Scorer(adapters, encoder, Engine(device="cpu", precision="fp32"), (), 512)
+    return Scorer(adapters.model, encoder, Engine(device="cpu", precision="fp32"), (), 512)
 
 
 def test_own_choices_are_scored_like_shared_ones(scorer):
@@ -274,7 +274,7 @@ def test_letters_are_scored_by_likelihood_and_by_the_greedy_answer(scorer):
 
 
 def test_answers_know_whether_they_came_to_an_end(scorer):
-    model, tokenizer = scorer.adapters.model.get_base_model(), scorer.encoder.tokenizer
+    model, tokenizer = scorer.model.get_base_model(), scorer.encoder.tokenizer
     contexts = [tokenizer(text).input_ids for text in ("The sky", "What colour has the sea? Answer:", "Rose")]
     for limit in (1, 40):
         found = answers(model, tokenizer, contexts, limit, torch.device("cpu"))

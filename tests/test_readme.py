@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from forgetless.cli import VERBS, parse_learn
+from forgetless.cli import VERBS, _audit_parser, parse_learn
 from forgetless.data.streams import load_stream
 from forgetless.methods import METHODS
 
@@ -68,6 +68,8 @@ def test_commands_exist():
         assert verb in VERBS
         if verb == "learn":
             parse_learn(arguments)
+        elif verb == "audit":
+            _audit_parser().parse_args(arguments)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.name)

@@ -4,11 +4,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from forgetless.config import LearnConfig
+    from forgetless.auditing.run import audit
+    from forgetless.config import AuditConfig, LearnConfig
     from forgetless.learning.stream import learn
 
 __version__ = version("forgetless")
-__all__ = ["LearnConfig", "learn"]
+__all__ = ["AuditConfig", "LearnConfig", "audit", "learn"]
 
 
 def __getattr__(name: str):
@@ -17,8 +18,12 @@ def __getattr__(name: str):
         from forgetless.learning.stream import learn
 
         return learn
-    if name == "LearnConfig":
-        from forgetless.config import LearnConfig
+    if name == "audit":
+        from forgetless.auditing.run import audit
 
-        return LearnConfig
+        return audit
+    if name in ("AuditConfig", "LearnConfig"):
+        from forgetless import config
+
+        return getattr(config, name)
     raise AttributeError(f"module 'forgetless' has no attribute {name!r}")

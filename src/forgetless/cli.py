@@ -1,6 +1,6 @@
 """The command line. One verb = parse, call one function, print where the files are.
 
-Exit codes: 0 done; 1 an error, usage errors too.
+Exit codes: 0 done; 1 an error, usage errors too. An audit: 0 pass or no budget, 2 regression, 3 insufficient evidence.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import argparse
@@ -286,6 +286,87 @@ def _demo(arguments: list[str]) -> int:
     return 0
 
 
+def _audit(arguments: list[str]) -> int:
+    told = _parsed(_audit_parser(), arguments)
+    if told is None:
+        return 0
+    options = vars(told)
+    file, dry_run = options.pop("verify"), options.pop("dry_run")
+    if file:
+        return _verify(file)
+    from forgetless.config import AuditConfig
+    from forgetless.progress import out
+
+    names = options.pop("names")
+    options |= {"models": names} if options["policy"] else {"reference": names[0] if names else "", "models": names[1:]}
+    config = AuditConfig(**options)
+    config.check()
+    if dry_run:
+        from forgetless.auditing.dryrun import plan_audit
+
+        plan_audit(config)
+        return 0
+    from forgetless.auditing.run import EVIDENCE, audit, verdicts_in
+    from forgetless.report.audit import print_audit
+
+    record = audit(config)
+    print_audit(record, verdicts_in(Path(record["path"]) / EVIDENCE), out)
+    if record["earlier_attempts"]:
+        out.print(f"\nEarlier audits of these models in this folder: {record['earlier_attempts']}", highlight=False)
+    out.print(f"\naudit: {record['path']} (audit.md, evidence.json)", soft_wrap=True, highlight=False, markup=False)
+    return record["exit_code"]
+
+
+def _verify(file: str) -> int:
+    """The verdict of an evidence file, worked out again: its own exit code, or 1 where it differs."""
+    from forgetless.auditing.evidence import exit_code, read_evidence, verify
+    from forgetless.errors import RunError
+    from forgetless.progress import out
+
+    if differences := verify(file):
+        raise RunError(f"{file}: does not hold: " + "; ".join(differences[:5]))
+    evidence = read_evidence(file)
+    out.print(f"{file}: verified: {evidence['outcome'] or 'no budget, no verdict'}", soft_wrap=True, markup=False)
+    return exit_code(evidence)
+
+
+def _audit_parser() -> argparse.ArgumentParser:
+    import argparse
+
+    from forgetless.config import AuditConfig, documentation
+    from forgetless.learning.engine import DEVICES, PRECISIONS
+
+    parser = argparse.ArgumentParser(
+        prog="forgetless audit", description=VERBS["audit"][0], exit_on_error=False, allow_abbrev=False,
+        epilog="exit codes: 0 pass, or no budget; 2 regression; 3 insufficient evidence; 1 an error",
+    )  # fmt: skip
+    told = documentation(AuditConfig)
+
+    def add(name: str, **how: Any) -> None:
+        flags = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        parser.add_argument(*flags, help=told[name].replace("%", "%%"), **how)
+
+    parser.add_argument(
+        "names", nargs="*", metavar="REFERENCE MODEL", help="the earlier model, then those to audit: packaged models, "
+        "hub names, folders with full weights or adapters, BASE+ADAPTER, run folders; with --policy only MODEL ...",
+    )  # fmt: skip
+    for name in ("tasks", "output_dir", "base_is", "policy"):
+        add(name, default="" if name == "output_dir" else None)
+    for name in ("text", "probes", "max_kl", "max_drop"):
+        add(name, nargs="+", default=[])
+    for name in ("allow_pickle", "weights", "show_text"):
+        add(name, action="store_true")
+    add("confidence", type=float, default=0.95)
+    add("limit", type=int)
+    add("precision", default="auto", choices=PRECISIONS)
+    add("device", default="auto", choices=DEVICES)
+    parser.add_argument("--verify", metavar="FILE", help="work the verdict of an evidence.json out again")
+    parser.add_argument(
+        "--dry-run", "--dry_run", action="store_true", help="rows, rows that each budget needs, and minutes; no audit"
+    )
+    return parser
+
+
 def _report(arguments: list[str]) -> int:
     import argparse
 
@@ -350,6 +431,7 @@ def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.N
 
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    "audit": ("what did a fine-tune make a model forget? any trainer's models against an earlier one", _audit),
     "learn": ("learn a stream of tasks, score every task after each", _learn),
     "demo": ("see a model forget, and forget less: two methods on three small tasks", _demo),
     "methods": ("list the methods", _methods),

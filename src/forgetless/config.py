@@ -1,11 +1,13 @@
-"""The options of `learn`: dataclass fields = YAML keys = command-line flags = documentation."""
+"""The options of `learn` and `audit`: dataclass fields = command-line flags = documentation (for learn, YAML keys)."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+from docstring_parser import parse_from_object
 
 from forgetless.data.tasks import Stream
 from forgetless.errors import UsageError, nearest
@@ -128,3 +130,58 @@ class LearnConfig(TrainSettings, LoraSettings):
             "on_bad_row",
         }
         return {name: value for name, value in self.plain().items() if name not in free}
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """What `audit` compares, on which rows, and the budgets."""
+
+    reference: str = ""
+    """the earlier model: a packaged model, a hub name, a folder with full weights or an adapter, or BASE+ADAPTER"""
+    models: Sequence[str] = ()
+    """the models to audit, of the same kinds; a run folder stands for the models after each of its tasks"""
+    tasks: str | None = None
+    """your own tasks, a file as `learn` takes it; their test rows are scored"""
+    text: Sequence[str] = ()
+    """files on which predictions are compared: JSONL, JSON or Parquet rows, or plain text whose documents empty lines
+    part; default: the reference's own answers to general prompts"""
+    probes: Sequence[str] = ()
+    """names of docs/probes.md, or files of rows"""
+    max_kl: Sequence[str] = ()
+    """budgets on texts in nats per token: 0.05 for every text, or NAME=0.05"""
+    max_drop: Sequence[str] = ()
+    """budgets on tasks and probes in percentage points: NAME=2pp"""
+    confidence: float = 0.95
+    """of every bound"""
+    limit: int | None = None
+    """at most this many rows of each task, probe and text, drawn with a fixed seed"""
+    output_dir: str = ""
+    """default runs/audit-<model>-against-<reference>"""
+    base_is: str | None = None
+    """the base of the adapters is this model, whatever name they give it"""
+    allow_pickle: bool = False
+    """read .bin weights too (tensors only)"""
+    policy: str | None = None
+    """a policy file, which gives the reference, rows and budgets"""
+    weights: bool = False
+    """summarise the update of each kind of layer too (singular values of every matrix: slow for large models)"""
+    show_text: bool = False
+    """write the prompts and answers of the rows that turned into texts.jsonl"""
+    precision: str = "auto"
+    """auto, bf16 or fp32"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+
+    def check(self) -> None:
+        """UsageError for what is missing or out of range."""
+        if not self.models or not (self.reference or self.policy):
+            raise UsageError("give a reference and at least one model: forgetless audit REFERENCE MODEL ...")
+        if not 0.5 <= self.confidence < 1:
+            raise UsageError(f"confidence must be from 0.5 to below 1, such as 0.95, not {self.confidence}")
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"limit must be 1 or above, not {self.limit}")
+
+
+def documentation(config: type) -> dict[str, str]:
+    """What stands below each field of a dataclass."""
+    return {one.arg_name: " ".join((one.description or "").split()) for one in parse_from_object(config).params}

@@ -72,6 +72,16 @@ class Subject:
     def chat_template(self) -> str | None:
         return self.tokenizer.chat_template
 
+    @property
+    def decided_by(self) -> dict:
+        """Hashes of all that its predictions depend on; equal for equal models, wherever they lie."""
+        return self.identity.as_json() | {"adapter": self.adapter_sha256, "config": _config_digest(self.base)}
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence in tokens, where the configuration states one."""
+        return AutoConfig.from_pretrained(self.base).get_text_config().to_dict().get("max_position_embeddings")
+
     def as_json(self) -> dict:
         """What an evidence file keeps: the name, the hashes, the notes."""
         return {

@@ -101,7 +101,7 @@ def reference_of(
     told = {
         "format": FORMAT,
         "identity": dict(identity),
-        "computed": _computed(model, batch_tokens, using),
+        "computed": computed(model, batch_tokens, using),
         "windows": {
             **windows.settings,
             "documents": windows.documents,
@@ -165,8 +165,8 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _computed(model, batch_tokens: int, using: Using) -> dict[str, Any]:
-    """What the last bits of the states depend on, besides weights and tokens."""
+def computed(model, batch_tokens: int, using: Using) -> dict[str, Any]:
+    """What the last bits of a model's results depend on, besides weights and tokens."""
     kind = model.device.type
     with using():
         autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None

@@ -105,9 +105,8 @@ def _time_steps(session: Session) -> list[float]:
 
 def _time_scoring(session: Session) -> float:
     """Seconds a test row, over a few rows of each task."""
-    scorer = Scorer(
-        session.adapters, session.encoder, session.engine, session.stream.options, session.config.score_batch_tokens
-    )
+    size = session.config.score_batch_tokens
+    scorer = Scorer(session.adapters.model, session.encoder, session.engine, session.stream.options, size)
     seconds, rows = 0.0, 0
     for task in session.stream.tasks:
         sample = task.test[:16]

@@ -82,7 +82,9 @@ def prepare(config: LearnConfig) -> Session:
     return Session(config, stream, method, engine, base, encoder, adapters, lessons, notes, RunFolder(folder))
 
 
-def fit_rows(stream: Stream, encoder: Encoder, on_bad_row: str = "error") -> tuple[Stream, list[str]]:
+def fit_rows(
+    stream: Stream, encoder: Encoder, on_bad_row: str = "error", splits: tuple[str, ...] = ("train", "test")
+) -> tuple[Stream, list[str]]:
     """Encodes every row once, so that errors come before training; returns the stream without bad rows, and notes.
 
     Streams made in Python have not gone through the readers' checks, so names, labels and emptiness are checked here.
@@ -94,11 +96,13 @@ def fit_rows(stream: Stream, encoder: Encoder, on_bad_row: str = "error") -> tup
         if names.count(name) > 1:
             raise DataError(f"two tasks are called {name!r}; give each its own name")
     notes: list[str] = []
-    tasks = tuple(_fit_task(task, stream.options, encoder, on_bad_row, notes) for task in stream.tasks)
+    tasks = tuple(_fit_task(task, stream.options, encoder, on_bad_row, splits, notes) for task in stream.tasks)
     return Stream(stream.name, tasks), notes
 
 
-def _fit_task(task: Task, union: tuple[str, ...], encoder: Encoder, on_bad_row: str, notes: list[str]) -> Task:
+def _fit_task(
+    task: Task, union: tuple[str, ...], encoder: Encoder, on_bad_row: str, splits: tuple[str, ...], notes: list[str]
+) -> Task:
     if "options" in task.scorers and not task.options:
         raise DataError(
             f"task {task.name}: scored by option likelihood but has no options; "
@@ -107,7 +111,7 @@ def _fit_task(task: Task, union: tuple[str, ...], encoder: Encoder, on_bad_row: 
     rules = rules_of(task)
     notes += [f"{task.name}: {note}" for note in task.notes]
     kept: dict[str, tuple[Row, ...]] = {}
-    for split in ("train", "test"):
+    for split in splits:
         rows: list[Row] = []
         bad: list[str] = []
         for row in getattr(task, split):
@@ -146,4 +150,4 @@ def _fit_task(task: Task, union: tuple[str, ...], encoder: Encoder, on_bad_row: 
             )
     if task.options:
         encoder.scoring_splits(kept["test"][0], union)
-    return replace(task, train=kept["train"], test=kept["test"])
+    return replace(task, train=kept.get("train", task.train), test=kept.get("test", task.test))

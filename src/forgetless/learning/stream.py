@@ -51,7 +51,7 @@ def _learn(session: Session, base_scores: Path | None) -> dict:
         run.write(run.config, _describe(session, "running"))
     _init_trackers(session)
     scorer = Scorer(
-        session.adapters, session.encoder, session.engine, session.stream.options, config.score_batch_tokens
+        session.adapters.model, session.encoder, session.engine, session.stream.options, config.score_batch_tokens
     )
     score_base(session, scorer, base_scores)
     for number, lesson in enumerate(session.lessons):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -33,6 +34,11 @@ class Base:
     def context(self) -> int | None:
         """The longest sequence in tokens, where the configuration states one."""
         return self.model.config.get_text_config().to_dict().get("max_position_embeddings")
+
+
+def transformer(model) -> PreTrainedModel:
+    """The transformers model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[return-value]
 
 
 def load_base(name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Base:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from forgetless.model.base import transformer
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ def generate(
     device: torch.device,
     batch_tokens: int = 4096,
 ) -> list[str]:
-    """A transformers model's greedy continuation of each context (token lists), up to its end token, as text."""
+    """The model's greedy continuation of each context (token lists), up to its end token, as text."""
     return [one.text for one in answers(model, tokenizer, contexts, max_new_tokens, device, batch_tokens)]
 
 
@@ -37,7 +40,8 @@ def answers(
     batch_tokens: int = 4096,
 ) -> list[Answer]:
     """What `generate` gives, with whether each answer came to its end."""
-    ends = model.generation_config.eos_token_id
+    base = transformer(model)
+    ends = base.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -47,11 +51,17 @@ def answers(
         bos_token_id=tokenizer.bos_token_id,
     )
     # transformers fills what `settings` leaves open from the model's own, which may sample or punish repetition
-    own, model.generation_config = model.generation_config, GenerationConfig()
+    own, base.generation_config = base.generation_config, GenerationConfig()
     try:
-        return _batches(model, tokenizer, contexts, settings, device, batch_tokens)
+        return _batches(_generating(model), tokenizer, contexts, settings, device, batch_tokens)
     finally:
-        model.generation_config = own
+        base.generation_config = own
+
+
+def _generating(model):
+    """What generates: PEFT's model only where it puts a soft prompt before the rows; other types are in the layers."""
+    soft = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
+    return model if soft else transformer(model)
 
 
 def _batches(

@@ -20,6 +20,7 @@ from forgetless.data.batches import Encoder
 from forgetless.data.tasks import Row
 from forgetless.model.answers import logits_at
 from forgetless.model.attention import BLOCKED
+from forgetless.model.base import transformer
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class OptionScorer:
 
     def __init__(self, model, encoder: Encoder, device: torch.device, batch_tokens: int = 4096):
         self.model, self.encoder, self.device, self.batch_tokens = model, encoder, device, batch_tokens
-        takes_positions = "position_ids" in inspect.signature(model.get_base_model().forward).parameters
+        takes_positions = "position_ids" in inspect.signature(transformer(model).forward).parameters
         # A mask of our own replaces the model's: rows longer than a sliding window are scored one option at a time
         self.window = model.config.get_text_config().to_dict().get("sliding_window") or math.inf
         self.shared: bool | None = None if takes_positions else False  # None: not tried yet

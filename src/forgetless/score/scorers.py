@@ -11,7 +11,6 @@ from forgetless.data.batches import Encoder, collate
 from forgetless.data.scoring import Scoring, name_of
 from forgetless.data.tasks import Row, Task
 from forgetless.learning.engine import Engine
-from forgetless.model.adapters import Adapters
 from forgetless.model.answers import logits_at
 from forgetless.score.generation import generate
 from forgetless.score.options import OptionScorer
@@ -80,12 +79,12 @@ def measures_of(scorer: str | Scoring) -> tuple[str, ...]:
 
 
 class Scorer:
-    """Scores tasks with one set of adapters on one engine."""
+    """Scores tasks with one model on one engine."""
 
-    def __init__(self, adapters: Adapters, encoder: Encoder, engine: Engine, union: tuple[str, ...], batch_tokens: int):
-        self.adapters, self.encoder, self.engine, self.union = adapters, encoder, engine, union
+    def __init__(self, model, encoder: Encoder, engine: Engine, union: tuple[str, ...], batch_tokens: int):
+        self.model, self.encoder, self.engine, self.union = model, encoder, engine, union
         self.batch_tokens = batch_tokens
-        self.likelihoods = OptionScorer(adapters.model, encoder, engine.device, batch_tokens)
+        self.likelihoods = OptionScorer(model, encoder, engine.device, batch_tokens)
 
     def __call__(self, task: Task, rows: tuple[Row, ...] | None = None) -> TaskScores:
         """Scores the task's test rows (or others); processes share the rows and all get the whole result."""
@@ -135,8 +134,8 @@ class Scorer:
     def _judged(self, rules: dict[str, Rule], task: Task, rows: list[Row]) -> list[dict]:
         """One greedy answer a row, judged by every rule; it is kept once, beside the first rule's score."""
         contexts = [self.encoder.generation_context(row, task.max_new_tokens) for row in rows]
-        model, tokenizer = self.adapters.model.get_base_model(), self.encoder.tokenizer
-        texts = generate(model, tokenizer, contexts, task.max_new_tokens, self.engine.device, self.batch_tokens)
+        tokenizer = self.encoder.tokenizer
+        texts = generate(self.model, tokenizer, contexts, task.max_new_tokens, self.engine.device, self.batch_tokens)
         found: list[dict] = []
         for row, answer in zip(rows, map(str.strip, texts), strict=True):
             scores = {
@@ -154,7 +153,7 @@ class Scorer:
         for start in range(0, len(rows), size):
             part = collate([self.encoder(row) for row in rows[start : start + size]], pad, self.engine.device)
             with torch.no_grad():
-                best = logits_at(self.adapters.model, part.keep, input_ids=part.ids, attention_mask=part.mask)
+                best = logits_at(self.model, part.keep, input_ids=part.ids, attention_mask=part.mask)
             right = (best.argmax(-1) == part.targets).float().cpu()
             counts = part.keep.sum(1).tolist()
             found += [{"next_token": {"score": float(row.mean())}} for row in right.split(counts)]

@@ -1,0 +1,108 @@
+"""What an audit would measure and cost, and how many rows its budgets need: the plan of `audit --dry-run`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from rich.table import Table
+
+from forgetless.auditing.budgets import Budget
+from forgetless.auditing.measuring import ask
+from forgetless.auditing.models import Opened, opened
+from forgetless.auditing.reference import hidden_states
+from forgetless.auditing.session import BATCH_TOKENS, AuditSession, judged_names, prepare
+from forgetless.auditing.texts import ANSWER_TOKENS, OWN_ANSWERS, asked
+from forgetless.auditing.verdict import plan
+from forgetless.auditing.windows import Windows
+from forgetless.config import AuditConfig
+from forgetless.data.tasks import Row
+from forgetless.progress import out
+from forgetless.score.scorers import Scorer
+
+TRIED = 8  # rows of each task, probe and text that are timed
+PASSES = 3  # over a text by a role: the model, and the yardstick in another precision, which is slower
+
+
+def plan_audit(config: AuditConfig) -> None:
+    """Prints rows, the rows that each budget needs, and minutes, from a few rows of each kind; writes nothing.
+
+    The rows needed are those that show a loss to be within its budget if none is lost, and if half of the budget is.
+    """
+    session = prepare(config)
+    rows = _rows(session)
+    seconds = _seconds_a_row(session)
+    table = Table("", "rows", "seconds a model")
+    for name, count in rows.items():
+        table.add_row(name, f"{count:,}", f"{count * seconds[name]:.0f}")
+    out.print(table)
+    if session.terms.budgets:
+        out.print(_budgets(session, rows))
+    roles, models = len(session.roles), len(session.models)
+    texts = {name: rows[name] * seconds[name] for name in session.text_names}
+    scored = sum(rows[name] * seconds[name] for name in rows if name not in texts)
+    total = (roles + models) * scored + (roles * PASSES + models * roles) * sum(texts.values())
+    out.print(f"models: {models}, compared with {', '.join(session.roles)} on {session.engine.told}", markup=False)
+    minutes = max(1, round(total / 60))
+    out.print(f"time: about {minutes} min, less where the reference was measured before", markup=False)
+    for note in dict.fromkeys(session.notes):
+        out.print(f"note: {note}", markup=False, soft_wrap=True)
+
+
+def _rows(session: AuditSession) -> dict[str, int]:
+    """Rows of every task, probe and text, under the name that its budget has."""
+    scored = {task.name: len(task.test) for task in session.scored}
+    judged = {name: len(probe.task.test) for probe in session.judged for name in judged_names(probe).values()}
+    texts = {text.name: len(text.rows) for text in session.texts}
+    return scored | judged | ({OWN_ANSWERS: len(session.prompts)} if session.prompts else texts)
+
+
+def _budgets(session: AuditSession, rows: dict[str, int]) -> Table:
+    table = Table("budget", "rows", "needed if nothing is lost", "needed if half of it is lost")
+    for budget in session.terms.budgets:
+        needed = (_needed(session, budget, lost) for lost in (0.0, budget.limit / 2))
+        table.add_row(str(budget), f"{rows[budget.name]:,}", *needed)
+    return table
+
+
+def _needed(session: AuditSession, budget: Budget, lost: float) -> str:
+    found = plan(budget, session.terms.confidence, lost=lost, clip=session.kl_clip)
+    return "no number would do" if found is None else f"{found:,}"
+
+
+def _seconds_a_row(session: AuditSession) -> dict[str, float]:
+    """Measured with the reference on a few rows; own answers are generated and then read."""
+    seconds: dict[str, float] = {}
+    for subject, model in opened([session.reference], session.engine.dtype, session.engine.device):
+        scorer = Scorer(model, session.encoder(subject), session.engine, (), BATCH_TOKENS)
+        for task in session.scored:
+            few = task.test[:TRIED]
+            seconds[task.name] = _time(partial(scorer, task, few)) / len(few)
+        for probe in session.judged:
+            spent = _time_answers(session, model, probe.task.test[:TRIED], probe.task.max_new_tokens)
+            seconds |= dict.fromkeys(judged_names(probe).values(), spent / 2)
+        if session.prompts:
+            prompts = [asked(prompt, "", session.chat) for prompt in session.prompts[:TRIED]]
+            seconds[OWN_ANSWERS] = _time_answers(session, model, prompts, ANSWER_TOKENS)
+        for text in session.texts:
+            few = text.rows[:TRIED]
+            windows = session.windows(replace(text, rows=few))
+            seconds[text.name] = _time(partial(_read, session, model, windows)) / len(few)
+    return seconds
+
+
+def _time_answers(session: AuditSession, model: Opened, rows: Sequence[Row], length: int) -> float:
+    return _time(partial(ask, session, session.reference, model, rows, length)) / len(rows)
+
+
+def _read(session: AuditSession, model: Opened, windows: Windows) -> None:
+    for _ in hidden_states(model, windows, using=session.engine.autocast):
+        pass
+
+
+def _time(act: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began

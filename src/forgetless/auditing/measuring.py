@@ -1,0 +1,233 @@
+"""What each model says on the same rows: scores, answers and divergences; each model is opened once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+
+from forgetless.auditing import measures
+from forgetless.auditing.divergence import Divergence, divergence
+from forgetless.auditing.judges import Exchange, Judge, LikelihoodJudge, patterns
+from forgetless.auditing.kept import cache_folder, kept
+from forgetless.auditing.measures import REFERENCE, Measure
+from forgetless.auditing.models import Opened, Subject, opened
+from forgetless.auditing.reference import Reference, computed, reference_of
+from forgetless.auditing.session import (
+    BATCH_TOKENS,
+    LIKELIHOOD,
+    PATTERNS,
+    AuditSession,
+    content_hash,
+    judged_names,
+)  # fmt: skip
+from forgetless.auditing.texts import ANSWER_TOKENS, OWN_ANSWERS, Text, asked, own_answers
+from forgetless.auditing.windows import Windows
+from forgetless.auditing.yardstick import yardstick
+from forgetless.data.tasks import Row, Task
+from forgetless.errors import RunError
+from forgetless.model.head import Using
+from forgetless.progress import console, steps
+from forgetless.score.generation import Answer, answers
+from forgetless.score.options import OptionScorer
+from forgetless.score.scorers import Scorer, TaskScores, headline
+
+
+@dataclass
+class Rows:
+    """One model's scores by task, and its answers by judged probe, and to the general prompts (`OWN_ANSWERS`)."""
+
+    scores: dict[str, TaskScores]
+    answers: dict[str, list[Answer]]
+    refused: dict[tuple[str, str], list[bool]] = field(default_factory=dict)  # by (probe, judge), once judged
+
+
+@dataclass
+class Side:
+    """What models are compared with: a role's rows, and its states, one set a text."""
+
+    rows: Rows
+    states: dict[str, Reference]
+    noise: dict[str, dict]  # text -> the reference against itself in another precision
+
+
+@dataclass
+class Found:
+    """Everything that was measured; models by name."""
+
+    sides: dict[str, Side]
+    texts: dict[str, Text] = field(default_factory=dict)
+    windows: dict[str, Windows] = field(default_factory=dict)
+    rows: dict[str, Rows] = field(default_factory=dict)
+    divergences: dict[str, dict[tuple[str, str], Divergence]] = field(default_factory=dict)  # by (role, text)
+
+
+def measure(session: AuditSession) -> Found:
+    """Opens the reference (and the anchor), then each model, and measures all on the same rows."""
+    found = Found({})
+    role_of = {id(subject): role for role, subject in session.roles.items()}
+    began = time.monotonic()
+    for subject, model in _in_order(session):
+        _check_time(session, began)
+        role = role_of.get(id(subject))
+        if role is not None:
+            console.print(f"{role}: {subject.name}", markup=False)
+            rows = _kept_rows(session, subject, model)
+            if role == REFERENCE:
+                _add_texts(session, rows, found)
+            found.sides[role] = _side(session, subject, model, rows, found)
+        else:
+            console.print(f"model: {subject.name}", markup=False)
+            found.rows[subject.name] = _rows(session, subject, model)
+            found.divergences[subject.name] = {
+                (role, name): divergence(side.states[name], model, using=session.engine.autocast, label=name)
+                for role, side in found.sides.items()
+                for name in found.texts
+            }
+    if session.judged:
+        _judge(session, found)
+    return found
+
+
+def measures_of(session: AuditSession, found: Found, model: str) -> list[Measure]:
+    """What is judged of a model: every task, probe and text against the reference, and against the anchor if any."""
+    told: list[Measure] = []
+    for role, side in found.sides.items():
+        for task in session.scored:
+            before, after = (rows.scores[task.name].measures[headline(task)] for rows in (side.rows, found.rows[model]))
+            told.append(measures.Scores(task.name, tuple(before), tuple(after), role))
+        for probe in session.judged:
+            wanted = probe.kind == "refusals"
+            for judge, name in judged_names(probe).items():
+                before, after = (
+                    [float(refused == wanted) for refused in rows.refused[probe.task.name, judge]]
+                    for rows in (side.rows, found.rows[model])
+                )
+                told.append(measures.Scores(name, tuple(before), tuple(after), role))
+        for text in found.texts:
+            sums = found.divergences[model][role, text].documents
+            nats, tokens = tuple(sums.kl.tolist()), tuple(sums.tokens.tolist())
+            told.append(measures.Divergence(text, nats, tokens, session.kl_clip, role))
+    return told
+
+
+def _in_order(session: AuditSession) -> Iterator[tuple[Subject, Opened]]:
+    """The roles first. With one role, or roles on one base, that base is loaded once for them and their models."""
+    roles, models = list(session.roles.values()), session.models
+    together = len({role.identity.weights for role in roles}) == 1
+    for group in [[*roles, *models]] if together else [roles, models]:
+        yield from opened(group, session.engine.dtype, session.engine.device)
+
+
+def _check_time(session: AuditSession, began: float) -> None:
+    limit = session.policy.time_limit if session.policy else None
+    if limit is not None and time.monotonic() - began > limit:
+        raise RunError(
+            f"{session.policy.file if session.policy else ''}: the audit takes longer than its time-limit of "
+            f"{limit:g} s; raise it, or measure fewer rows"
+        )
+
+
+# ---------------------------------------------------------------- one model's rows
+
+
+def _rows(session: AuditSession, subject: Subject, model: Opened) -> Rows:
+    options = tuple(dict.fromkeys(option for task in session.tasks for option in task.options))
+    scorer = Scorer(model, session.encoder(subject), session.engine, options, BATCH_TOKENS)
+    scores, given = {}, {}
+    prompts = [asked(prompt, "", session.chat) for prompt in session.prompts]
+    with steps("rows", len(session.scored) + len(session.judged) + bool(prompts)) as progress:
+        for task in session.scored:
+            scores[task.name] = scorer(task)
+            progress.advance()
+        for probe in session.judged:
+            given[probe.task.name] = ask(session, subject, model, probe.task.test, probe.task.max_new_tokens)
+            progress.advance()
+        if prompts:
+            given[OWN_ANSWERS] = ask(session, subject, model, prompts, ANSWER_TOKENS)
+            progress.advance()
+    return Rows(scores, given)
+
+
+def ask(
+    session: AuditSession, subject: Subject, model: Opened, rows: Sequence[Row], max_new_tokens: int
+) -> list[Answer]:
+    """Greedy answers of up to `max_new_tokens`, or half of the longest sequence that all models take."""
+    encoder = session.encoder(subject)
+    room = min(max_new_tokens, session.max_length // 2)
+    contexts = [encoder.generation_context(row, room) for row in rows]
+    with session.engine.autocast():
+        return answers(model, subject.tokenizer, contexts, room, session.engine.device, BATCH_TOKENS)
+
+
+def _kept_rows(session: AuditSession, subject: Subject, model: Opened) -> Rows:
+    """A role's rows from the cache, if the same model was measured on the same rows before."""
+    decided_by = {
+        "model": subject.decided_by,
+        "computed": computed(model, BATCH_TOKENS, session.engine.autocast),
+        "rows": [content_hash(task) for task in (*session.tasks, *(probe.task for probe in session.probes))],
+        "names": [task.name for task in (*session.tasks, *(probe.task for probe in session.probes))],
+        "prompts": session.prompts,
+        "max_length": session.max_length,
+        "answer_tokens": ANSWER_TOKENS,
+        "chat": session.chat,
+    }
+    told = kept(decided_by, lambda: _as_json(_rows(session, subject, model)))
+    return Rows(
+        {name: TaskScores(**one) for name, one in told["scores"].items()},
+        {name: [Answer(**one) for one in given] for name, given in told["answers"].items()},
+    )
+
+
+def _as_json(rows: Rows) -> dict:
+    answers = {name: [asdict(one) for one in given] for name, given in rows.answers.items()}
+    return {"scores": {name: asdict(one) for name, one in rows.scores.items()}, "answers": answers}
+
+
+def _add_texts(session: AuditSession, rows: Rows, found: Found) -> None:
+    """The texts that every model is compared on; the reference's own answers where no other is given."""
+    texts = session.texts
+    if session.prompts:
+        texts = (own_answers(session.prompts, [one.text for one in rows.answers[OWN_ANSWERS]], session.chat),)
+    found.texts = {text.name: text for text in texts}
+    found.windows = {text.name: session.windows(text) for text in texts}
+    session.notes += [f"{name}: {note}" for name, windows in found.windows.items() for note in windows.notes]
+
+
+def _side(session: AuditSession, subject: Subject, model: Opened, rows: Rows, found: Found) -> Side:
+    """The role's states on disk, with heads of their own: the model goes, or gets an adapter."""
+    states, noise, using = {}, {}, session.engine.autocast
+    for name, windows in found.windows.items():
+        reference = reference_of(
+            model, windows, subject.decided_by, cache_folder() / "states", using=using, label=f"{name}, reference"
+        )
+        decided_by = {"yardstick": reference.folder.name, "computed": computed(model, BATCH_TOKENS, using)}
+        noise[name] = kept(decided_by, partial(_noise, reference, model, using))
+        states[name] = replace(reference, head=reference.head.copy())
+    return Side(rows, states, noise)
+
+
+def _noise(reference: Reference, model: Opened, using: Using) -> dict[str, float]:
+    return yardstick(reference, model, using=using, label="noise").per_token.as_json()
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def _judge(session: AuditSession, found: Found) -> None:
+    """Every answer to a judged probe, by phrases and by the reference's likelihoods."""
+    for subject, model in opened([session.reference], session.engine.dtype, session.engine.device):
+        scorer = OptionScorer(model, session.encoder(subject), session.engine.device, BATCH_TOKENS)
+        judges: dict[str, Judge] = {PATTERNS: patterns, LIKELIHOOD: LikelihoodJudge(scorer, chat=session.chat)}
+        for rows in (*(side.rows for side in found.sides.values()), *found.rows.values()):
+            for probe in session.judged:
+                exchanges = _exchanges(probe.task, rows.answers[probe.task.name])
+                for name, judge in judges.items():
+                    with session.engine.autocast():
+                        rows.refused[probe.task.name, name] = judge(exchanges)
+
+
+def _exchanges(task: Task, given: list[Answer]) -> list[Exchange]:
+    prompts = [row.messages[0][1] if row.messages else row.prompt for row in task.test]
+    return [Exchange(prompt, answer.text) for prompt, answer in zip(prompts, given, strict=True)]

@@ -1,0 +1,162 @@
+"""What an audit found, as the JSON that tables and reports are made of. No row's text, no answer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from forgetless.auditing.divergence import Divergence
+from forgetless.auditing.measures import REFERENCE
+from forgetless.auditing.measuring import Found, Rows, Side
+from forgetless.auditing.models import Subject
+from forgetless.auditing.probes import agreement
+from forgetless.auditing.sanity import counted, problems
+from forgetless.auditing.session import AuditSession, judged_names
+from forgetless.auditing.texts import OWN_ANSWERS
+from forgetless.auditing.weights import by_module, weight_updates
+from forgetless.data.tasks import Task
+from forgetless.score.metrics import metrics
+from forgetless.score.scorers import TaskScores, headline
+
+FORMAT = 1
+
+
+def audit_record(session: AuditSession, found: Found, evidence: dict) -> dict:
+    """The content of audit.json."""
+    side = found.sides[REFERENCE]
+    verdicts = {model["name"]: model for model in evidence["models"]}
+    return {
+        "format": FORMAT,
+        "reference": session.reference.as_json(),
+        "confidence": evidence["terms"]["confidence"],
+        "computed_on": session.engine.told,
+        "evidence": evidence["sha256"],
+        "outcome": evidence["outcome"],
+        "columns": [_column(session, task) for task in session.scored],
+        "probes": [probe.about() for probe in session.probes],
+        "texts": [_text(found, name, side) for name in found.texts],
+        "reference_scores": {name: _means(one) for name, one in side.rows.scores.items()},
+        "reference_refusals": _refusals(session, side.rows),
+        "reference_sanity": _sanity(session, side.rows),
+        "models": [_model(session, found, one, verdicts[one.name]) for one in session.models],
+        "metrics": _metrics(session, found),
+        "notes": session.notes,
+    }
+
+
+def _model(session: AuditSession, found: Found, subject: Subject, judged: dict) -> dict:
+    rows, side = found.rows[subject.name], found.sides[REFERENCE]
+    return subject.as_json() | {
+        "outcome": judged["outcome"],
+        "findings": judged["findings"],
+        "scores": {name: _means(one) for name, one in rows.scores.items()},
+        "agreement": {task.name: _agreement(task, side.rows, rows) for task in session.scored},
+        "divergence": {
+            name: _divergence(one) for (role, name), one in found.divergences[subject.name].items() if role == REFERENCE
+        },
+        "refusals": _refusals(session, rows),
+        "sanity": _sanity(session, rows),
+        "weights": _weights(session, subject),
+    }
+
+
+def _column(session: AuditSession, task: Task) -> dict:
+    kind = "task" if task in session.tasks else "probe"
+    return {"name": task.name, "kind": kind, "measure": headline(task), "rows": len(task.test)}
+
+
+def _means(scores: TaskScores) -> dict[str, float | None]:
+    return {measure: scores.mean(measure) for measure in scores.measures}
+
+
+def _agreement(task: Task, reference: Rows, model: Rows) -> float | None:
+    """The share of rows with the same answer, right or wrong; None where the headline has no answers."""
+    before, after = (rows.scores[task.name].predictions for rows in (reference, model))
+    if not {"answer", "found"} & before[0][headline(task)].keys():
+        return None
+    same = agreement(before, after, headline(task))
+    return sum(same) / len(same)
+
+
+def _text(found: Found, name: str, side: Side) -> dict:
+    text, windows = found.texts[name], found.windows[name]
+    return {
+        "name": name,
+        "source": text.source,
+        "documents": windows.documents,
+        "tokens": windows.positions,
+        "windows": dict(windows.settings),
+        "sha256": windows.content,
+        "noise": side.noise[name],
+    }
+
+
+def _divergence(found: Divergence) -> dict:
+    return {"per_token": found.per_token.as_json(), "per_document": found.per_document.as_json(), "words": found.words}
+
+
+def _refusals(session: AuditSession, rows: Rows) -> dict[str, float]:
+    """What each judge calls a refusal, as a share of a probe's answers."""
+    shares = {}
+    for probe in session.judged:
+        for judge, measure in judged_names(probe).items():
+            refused = rows.refused[probe.task.name, judge]
+            shares[measure] = sum(refused) / len(refused)
+    return shares
+
+
+def _sanity(session: AuditSession, rows: Rows) -> dict[str, dict[str, int]]:
+    """How many answers to generated prompts have each problem, and how many answers there are."""
+    prompts = {OWN_ANSWERS: session.prompts} | {
+        probe.task.name: [row.messages[0][1] if row.messages else row.prompt for row in probe.task.test]
+        for probe in session.judged
+    }
+    return {
+        name: {"answers": len(given)}
+        | counted(problems(answer, prompt) for prompt, answer in zip(prompts[name], given, strict=True))
+        for name, given in rows.answers.items()
+    }
+
+
+def _weights(session: AuditSession, subject: Subject) -> list[dict]:
+    """The update by kind of module; full weights are compared with a reference of full weights only."""
+    comparable = subject.adapter is not None or session.reference.adapter is None
+    if not session.config.weights or not comparable:
+        return []
+    return [asdict(one) for one in by_module(weight_updates(subject, session.reference, session.engine.device))]
+
+
+def _metrics(session: AuditSession, found: Found) -> dict[str, dict] | None:
+    """The metrics of R where model i is the one after task i: as many models as tasks, two or more."""
+    if not 2 <= len(session.tasks) == len(session.models):
+        return None
+    matrix = [_headlines(session, found.rows[one.name]) for one in session.models]
+    sizes = [len(task.test) for task in session.tasks]
+    base = _headlines(session, found.sides[REFERENCE].rows)
+    return {key: one.as_json() for key, one in metrics(matrix, base, sizes).items()}
+
+
+def _headlines(session: AuditSession, rows: Rows) -> list[float | None]:
+    return [rows.scores[task.name].mean(headline(task)) for task in session.tasks]
+
+
+# ---------------------------------------------------------------- with texts
+
+
+def turned_texts(session: AuditSession, found: Found) -> list[dict]:
+    """The rows whose score changed, with prompt, right answer and both answers."""
+    side = found.sides[REFERENCE]
+    return [
+        {
+            "model": model,
+            "task": task.name,
+            "row": row.content(),
+            "before": before,
+            "after": after,
+        }
+        for model, rows in found.rows.items()
+        for task in session.scored
+        for row, before, after in zip(
+            task.test, side.rows.scores[task.name].predictions, rows.scores[task.name].predictions, strict=True
+        )
+        if before[headline(task)]["score"] != after[headline(task)]["score"]
+    ]

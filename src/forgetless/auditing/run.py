@@ -1,0 +1,85 @@
+"""An audit from its options to its files: `audit(AuditConfig(...))`.
+
+evidence.json    hashes, settings, the numbers of every row, findings and verdict: `--verify` works it out again
+audit.json       the same in tables: scores, flips, divergences, refusals, sanity, weights
+audit.md         short enough for a pull request
+junit.xml        for a pipeline
+texts.jsonl      only with show_text: prompts and answers of the rows that turned
+history.jsonl    every attempt in this folder
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from forgetless.auditing.evidence import exit_code, make_evidence, read_evidence, verdict_of, write_evidence
+from forgetless.auditing.history import append, attempt, failed_attempt
+from forgetless.auditing.measuring import Found, measure, measures_of
+from forgetless.auditing.record import audit_record, turned_texts
+from forgetless.auditing.session import AuditSession, prepare, weights_of
+from forgetless.auditing.verdict import Verdict
+from forgetless.config import AuditConfig
+from forgetless.errors import ForgetlessError, RunError
+from forgetless.report.audit import audit_markdown
+from forgetless.report.verdict import verdict_junit
+from forgetless.runs.folder import json_text, write_lines, write_whole
+
+EVIDENCE, RECORD, MARKDOWN, JUNIT = "evidence.json", "audit.json", "audit.md", "junit.xml"
+TEXTS, HISTORY = "texts.jsonl", "history.jsonl"
+
+
+def audit(config: AuditConfig) -> dict:
+    """What the models lost against the reference; gives the content of audit.json, with `path` and `exit_code`.
+
+    Raises a ForgetlessError for what cannot be compared or read.
+    """
+    session = prepare(config)
+    with _failure_recorded(session):
+        found = measure(session)
+        measured = {one.name: measures_of(session, found, one.name) for one in session.models}
+        data = {name: windows.content for name, windows in found.windows.items()}
+        evidence = make_evidence(measured, session.terms, session.facts(data))
+        record = audit_record(session, found, evidence)
+        _write(session, found, evidence, record)
+    earlier = append(session.folder / HISTORY, attempt(evidence, _now()))
+    return record | {"path": str(session.folder), "exit_code": exit_code(evidence), "earlier_attempts": len(earlier)}
+
+
+@contextmanager
+def _failure_recorded(session: AuditSession) -> Iterator[None]:
+    """The folder is there, and an attempt that fails stands in its history."""
+    try:
+        session.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{session.folder}: cannot be written ({error.strerror}); give another output_dir") from error
+    try:
+        yield
+    except ForgetlessError:
+        policy = session.policy.sha256 if session.policy else None
+        append(session.folder / HISTORY, failed_attempt(weights_of(session.roles, session.models), policy, _now()))
+        raise
+
+
+def _write(session: AuditSession, found: Found, evidence: dict, record: dict) -> None:
+    folder: Path = session.folder
+    verdicts = {model["name"]: verdict_of(model) for model in evidence["models"]}
+    write_evidence(folder / EVIDENCE, evidence)
+    write_whole(folder / RECORD, json_text(record))
+    write_whole(folder / MARKDOWN, audit_markdown(record, verdicts))
+    write_whole(folder / JUNIT, verdict_junit(verdicts))
+    if session.config.show_text:
+        write_lines(folder / TEXTS, turned_texts(session, found))
+    else:
+        (folder / TEXTS).unlink(missing_ok=True)
+
+
+def verdicts_in(file: Path) -> dict[str, Verdict]:
+    """The verdicts of an evidence file by model."""
+    return {model["name"]: verdict_of(model) for model in read_evidence(file)["models"]}
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,301 @@
+"""Everything that an audit needs, loaded and checked before any model is opened."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import re
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from forgetless.auditing.budgets import Budget, flag_budgets, resolve
+from forgetless.auditing.contamination import contamination, without
+from forgetless.auditing.measures import ANCHOR, KL_CLIP, REFERENCE
+from forgetless.auditing.models import Subject, compare, find_subjects
+from forgetless.auditing.policy import Policy, Source, read_policy
+from forgetless.auditing.probes import Probe, load_probes
+from forgetless.auditing.texts import ANSWER_TOKENS, OWN_ANSWERS, Text, general_prompts, read_text
+from forgetless.auditing.verdict import Terms
+from forgetless.auditing.windows import Windows
+from forgetless.config import AuditConfig
+from forgetless.data.batches import Encoder
+from forgetless.data.streams import JUDGED_SEED, load_stream, sample
+from forgetless.data.tasks import Row, Stream, Task
+from forgetless.errors import UsageError
+from forgetless.learning.engine import Engine
+from forgetless.learning.session import fit_rows
+from forgetless.score.rules import rules_of
+
+LONGEST = 2048  # tokens of a row: a prompt that is longer loses its beginning
+BATCH_TOKENS = 4096  # through a model at once
+JUDGED = ("refusals", "over_refusals")  # kinds of probes whose answers are judged
+PATTERNS, LIKELIHOOD = "patterns", "likelihood"  # judges
+
+
+@dataclass
+class AuditSession:
+    """What is compared with what, on which rows, and what it is held to."""
+
+    config: AuditConfig
+    engine: Engine
+    policy: Policy | None
+    roles: dict[str, Subject]  # REFERENCE, and ANCHOR where the policy has one
+    models: list[Subject]
+    tasks: tuple[Task, ...]  # the user's
+    probes: tuple[Probe, ...]
+    texts: tuple[Text, ...]  # empty where the reference's own answers are the text
+    prompts: tuple[str, ...]  # those that are answered for it
+    terms: Terms
+    max_length: int  # tokens
+    chat: bool  # whether prompts stand in chat templates
+    notes: list[str]
+    folder: Path
+
+    @property
+    def reference(self) -> Subject:
+        return self.roles[REFERENCE]
+
+    @property
+    def scored(self) -> tuple[Task, ...]:
+        """The tasks whose answers are right or wrong: the user's own, then probes."""
+        return (*self.tasks, *(probe.task for probe in self.probes if probe.kind not in JUDGED))
+
+    @property
+    def judged(self) -> tuple[Probe, ...]:
+        """The probes whose answers are judged."""
+        return tuple(probe for probe in self.probes if probe.kind in JUDGED)
+
+    @property
+    def text_names(self) -> list[str]:
+        return [OWN_ANSWERS] if self.prompts else [text.name for text in self.texts]
+
+    def encoder(self, subject: Subject) -> Encoder:
+        return Encoder(subject.tokenizer, self.max_length)
+
+    def windows(self, text: Text) -> Windows:
+        """The same tokens for every model: those of the reference's tokenizer and chat template."""
+        found = text.windows(self.reference.tokenizer, self.max_length)
+        longest = max(max(window.ids) for window in found.windows)
+        for subject in self.models:
+            if longest >= subject.vocabulary:
+                raise UsageError(
+                    f"{subject.name}: the text {text.name!r} holds token {longest} of the reference's tokenizer, and "
+                    f"this model has {subject.vocabulary}; give another text or reference"
+                )
+        return found
+
+    def facts(self, data: dict[str, str]) -> dict:
+        """What the evidence keeps beside its numbers; `data` adds the hashes of texts."""
+        return {
+            "weights": weights_of(self.roles, self.models),
+            "data": {task.name: content_hash(task) for task in (*self.tasks, *(p.task for p in self.probes))} | data,
+            "policy": self.policy.sha256 if self.policy else None,
+            "versions": {name: version(name) for name in ("forgetless", "torch", "transformers", "peft")},
+            "settings": {
+                "computed_on": self.engine.told,
+                "limit": self.config.limit,
+                "max_length": self.max_length,
+                "batch_tokens": BATCH_TOKENS,
+                "answer_tokens": ANSWER_TOKENS,
+                "chat_template": self.chat,
+                "kl_clip": self.kl_clip,
+            },
+        }
+
+    @property
+    def kl_clip(self) -> float:
+        return self.policy.kl_clip if self.policy else KL_CLIP
+
+
+def prepare(config: AuditConfig) -> AuditSession:
+    """Reads and checks everything; UsageError and DataError name what does not fit."""
+    config.check()
+    policy = _policy(config)
+    roles = {REFERENCE: _one(policy.reference if policy else config.reference, config, policy)}
+    if policy and policy.anchor:
+        roles[ANCHOR] = _one(policy.anchor, config, policy)
+    models = [one for spec in config.models for one in _find(spec, config)]
+    _distinct([one.name for one in models], "models", "give each once")
+    everyone = [*roles.values(), *models]
+    notes = [note for one in everyone for note in one.notes]
+    notes += [note for role in roles.values() for one in models for note in compare(role, one)]
+    chat = all(one.chat_template for one in everyone)
+    max_length = min([LONGEST, *(one.context for one in everyone if one.context)])
+    tasks = _policy_tasks(policy) if policy else _tasks(config)
+    probes = _policy_probes(policy, chat) if policy else load_probes(config.probes, limit=config.limit, chat=chat)
+    texts = _policy_texts(policy) if policy else tuple(read_text(source, config.limit) for source in config.text)
+    prompts = () if texts or policy else general_prompts(config.limit)
+    probes = _unseen(probes, [row for task in tasks for row in task.train])
+    encoder = Encoder(roles[REFERENCE].tokenizer, max_length)
+    tasks, probes = _fitting(tasks, probes, encoder, notes)
+    engine = Engine(config.device, config.precision)
+    if engine.processes > 1:
+        raise UsageError("an audit runs in one process; start it without accelerate launch")
+    session = AuditSession(
+        config, engine, policy, roles, models, tasks, probes, texts, prompts, Terms(datetime.date.today()),
+        max_length, chat, notes, Path(config.output_dir or _usual_folder(config, roles[REFERENCE])),
+    )  # fmt: skip
+    session.terms = _terms(session)
+    return session
+
+
+def content_hash(task: Task) -> str:
+    """sha256 of the rows that judge, in their order, and of how they are scored."""
+    told = [[row.key for row in task.test], task.options, task.scoring, task.max_new_tokens]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def weights_of(roles: dict[str, Subject], models: list[Subject]) -> dict[str, str]:
+    """One sha256 by role: of all that decides the predictions."""
+    named = roles | {f"model {number}": one for number, one in enumerate(models, start=1)}
+    return {
+        name: hashlib.sha256(json.dumps(one.decided_by, sort_keys=True).encode()).hexdigest()
+        for name, one in named.items()
+    }
+
+
+# ---------------------------------------------------------------- models
+
+
+def _find(spec: str, config: AuditConfig) -> list[Subject]:
+    return find_subjects(spec, base_is=config.base_is, allow_pickle=config.allow_pickle)
+
+
+def _one(spec: str, config: AuditConfig, policy: Policy | None) -> Subject:
+    found = _find(_beside(spec, policy.file.parent) if policy else spec, config)
+    if len(found) > 1:
+        tasks = ", ".join(one.name for one in found)
+        raise UsageError(f"reference {spec!r}: a run folder of {len(found)} models; give one of its adapters ({tasks})")
+    return found[0]
+
+
+def _beside(spec: str, folder: Path) -> str:
+    """A policy's model: a path from the policy's folder, where there is such a folder."""
+    return "+".join(str(folder / part) if (folder / part).exists() else part for part in spec.split("+"))
+
+
+def _usual_folder(config: AuditConfig, reference: Subject) -> str:
+    names = [re.sub(r"[^\w.-]+", "-", Path(name).name) for name in (config.models[0], reference.name)]
+    more = f"-and-{len(config.models) - 1}-more" if len(config.models) > 1 else ""
+    return f"runs/audit-{names[0]}{more}-against-{names[1]}"
+
+
+# ---------------------------------------------------------------- rows
+
+
+def _tasks(config: AuditConfig) -> tuple[Task, ...]:
+    if not config.tasks:
+        return ()
+    tasks = load_stream(config.tasks).tasks
+    return tuple(
+        replace(task, test=sample(task.test, config.limit, seed=JUDGED_SEED, name=task.name, purpose="test"))
+        for task in tasks
+    )
+
+
+def _unseen(probes: tuple[Probe, ...], trained: list[Row]) -> tuple[Probe, ...]:
+    """The probes without the rows that stand in the tasks' training rows."""
+    if not trained:
+        return probes
+    return tuple(replace(probe, task=without(probe.task, contamination(probe.task.test, trained))) for probe in probes)
+
+
+def _fitting(
+    tasks: tuple[Task, ...], probes: tuple[Probe, ...], encoder: Encoder, notes: list[str]
+) -> tuple[tuple[Task, ...], tuple[Probe, ...]]:
+    """Both with every row encoded once, so that errors come before anything is computed."""
+    names = [task.name for task in (*tasks, *(probe.task for probe in probes))]
+    _distinct(names, "tasks and probes", "rename one")
+    for task in tasks:
+        rules_of(task)
+    if tasks:
+        stream, told = fit_rows(Stream("tasks", tasks), encoder, splits=("test",))
+        tasks = stream.tasks
+        notes += told
+    fitted = []
+    for probe in probes:
+        task, told = probe.task, [f"{probe.task.name}: {note}" for note in probe.task.notes]
+        if probe.kind not in JUDGED:
+            stream, told = fit_rows(Stream("probe", (task,)), encoder, splits=("test",))
+            [task] = stream.tasks
+        notes += told
+        fitted.append(replace(probe, task=task))
+    return tasks, tuple(fitted)
+
+
+# ---------------------------------------------------------------- what it is held to
+
+
+def drop_names(session: AuditSession) -> list[str]:
+    """What a --max-drop can name. A judged probe has its patterns' name, and one more for the other judge."""
+    judged = [name for probe in session.judged for name in judged_names(probe).values()]
+    return [*(task.name for task in session.scored), *judged]
+
+
+def judged_names(probe: Probe) -> dict[str, str]:
+    """Judge -> the name of what it says about the probe."""
+    return {PATTERNS: probe.task.name, LIKELIHOOD: f"{probe.task.name}-{LIKELIHOOD}"}
+
+
+def _terms(session: AuditSession) -> Terms:
+    if session.policy:
+        return session.policy.terms(session.terms.today)
+    drops, config = drop_names(session), session.config
+    _distinct([*drops, *session.text_names], "tasks, probes and texts", "rename one")
+    budgets: tuple[Budget, ...] = resolve(flag_budgets(config.max_drop, config.max_kl), drops, session.text_names)
+    return replace(session.terms, budgets=budgets, confidence=config.confidence)
+
+
+def _policy(config: AuditConfig) -> Policy | None:
+    if not config.policy:
+        return None
+    told = [name for name in ("tasks", "text", "probes", "max_kl", "max_drop", "limit") if getattr(config, name)]
+    if config.reference:
+        told.insert(0, "reference")
+    if told:
+        raise UsageError(f"--policy says what is compared on what; leave out {', '.join(told)}, or change the policy")
+    policy = read_policy(config.policy)
+    policy.check_files()
+    if not (policy.tasks or policy.texts or policy.probes):
+        raise UsageError(f"{policy.file}: names no tasks, texts or probes, so there is nothing to measure")
+    return policy
+
+
+def _policy_tasks(policy: Policy) -> tuple[Task, ...]:
+    found = []
+    for source in policy.tasks:
+        tasks = {task.name: task for task in load_stream(_path(policy, source, "tasks")).tasks}
+        if source.name not in tasks:
+            raise UsageError(f"{policy.file}: {source.path} has no task {source.name!r}, only {', '.join(tasks)}")
+        found.append(tasks[source.name])
+    return tuple(found)
+
+
+def _policy_texts(policy: Policy) -> tuple[Text, ...]:
+    return tuple(replace(read_text(_path(policy, one, "texts")), name=one.name) for one in policy.texts)
+
+
+def _policy_probes(policy: Policy, chat: bool) -> tuple[Probe, ...]:
+    found: list[Probe] = []
+    for source in policy.probes:
+        loaded = load_probes([str(source.path or source.name)], chat=chat)
+        if [probe.task.name for probe in loaded] != [source.name]:
+            raise UsageError(f"{policy.file}: probe {source.name!r}: {source.path} gives probes of other names")
+        if source.path is None:
+            source.check(content_hash(loaded[0].task), str(policy.file))
+        found += loaded
+    return tuple(found)
+
+
+def _path(policy: Policy, source: Source, kind: str) -> str:
+    if source.path is None:
+        raise UsageError(f"{policy.file}: {kind}: {source.name}: `path:` is missing")
+    return str(source.path)
+
+
+def _distinct(names: list[str], what: str, remedy: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"{what}: {name!r} is there twice; {remedy}")
