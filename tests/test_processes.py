@@ -11,19 +11,24 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from forgetless.cli import main
+
 
 def learn(folder: Path, stream: Path, tiny: str, method: str, processes: int) -> dict:
     flags = ["--stream", str(stream), "--model", tiny, "--method", method, "--output_dir", str(folder), "--r", "4"]
     flags += ["--batch_size", "6", "--micro_batch_size", "2", "--learning_rate", "1e-3", "--max_length", "64"]
     flags += ["--device", "cpu", "--precision", "fp32", "--num_train_epochs", "2"]
+    if processes == 1:
+        assert main(["learn", *flags]) == 0
+        return json.loads((folder / "summary.json").read_text())
     # --multi_gpu is what starts several processes; --device cpu keeps them off the GPU
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [sys.executable, *(launch if processes > 1 else []), "-m", "forgetless", "learn", *flags]
+    command = [sys.executable, *launch, "-m", "forgetless", "learn", *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert ("2 processes" in " ".join(done.stderr.split())) == (processes == 2), done.stderr[-3000:]
+    assert "2 processes" in " ".join(done.stderr.split()), done.stderr[-3000:]
     return json.loads((folder / "summary.json").read_text())
 
 
