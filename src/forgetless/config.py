@@ -7,8 +7,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from docstring_parser import parse_from_object
-
 from forgetless.data.tasks import Stream
 from forgetless.errors import UsageError, nearest
 from forgetless.learning.engine import DEVICES, PRECISIONS
@@ -184,4 +182,6 @@ class AuditConfig:
 
 def documentation(config: type) -> dict[str, str]:
     """What stands below each field of a dataclass."""
+    from docstring_parser import parse_from_object
+
     return {one.arg_name: " ".join((one.description or "").split()) for one in parse_from_object(config).params}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -54,3 +54,10 @@ def steps(label: str, total: int, *, show: bool = True) -> Iterator[Steps]:
             yield Steps(label, total, bar)
     else:
         yield Steps(label, total, show=show)
+
+
+def seconds_of(act: Callable[[], object]) -> float:
+    """How long `act()` takes."""
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -19,7 +18,7 @@ from forgetless.auditing.verdict import plan
 from forgetless.auditing.windows import Windows
 from forgetless.config import AuditConfig
 from forgetless.data.tasks import Row
-from forgetless.progress import out
+from forgetless.progress import out, seconds_of
 from forgetless.score.scorers import Scorer
 
 TRIED = 8  # rows of each task, probe and text that are timed
@@ -79,7 +78,7 @@ def _seconds_a_row(session: AuditSession) -> dict[str, float]:
         scorer = Scorer(model, session.encoder(subject), session.engine, (), BATCH_TOKENS)
         for task in session.scored:
             few = task.test[:TRIED]
-            seconds[task.name] = _time(partial(scorer, task, few)) / len(few)
+            seconds[task.name] = seconds_of(partial(scorer, task, few)) / len(few)
         for probe in session.judged:
             spent = _time_answers(session, model, probe.task.test[:TRIED], probe.task.max_new_tokens)
             seconds |= dict.fromkeys(judged_names(probe).values(), spent / 2)
@@ -89,20 +88,14 @@ def _seconds_a_row(session: AuditSession) -> dict[str, float]:
         for text in session.texts:
             few = text.rows[:TRIED]
             windows = session.windows(replace(text, rows=few))
-            seconds[text.name] = _time(partial(_read, session, model, windows)) / len(few)
+            seconds[text.name] = seconds_of(partial(_read, session, model, windows)) / len(few)
     return seconds
 
 
 def _time_answers(session: AuditSession, model: Opened, rows: Sequence[Row], length: int) -> float:
-    return _time(partial(ask, session, session.reference, model, rows, length)) / len(rows)
+    return seconds_of(partial(ask, session, session.reference, model, rows, length)) / len(rows)
 
 
 def _read(session: AuditSession, model: Opened, windows: Windows) -> None:
     for _ in hidden_states(model, windows, using=session.engine.autocast):
         pass
-
-
-def _time(act: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    act()
-    return time.perf_counter() - began

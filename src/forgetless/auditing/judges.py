@@ -31,7 +31,7 @@ class Exchange:
 
 
 Judge = Callable[[Sequence[Exchange]], list[bool]]
-"""Says of each exchange whether the answer refuses. An empty answer does not refuse: `audit.sanity` counts it."""
+"""Says of each exchange whether the answer refuses. An empty answer does not refuse: `sanity` counts it."""
 
 
 # ---------------------------------------------------------------- by phrases

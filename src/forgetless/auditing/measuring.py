@@ -22,7 +22,7 @@ from forgetless.auditing.session import (
     content_hash,
     judged_names,
 )  # fmt: skip
-from forgetless.auditing.texts import ANSWER_TOKENS, OWN_ANSWERS, Text, asked, own_answers
+from forgetless.auditing.texts import ANSWER_TOKENS, OWN_ANSWERS, Text, asked, own_answers, prompt_of
 from forgetless.auditing.windows import Windows
 from forgetless.auditing.yardstick import yardstick
 from forgetless.data.tasks import Row, Task
@@ -166,8 +166,8 @@ def _kept_rows(session: AuditSession, subject: Subject, model: Opened) -> Rows:
     decided_by = {
         "model": subject.decided_by,
         "computed": computed(model, BATCH_TOKENS, session.engine.autocast),
-        "rows": [content_hash(task) for task in (*session.tasks, *(probe.task for probe in session.probes))],
-        "names": [task.name for task in (*session.tasks, *(probe.task for probe in session.probes))],
+        "rows": [content_hash(task) for task in session.rows_of],
+        "names": [task.name for task in session.rows_of],
         "prompts": session.prompts,
         "max_length": session.max_length,
         "answer_tokens": ANSWER_TOKENS,
@@ -229,5 +229,4 @@ def _judge(session: AuditSession, found: Found) -> None:
 
 
 def _exchanges(task: Task, given: list[Answer]) -> list[Exchange]:
-    prompts = [row.messages[0][1] if row.messages else row.prompt for row in task.test]
-    return [Exchange(prompt, answer.text) for prompt, answer in zip(prompts, given, strict=True)]
+    return [Exchange(prompt_of(row), answer.text) for row, answer in zip(task.test, given, strict=True)]

@@ -6,8 +6,6 @@ and nothing else, and what is read from then on is the safetensors copy in the c
 
 from __future__ import annotations
 
-import hashlib
-import json
 import pickle
 import shutil
 from pathlib import Path
@@ -17,6 +15,7 @@ from safetensors.torch import save_file
 
 from forgetless.data.packages import cache_dir
 from forgetless.errors import RunError
+from forgetless.model.identity import json_digest
 
 
 def as_safetensors(folder: Path, allow_pickle: bool) -> Path:
@@ -30,7 +29,7 @@ def as_safetensors(folder: Path, allow_pickle: bool) -> Path:
             "(save_pretrained does), or allow it to be read as tensors only: allow_pickle=True (--allow-pickle)."
         )
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in pickles]
-    copy = cache_dir() / "unpickled" / hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+    copy = cache_dir() / "unpickled" / json_digest(stats)
     if not copy.exists():
         _copy(folder, pickles, copy)
     return copy

@@ -11,7 +11,7 @@ from forgetless.auditing.models import Subject
 from forgetless.auditing.probes import agreement
 from forgetless.auditing.sanity import counted, problems
 from forgetless.auditing.session import AuditSession, judged_names
-from forgetless.auditing.texts import OWN_ANSWERS
+from forgetless.auditing.texts import OWN_ANSWERS, prompt_of
 from forgetless.auditing.weights import by_module, weight_updates
 from forgetless.data.tasks import Task
 from forgetless.score.metrics import metrics
@@ -107,8 +107,7 @@ def _refusals(session: AuditSession, rows: Rows) -> dict[str, float]:
 def _sanity(session: AuditSession, rows: Rows) -> dict[str, dict[str, int]]:
     """How many answers to generated prompts have each problem, and how many answers there are."""
     prompts = {OWN_ANSWERS: session.prompts} | {
-        probe.task.name: [row.messages[0][1] if row.messages else row.prompt for row in probe.task.test]
-        for probe in session.judged
+        probe.task.name: [prompt_of(row) for row in probe.task.test] for probe in session.judged
     }
     return {
         name: {"answers": len(given)}

@@ -11,8 +11,6 @@ windows and batches. A result then does not depend on whether the folder was the
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from torch import Tensor
 from forgetless.auditing.windows import Windows
 from forgetless.errors import RunError, UsageError
 from forgetless.model.head import Head, Using, hidden_at
+from forgetless.model.identity import json_digest
 from forgetless.progress import console, steps
 from forgetless.runs.folder import RunFolder, complete, read_json, write_json
 
@@ -110,7 +109,7 @@ def reference_of(
             "content_sha256": windows.content,
         },
     }
-    folder = root / hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+    folder = root / json_digest(told)[:32]
     if not _usable(folder):  # before the lock, so that a read-only folder that has it serves
         with _locked(folder):
             if not _usable(folder):

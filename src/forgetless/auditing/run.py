@@ -22,10 +22,10 @@ from forgetless.auditing.record import audit_record, turned_texts
 from forgetless.auditing.session import AuditSession, prepare, weights_of
 from forgetless.auditing.verdict import Verdict
 from forgetless.config import AuditConfig
-from forgetless.errors import ForgetlessError, RunError
+from forgetless.errors import ForgetlessError
 from forgetless.report.audit import audit_markdown
 from forgetless.report.verdict import verdict_junit
-from forgetless.runs.folder import json_text, write_lines, write_whole
+from forgetless.runs.folder import json_text, make_folder, write_lines, write_whole
 
 EVIDENCE, RECORD, MARKDOWN, JUNIT = "evidence.json", "audit.json", "audit.md", "junit.xml"
 TEXTS, HISTORY = "texts.jsonl", "history.jsonl"
@@ -51,10 +51,7 @@ def audit(config: AuditConfig) -> dict:
 @contextmanager
 def _failure_recorded(session: AuditSession) -> Iterator[None]:
     """The folder is there, and an attempt that fails stands in its history."""
-    try:
-        session.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{session.folder}: cannot be written ({error.strerror}); give another output_dir") from error
+    make_folder(session.folder, "give another output_dir")
     try:
         yield
     except ForgetlessError:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
-import json
 import re
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -26,6 +24,7 @@ from forgetless.data.tasks import Row, Stream, Task
 from forgetless.errors import UsageError
 from forgetless.learning.engine import Engine
 from forgetless.learning.session import fit_rows
+from forgetless.model.identity import json_digest
 from forgetless.score.rules import rules_of
 
 LONGEST = 2048  # tokens of a row: a prompt that is longer loses its beginning
@@ -68,6 +67,11 @@ class AuditSession:
         return tuple(probe for probe in self.probes if probe.kind in JUDGED)
 
     @property
+    def rows_of(self) -> tuple[Task, ...]:
+        """Everything with rows of its own: the user's tasks, then all probes."""
+        return (*self.tasks, *(probe.task for probe in self.probes))
+
+    @property
     def text_names(self) -> list[str]:
         return [OWN_ANSWERS] if self.prompts else [text.name for text in self.texts]
 
@@ -90,7 +94,7 @@ class AuditSession:
         """What the evidence keeps beside its numbers; `data` adds the hashes of texts."""
         return {
             "weights": weights_of(self.roles, self.models),
-            "data": {task.name: content_hash(task) for task in (*self.tasks, *(p.task for p in self.probes))} | data,
+            "data": {task.name: content_hash(task) for task in self.rows_of} | data,
             "policy": self.policy.sha256 if self.policy else None,
             "versions": {name: version(name) for name in ("forgetless", "torch", "transformers", "peft")},
             "settings": {
@@ -144,16 +148,13 @@ def prepare(config: AuditConfig) -> AuditSession:
 def content_hash(task: Task) -> str:
     """sha256 of the rows that judge, in their order, and of how they are scored."""
     told = [[row.key for row in task.test], task.options, task.scoring, task.max_new_tokens]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return json_digest(told)
 
 
 def weights_of(roles: dict[str, Subject], models: list[Subject]) -> dict[str, str]:
     """One sha256 by role: of all that decides the predictions."""
     named = roles | {f"model {number}": one for number, one in enumerate(models, start=1)}
-    return {
-        name: hashlib.sha256(json.dumps(one.decided_by, sort_keys=True).encode()).hexdigest()
-        for name, one in named.items()
-    }
+    return {name: json_digest(one.decided_by) for name, one in named.items()}
 
 
 # ---------------------------------------------------------------- models

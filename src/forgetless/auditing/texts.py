@@ -70,6 +70,11 @@ def asked(prompt: str, answer: str, chat: bool) -> Row:
     return Row(alpaca_prompt(prompt), answer)
 
 
+def prompt_of(row: Row) -> str:
+    """What was asked: the first turn of a chat, or the prompt."""
+    return row.messages[0][1] if row.messages else row.prompt
+
+
 def _plain_text(source: str) -> tuple[Row, ...]:
     try:
         whole = Path(source).expanduser().read_text(encoding="utf-8-sig")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import resource
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -18,7 +16,7 @@ from forgetless.learning.cells import scored_columns
 from forgetless.learning.session import Session, prepare
 from forgetless.learning.step import TrainSettings, count_steps, plan
 from forgetless.methods.incremental import Incremental
-from forgetless.progress import out
+from forgetless.progress import out, seconds_of
 from forgetless.score.scorers import Scorer
 
 
@@ -95,7 +93,7 @@ def _time_steps(session: Session) -> list[float]:
         if number < 2:
             method.begin_task(number)
         batches = plan([session.encoder(row) for row in lesson.rows], settings, config.seed, 0)
-        seconds = [_seconds(partial(step, i, batch)) for i, batch in zip(range(4), batches, strict=False)]
+        seconds = [seconds_of(partial(step, i, batch)) for i, batch in zip(range(4), batches, strict=False)]
         medians.append(statistics.median(seconds[1:] or seconds))  # the first warms up
         if number == 0:
             method.end_task(0, lesson.rows)
@@ -110,7 +108,7 @@ def _time_scoring(session: Session) -> float:
     seconds, rows = 0.0, 0
     for task in session.stream.tasks:
         sample = task.test[:16]
-        seconds += _seconds(partial(scorer, task, sample))
+        seconds += seconds_of(partial(scorer, task, sample))
         rows += len(sample)
     return seconds / rows
 
@@ -135,12 +133,6 @@ def _disk(session: Session) -> float:
     more = lessons * sum(tensor.nbytes for tensor in session.method.state().tensors.values())
     rows = sum(len(session.stream.tasks[j].test) for _, j in _cells(session))
     return adapters + more + 600 * rows
-
-
-def _seconds(act: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    act()
-    return time.perf_counter() - began
 
 
 def _peak_gib(session: Session) -> float:

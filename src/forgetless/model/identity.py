@@ -66,9 +66,14 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def json_digest(value: Any) -> str:
+    """sha256 of a JSON value, whatever the order of its keys."""
+    return text_digest(json.dumps(value, sort_keys=True))
+
+
 def template_digest(template: str | dict[str, str] | None) -> str:
     """sha256 of a chat template, of all where a tokenizer has several by name."""
-    return text_digest(json.dumps(template, sort_keys=True) if isinstance(template, dict) else template or "")
+    return json_digest(template) if isinstance(template, dict) else text_digest(template or "")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -142,7 +147,7 @@ def _settings(file: Path) -> bytes:
 def _cached(files: list[Path], compute) -> str:
     """`compute(files)`, kept in the cache folder under the files' paths, sizes and times."""
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = hashlib.sha256(json.dumps([compute.__name__, stats]).encode()).hexdigest()
+    key = json_digest([compute.__name__, stats])
     kept = cache_dir() / "identity" / key
     if kept.exists():
         return kept.read_text()

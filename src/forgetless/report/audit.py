@@ -11,9 +11,10 @@ from rich.text import Text
 
 from forgetless.auditing.budgets import MAX_DROP, written
 from forgetless.auditing.measures import REFERENCE
+from forgetless.auditing.texts import OWN_ANSWERS
 from forgetless.auditing.verdict import PASS, REGRESSION, WORSE, Finding, Verdict
 from forgetless.report.markdown import escaped, pipe_table
-from forgetless.report.verdict import SAID, amount, needed, verdict_markdown
+from forgetless.report.verdict import SAID, amount, named, needed, verdict_markdown
 from forgetless.report.words import clean, number, percent
 
 COLUMNS = 6  # of scores in one table
@@ -85,12 +86,12 @@ def plain(record: dict, model: str, verdict: Verdict) -> list[str]:
 
 def _fell(record: dict, told: dict, finding: Finding) -> str:
     if finding.loss is None:
-        return f"{_name(finding)}: no rows"
+        return f"{named(finding)}: no rows"
     way = "lost" if finding.loss > 0 else "gained"
     size = amount(finding, abs(finding.loss))
     scores = _before_and_after(record, told, finding)
     turned = f"{finding.lost} of {finding.rows:,} rows got worse and {finding.gained} better"
-    return f"{_name(finding)}: {size} {way}{scores}; {turned}{_judged(record, finding)}"
+    return f"{named(finding)}: {size} {way}{scores}; {turned}{_judged(record, finding)}"
 
 
 def _before_and_after(record: dict, told: dict, finding: Finding) -> str:
@@ -103,12 +104,12 @@ def _before_and_after(record: dict, told: dict, finding: Finding) -> str:
 
 def _moved(record: dict, told: dict, finding: Finding) -> str:
     if finding.against != REFERENCE:
-        return f"{_name(finding)}: predictions moved by {amount(finding, finding.loss or 0)}{_judged(record, finding)}"
+        return f"{named(finding)}: predictions moved by {amount(finding, finding.loss or 0)}{_judged(record, finding)}"
     means = told["divergence"][finding.name]["per_token"]
     noise = next(one["noise"]["kl"] for one in record["texts"] if one["name"] == finding.name)
     small = ", which is within the rounding noise" if means["kl"] <= noise else ""
     return (
-        f"{_name(finding)}: next-word predictions moved by {means['kl']:.3g} nats/token{small}; the likeliest word is "
+        f"{named(finding)}: next-word predictions moved by {means['kl']:.3g} nats/token{small}; the likeliest word is "
         f"the same in {percent(means['agree'])}{_judged(record, finding)}"
     )
 
@@ -120,10 +121,6 @@ def _judged(record: dict, finding: Finding) -> str:
     sure = f"{number(100 * record['confidence'])} %"
     limit = written(finding.option, finding.budget)
     return f"; at most {high} with {sure} confidence, budget {limit}: {finding.status}{' (waived)' * finding.waived}"
-
-
-def _name(finding: Finding) -> str:
-    return clean(finding.name) + ("" if finding.against == REFERENCE else f" (against the {finding.against})")
 
 
 # ---------------------------------------------------------------- in tables
@@ -189,7 +186,7 @@ def _sanity(record: dict, names: dict[str, str]) -> Iterator[Table]:
     everyone += [(model["name"], model["sanity"]) for model in record["models"]]
     for prompts in record["reference_sanity"]:
         rows = [[names[name], *(str(told[prompts].get(kind, 0)) for kind in kinds)] for name, told in everyone]
-        title = "general prompts" if prompts == "own-answers" else clean(prompts)
+        title = "general prompts" if prompts == OWN_ANSWERS else clean(prompts)
         yield Table(f"Answers to {title}", ["", *(kind.replace("_", " ") for kind in kinds)], rows)
 
 

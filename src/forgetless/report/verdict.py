@@ -69,14 +69,14 @@ def sentence(finding: Finding) -> str:
     """One line: `invoices: 1.5 pp lost (0.2 to 3.1) on 400 rows, budget 2pp: insufficient evidence`."""
     loss = "no rows" if finding.loss is None else f"{amount(finding, finding.loss)} lost"
     budget = "" if finding.budget is None else f", budget {written(finding.option, finding.budget)}"
-    return f"{_name(finding)}: {loss} ({_bounds(finding)}) on {finding.rows:,} rows{budget}: {_status(finding)}"
+    return f"{named(finding)}: {loss} ({_bounds(finding)}) on {finding.rows:,} rows{budget}: {_status(finding)}"
 
 
 def needed(finding: Finding) -> str:
     """How far these rows are from an answer; empty where there is one."""
     if finding.status != UNCLEAR:
         return ""
-    name, needed = _name(finding), finding.rows_needed
+    name, needed = named(finding), finding.rows_needed
     if needed is None:
         return f"{name}: the loss lies so near its budget that no number of rows like these would tell"
     return f"{name}: about {_rounded(needed):,} rows like these would tell; there are {finding.rows:,}"
@@ -90,10 +90,11 @@ def amount(finding: Finding, value: float) -> str:
 def _cells(finding: Finding) -> list[str]:
     loss = "none" if finding.loss is None else amount(finding, finding.loss)
     budget = "" if finding.budget is None else written(finding.option, finding.budget)
-    return [_name(finding), f"{finding.rows:,}", loss, _bounds(finding), budget, _status(finding)]
+    return [named(finding), f"{finding.rows:,}", loss, _bounds(finding), budget, _status(finding)]
 
 
-def _name(finding: Finding) -> str:
+def named(finding: Finding) -> str:
+    """The name of what was measured, and against what where that is not the reference."""
     return clean(finding.name) + ("" if finding.against == REFERENCE else f" (against the {finding.against})")
 
 

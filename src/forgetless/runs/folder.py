@@ -53,7 +53,7 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps a second process out of the folder."""
-        self._make(self.root)
+        make_folder(self.root, self.elsewhere)
         lock = FileLock(self.root / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -68,16 +68,10 @@ class RunFolder:
         finally:
             lock.release()
 
-    def _make(self, folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{folder}: cannot be written ({error.strerror}); {self.elsewhere}") from error
-
     @contextmanager
     def publish(self, folder: Path) -> Iterator[Path]:
         """A temporary folder to fill; on leaving it becomes `folder`, whole, with a manifest."""
-        self._make(folder.parent)
+        make_folder(folder.parent, self.elsewhere)
         temporary = folder.with_name(f".{folder.name}.writing")
         shutil.rmtree(temporary, ignore_errors=True)
         try:
@@ -105,6 +99,14 @@ class RunFolder:
     def write(self, file: Path, value: Any) -> None:
         """Writes one JSON file, whole or not at all."""
         write_whole(file, json_text(value))
+
+
+def make_folder(folder: Path, elsewhere: str) -> None:
+    """The folder and those above it; `elsewhere` is the remedy that the error names."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror}); {elsewhere}") from error
 
 
 def complete(folder: Path) -> bool:
