@@ -519,7 +519,9 @@ def test_one_answer_for_all_scorers_of_a_run(tiny, tmp_path, monkeypatch):
     assert list(summary["measures"]) == [*measures, "mine.py:brief"]
     [line] = summary["headline"]["matrix"]
     assert line == summary["measures"]["rouge_l"]["matrix"][0] and line[0] > 0.5
-    assert summary["intervals"] == [[None]] and "user's function" in summary["measures"]["mine.py:brief"]["meaning"]
+    [[(low, high)]] = summary["intervals"]  # of ROUGE-L, from its four rows
+    assert 0 < low <= line[0] <= high <= 1
+    assert "user's function" in summary["measures"]["mine.py:brief"]["meaning"]
     records = read_lines(tmp_path / "run" / "tasks" / "01-sums" / "scores" / "predictions.jsonl")
     for record in records:
         answer = record["rouge_l"]["answer"]

@@ -85,6 +85,7 @@ class DataSet:
     template: bool = False  # prompts stand in the Alpaca template
     first: int | None = None  # learn from the first rows that can be used
     last: int | None = None  # judge by the last rows that can be used
+    unanswered: int = 0  # rows of test.json without an answer, which are left out
 
     @property
     def path(self) -> Path:
@@ -96,6 +97,11 @@ class DataSet:
         published = {part.file: part.rows for part in self.parts}
         train, test = published.get("train.json"), published.get("test.json", self.last)
         return self.first or train, min(test, self.last) if test and self.last else test
+
+    @property
+    def judged_by(self) -> int | None:
+        """How many of the published rows have an answer to be judged by."""
+        return self.rows[1] and self.rows[1] - self.unanswered
 
 
 # ---------------------------------------------------------------- the O-LoRA benchmark, orders 1-6
@@ -222,14 +228,17 @@ _MAJORITY = {
     "amazon": 0.207, "CB": 0.5, "COPA": 0.55, "QQP": 0.641, "RTE": 0.527, "SST-2": 0.509, "dbpedia": 0.077,
     "agnews": 0.25, "BoolQA": 0.622, "WiC": 0.5,
 }  # fmt: skip
+_UNANSWERED = {"MNLI": 131}
 
 
 def _olora(folder: str) -> DataSet:
     (train, train_sha256), (test, test_sha256), labels_sha256, licence = _OLORA_FILES[folder]
     category, name = folder.split("/")
     asks = f" / {OLORA_INSTRUCTIONS[category]} / Option: <labels>" if OLORA_INSTRUCTIONS[category] else ""
-    unanswered = (
-        "test: 7,600 rows, of which 131 without an answer ('-') are left out; the benchmark counts them as wrong"
+    unanswered = _UNANSWERED.get(name, 0)
+    note = (
+        f"test: {test:,} rows, of which {unanswered} without an answer ('-') are left out; the benchmark counts them "
+        "as wrong"
     )
     return DataSet(
         name=name,
@@ -245,7 +254,8 @@ def _olora(folder: str) -> DataSet:
         prompt=f"Task:{category} / Dataset:{name}{asks} / <sentence> / Answer:",
         scorers=("exact_match", "options"),
         majority=_MAJORITY.get(name),
-        notes=(unanswered,) if name == "MNLI" else (),
+        notes=(note,) if unanswered else (),
+        unanswered=unanswered,
     )
 
 

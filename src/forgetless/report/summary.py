@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from forgetless.runs.folder import RunFolder, complete, read_json, read_lines
-from forgetless.score.intervals import paired_change, wilson
+from forgetless.score.intervals import mean_interval, paired_change, wilson
 from forgetless.score.metrics import metrics
 from forgetless.score.scorers import MEANINGS, OWN_MEANING, RIGHT_OR_WRONG, label_of
 
@@ -40,7 +40,7 @@ def summarise(root: Path) -> dict:
         "learned": [lessons[i]["name"] for i in learned],
         "headline": {"matrix": matrix, "base": base_row},
         "measures": _measures(tasks, cells, base),
-        "intervals": [[_interval(value, task) for value, task in zip(row, tasks, strict=True)] for row in matrix],
+        "intervals": [_intervals(tasks, row, folders[i]) for row, i in zip(matrix, learned, strict=True)],
         "forgotten": [_forgotten(*pair) for pair in pairs],
         "flips": [_flips(*pair) for pair in pairs],
         "metrics": {name: metric.as_json() for name, metric in metrics(placed, base_row, sizes).items()},
@@ -89,11 +89,19 @@ def _row(tasks: list[dict], scored: dict) -> list[float | None]:
     return [scored[t["name"]]["scores"][t["headline"]] if t["name"] in scored else None for t in tasks]
 
 
-def _interval(value: float | None, task: dict) -> list[float] | None:
-    """95 % of a share of right answers; scores that are shares themselves count no answers and have none."""
-    if value is None or task["headline"] not in RIGHT_OR_WRONG:
+def _intervals(tasks: list[dict], scores: list[float | None], folder: Path) -> list[list[float] | None]:
+    """95 % of each score: of a share of right answers from their number, of other means from the rows."""
+    counted = all(task["headline"] in RIGHT_OR_WRONG for task in tasks)
+    rows = {} if counted else _rows(folder, "deployed")
+    return [_interval(score, task, rows) for score, task in zip(scores, tasks, strict=True)]
+
+
+def _interval(score: float | None, task: dict, rows: dict[str, list[dict]]) -> list[float] | None:
+    if score is None:
         return None
-    return list(wilson(round(value * task["test"]), task["test"]))
+    if task["headline"] in RIGHT_OR_WRONG:
+        return list(wilson(round(score * task["test"]), task["test"]))
+    return list(mean_interval(_scores_of(task, rows[task["name"]])))
 
 
 def _placed(matrix: list[list[float | None]], last_tasks: list[int], tasks: int) -> list[list[float | None]]:

@@ -43,6 +43,12 @@ def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float
     return (0.0 if correct == 0 else (middle - half) / scale), (1.0 if correct == n else (middle + half) / scale)
 
 
+def mean_interval(scores: Sequence[float], confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Of the mean of scores in 0..1 that are not all right or wrong: expanded-percentile bootstrap over rows."""
+    low, high = _bootstrap(np.asarray(scores, float), confidence, seed)
+    return max(low, 0.0), min(high, 1.0)
+
+
 def paired_change(
     before: Sequence[bool | float], after: Sequence[bool | float], confidence: float = 0.95, seed: int = 0
 ) -> Change:
