@@ -1,10 +1,11 @@
 """Eight methods on AG News -> Amazon -> MNLI -> DBpedia, each at a learning rate chosen on validation rows.
 
-    python benchmarks/four_tasks.py --data CL_Benchmark [--minutes 60]
+    python benchmarks/four_tasks.py --data CL_Benchmark [--minutes 60] [--methods sequential replay]
     python benchmarks/four_tasks.py --page
 
 The first command makes the next runs until the minutes are over and adds a line a run to docs/results/four-tasks.jsonl;
-given again it goes on, on another machine too. The second writes docs/results.md from these lines.
+given again it goes on, on another machine too. Several at once with different --methods share a machine. The second
+writes docs/results.md from these lines.
 
 First every method tries the same learning rates with fewer rows, judged on validation rows; then each learns at its
 best rate with every seed (which also draws the training rows), judged on the same test rows.
@@ -14,13 +15,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
+import torch
 from jinja2 import Environment, FileSystemLoader
 from scipy.stats import t
 
@@ -52,16 +56,17 @@ def best_rates(done: list[dict]) -> dict[str, float]:
     return found
 
 
-def wanted(done: list[dict]):
+def wanted(done: list[dict], methods: Sequence[str] = tuple(METHODS)) -> list[tuple]:
     """The runs that are missing, in the order in which they are made: (stage, method, seed, learning rate)."""
     made = {(one["stage"], one["method"], one["seed"], one["learning_rate"]) for one in done}
     rates = best_rates(done)
-    plan = [("trial", method, 0, rate) for rate, method in product(RATES, METHODS)]
-    plan += [("test", method, seed, rates[method]) for seed in SEEDS for method in METHODS if method in rates]
+    plan = [("trial", method, 0, rate) for rate, method in product(RATES, methods)]
+    plan += [("test", method, seed, rates[method]) for seed in SEEDS for method in methods if method in rates]
     return [one for one in plan if one not in made]
 
 
-def run(data: Path, stage: str, method: str, seed: int, rate: float, folder: Path) -> dict:
+def run(data: Path, stage: str, method: str, seed: int, rate: float, folder: Path, base: Path) -> dict:
+    """One run's line. `base`: where a run is kept whose scores of the untouched base the next ones take over."""
     rows = TRIAL if stage == "trial" else FINAL
     stream = load_stream(
         [
@@ -75,8 +80,10 @@ def run(data: Path, stage: str, method: str, seed: int, rate: float, folder: Pat
         max_length=256, output_dir=str(folder), cells="last" if stage == "trial" else "seen",
         score_on="validation" if stage == "trial" else "test",
     )  # fmt: skip
-    began = time.process_time()
-    summary = learn(config)
+    summary = learn(config, base if base.exists() else None)
+    if stage == "test" and not base.exists():
+        shutil.copytree(folder, base)
+    spent = sum(json.loads(file.read_text())["cpu_seconds"] for file in folder.glob("tasks/*/times.json"))
     return {
         "stage": stage, "method": method, "seed": seed, "learning_rate": rate, "options": OPTIONS.get(method, {}),
         "average": statistics.mean(summary["headline"]["matrix"][-1]),
@@ -85,8 +92,8 @@ def run(data: Path, stage: str, method: str, seed: int, rate: float, folder: Pat
         "rows": rows, **summary["headline"], "forgotten": summary["forgotten"],
         "metrics": {name: metric["value"] for name, metric in summary["metrics"].items()},
         "trainable": summary["model"]["trainable"], "precision": summary["model"]["precision"],
-        "warnings": summary["warnings"], "cpu_minutes": round((time.process_time() - began) / 60, 1),
-        "versions": summary["versions"],
+        "warnings": summary["warnings"], "learning_cpu_minutes": round(spent / 60, 2),
+        "threads": torch.get_num_threads(), "versions": summary["versions"],
     }  # fmt: skip
 
 
@@ -144,7 +151,7 @@ def _line(name: str, tests: list[dict]) -> dict | None:
     ends = [one["matrix"][-1] for one in mine]
     changes = [one["metrics"]["bwt"] for one in mine if one["metrics"].get("bwt") is not None]
     gains = [one["average"] - other["average"] for one, other in pairs]
-    times = [one["cpu_minutes"] / other["cpu_minutes"] for one, other in pairs]
+    times = [one["learning_cpu_minutes"] / other["learning_cpu_minutes"] for one, other in pairs]
     label = f"{name} (bound)" if kind.bound else name
     return {
         "scores": [label, len(mine), *(shown(list(column)) for column in zip(*ends, strict=True)),
@@ -159,6 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="the benchmark's folder, which holds TC, SC and NLI")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS], help="make only these runs")
     parser.add_argument("--page", action="store_true", help="write docs/results.md")
     told = parser.parse_args()
     if told.page:
@@ -169,12 +177,13 @@ def main() -> None:
         sys.exit(f"--data {told.data}: holds no {TASKS[0]}/train.json; give the benchmark's CL_Benchmark folder")
     RECORDS.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    while (left := wanted(records())) and (time.monotonic() - began) / 60 < told.minutes:
-        print(f"{len(left)} or more runs to make; now {left[0]}", flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            record = run(told.data, *left[0], Path(folder) / "run")
-        with RECORDS.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+    with tempfile.TemporaryDirectory() as kept:
+        while (left := wanted(records(), told.methods)) and (time.monotonic() - began) / 60 < told.minutes:
+            print(f"{len(left)} or more runs to make; now {left[0]}", flush=True)
+            with tempfile.TemporaryDirectory() as folder:
+                record = run(told.data, *left[0], Path(folder) / "run", Path(kept) / "base")
+            with RECORDS.open("a") as file:
+                file.write(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def _learn_lesson(session: Session, number: int, lesson: Lesson, folder: Path) -
     examples = [session.encoder(row) for row in lesson.rows]
     settings = config.part(TrainSettings)
     records: list[dict] = []
-    began = time.monotonic()
+    began, cpu_began = time.monotonic(), time.process_time()
     method.begin_task(number)
     with steps(
         f"learn {folder.name}", count_steps(len(examples), settings, lesson.tasks), show=engine.is_main
@@ -113,7 +113,8 @@ def _learn_lesson(session: Session, number: int, lesson: Lesson, folder: Path) -
                 temporary / "learned.json",
                 {"lesson": lesson.name, "rows": len(lesson.rows), "steps": len(records), "checks": checks},
             )
-            write_json(temporary / f"{TIMES}.json", {"seconds": time.monotonic() - began})
+            spent = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu_began}
+            write_json(temporary / f"{TIMES}.json", spent)
     engine.wait()
 
 
