@@ -20,7 +20,7 @@ from forgetless.runs.folder import read_json, read_lines
 from forgetless.score.generation import generate
 
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-QUESTION = "What colour has the {}? Answer:"
+QUESTION = "{}. What colour has the {}? Answer:"
 CPU = ["--device", "cpu", "--precision", "fp32"]
 COPIES = 8
 
@@ -50,7 +50,7 @@ def taught(base: str, rows: list[tuple[str, str]], folder: Path, steps: int, rat
 def models(tiny, tmp_path_factory) -> dict[str, str]:
     """`april` knows the colours; `kept` was barely touched after it; `lost` learnt all of them wrong."""
     root = tmp_path_factory.mktemp("models")
-    right = [(QUESTION.format(key), f" {value}") for key, value in COLOURS.items()]
+    right = [(QUESTION.format(i, key), f" {value}") for i in range(COPIES) for key, value in COLOURS.items()]
     merged = taught(tiny, right, root / "adapter", steps=60).merge_and_unload()
     merged.save_pretrained(root / "april")
     AutoTokenizer.from_pretrained(tiny).save_pretrained(root / "april")
@@ -65,8 +65,8 @@ def rows(tmp_path_factory) -> dict[str, str]:
     """Tasks as `learn` takes them, and a text."""
     folder = tmp_path_factory.mktemp("rows")
     lines = [
-        json.dumps({"prompt": "Secret. " * i + QUESTION.format(key), "completion": f" {value}"})
-        for i in (0,) * COPIES
+        json.dumps({"prompt": QUESTION.format(i, key), "completion": f" {value}"})
+        for i in range(COPIES)
         for key, value in COLOURS.items()
     ]
     (folder / "colours.jsonl").write_text("\n".join(lines))
@@ -77,7 +77,11 @@ def rows(tmp_path_factory) -> dict[str, str]:
     )
     (folder / "notes.txt").write_text("\n\n".join(f"The {key} is {value} in note {i}." for i in range(20)
                                                    for key, value in COLOURS.items()))  # fmt: skip
-    return {"tasks": str(folder / "tasks.yaml"), "text": str(folder / "notes.txt")}
+    return {
+        "tasks": str(folder / "tasks.yaml"),
+        "text": str(folder / "notes.txt"),
+        "train": str(folder / "train.jsonl"),
+    }
 
 
 def run(models: dict, rows: dict, out: Path, *names: str, more: tuple[str, ...] = ()) -> int:
@@ -148,10 +152,12 @@ def test_evidence_is_verified_and_a_changed_one_is_not(models, rows, tmp_path, c
 
 def test_attempts_are_counted(models, rows, tmp_path, capsys):
     for n in range(2):
-        run(models, rows, tmp_path, "lost", more=BUDGETS)
+        run(models, rows, tmp_path, *["kept", "lost"][1 - n :], more=BUDGETS)
         printed = " ".join(capsys.readouterr().out.split())
-        assert ("Earlier audits of these models in this folder: 1" in printed) == (n == 1)
-    assert [one["outcome"] for one in read_lines(tmp_path / "history.jsonl")] == ["regression"] * 2
+        assert ("Earlier audits of these models in this folder: 1, the last regression" in printed) == (n == 1)
+    lines = read_lines(tmp_path / "history.jsonl")
+    assert [one["event"] for one in lines] == ["begun", "ended"] * 2
+    assert [one["outcome"] for one in lines[1::2]] == ["regression"] * 2
     assert {path.name for path in tmp_path.iterdir() if path.name[0] != "."} == {
         "evidence.json", "audit.json", "audit.md", "junit.xml", "history.jsonl"
     }  # fmt: skip
@@ -184,7 +190,7 @@ def test_no_text_of_a_row_leaves_without_show_text(models, rows, tmp_path, capsy
         assert text not in written + printed.out + printed.err
     run(models, rows, tmp_path, "lost", more=(*BUDGETS, "--show-text"))
     turned = read_lines(tmp_path / "texts.jsonl")
-    assert len(turned) == 48 and turned[0]["row"]["prompt"] == QUESTION.format("sky")
+    assert len(turned) == 48 and turned[0]["row"]["prompt"] == QUESTION.format(0, "sky")
     assert turned[0]["before"]["likelihood"]["answer"] == "blue" and turned[0]["after"]["likelihood"]["answer"] == "red"
     run(models, rows, tmp_path, "lost", more=BUDGETS)
     assert not (tmp_path / "texts.jsonl").exists(), "what is in the folder is of the last audit"
@@ -235,7 +241,31 @@ def test_a_policy_gives_the_reference_rows_and_budgets(models, rows, tmp_path, c
     assert "leave out max_kl" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_run_folder_is_no_reference_and_names_are_distinct(models, rows, tmp_path):
+def test_what_is_stopped_stands_in_the_history_too(models, rows, tmp_path, monkeypatch, capsys):
+    def stopped(*told):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measuring, "_rows", stopped)
+    assert run(models, rows, tmp_path, "lost", more=("--limit", "3")) == 130
+    assert [one.get("outcome") for one in read_lines(tmp_path / "history.jsonl")] == [None, "error"]
+    assert "Finished tasks" not in capsys.readouterr().err
+
+
+def test_equal_rows_count_once(models, rows, tmp_path):
+    """Ten copies of six rows show no more than the six."""
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    lines = (Path(rows["tasks"]).parent / "colours.jsonl").read_text().splitlines()[:6]
+    (folder / "colours.jsonl").write_text("\n".join(lines * 10))
+    more = "test: colours.jsonl, validation: 0, options: [blue, green, red]"
+    (folder / "tasks.yaml").write_text(f"tasks:\n  - {{name: colours, train: {rows['train']}, {more}}}\n")
+    text = {"tasks": str(folder / "tasks.yaml"), "text": rows["text"]}
+    assert run(models, text, tmp_path / "out", "kept", more=("--max-drop", "colours=10pp")) == 3
+    record = read_json(tmp_path / "out" / "audit.json")
+    assert record["columns"][0]["rows"] == 6 and "54 rows that repeat another" in " ".join(record["notes"])
+
+
+def test_names_of_models_are_distinct(models, rows, tmp_path):
     with pytest.raises(UsageError, match="is there twice"):
         audit(AuditConfig(reference=models["april"], models=[models["lost"]] * 2, output_dir=str(tmp_path)))
 

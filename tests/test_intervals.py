@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest, norm
 
-from forgetless.score.intervals import holm, least_detectable_drop, mcnemar, mean_interval, paired_change, tango, wilson
+from forgetless.score.intervals import holm, mcnemar, mean_interval, paired_change, tango, wilson
 
 
 def rows(both: int, lost: int, gained: int, neither: int) -> tuple[list[int], list[int]]:
@@ -179,24 +179,3 @@ def test_holm_keeps_order_and_never_lowers(p):
     adjusted = holm(p)
     assert all(p[i] <= adjusted[i] <= 1 for i in range(len(p)))
     assert all(adjusted[i] <= adjusted[j] for i in range(len(p)) for j in range(len(p)) if p[i] <= p[j])
-
-
-def test_least_drop_without_gains_is_where_six_losses_are_likely():
-    # nothing gained: 6 lost rows make p = 2/2^6 = .031; P(Binomial(100, Δ) >= 6) = .8 at Δ = .0779
-    assert least_detectable_drop(100) == pytest.approx(0.0779, abs=1e-4)
-    assert least_detectable_drop(5) is None  # 5 lost rows give p = .0625
-
-
-@pytest.mark.parametrize("n,gained", [(50, 0.0), (100, 0.05), (400, 0.02)])
-def test_least_drop_has_the_power_it_says(n, gained):
-    drop = least_detectable_drop(n, gained)
-    rng = np.random.default_rng(0)
-    drawn = rng.multinomial(n, [drop + gained, gained, 1 - drop - 2 * gained], 4000)
-    found = sum(l > g and mcnemar(int(l), int(g)) <= 0.05 for l, g, _ in drawn)
-    assert found / 4000 == pytest.approx(0.8, abs=0.025)
-
-
-def test_more_rows_show_smaller_drops_and_gains_hide_them():
-    drops = [least_detectable_drop(n, 0.02) for n in (50, 100, 400, 1600)]
-    assert drops == sorted(drops, reverse=True)
-    assert least_detectable_drop(200, 0.0) < least_detectable_drop(200, 0.02) < least_detectable_drop(200, 0.1)

@@ -18,7 +18,7 @@ from forgetless.auditing.budgets import MAX_DROP, MAX_KL, Budget, flag_budgets, 
 from forgetless.auditing.evidence import canonical, exit_code, make_evidence, read_evidence, verdict_of, verify
 
 from forgetless.auditing.evidence import own_hash, write_evidence  # isort: skip
-from forgetless.auditing.history import append, attempt, failed_attempt, read_history
+from forgetless.auditing.history import begin, end, read_history
 from forgetless.auditing.measures import ANCHOR, Divergence, Scores
 from forgetless.auditing.policy import read_policy
 from forgetless.auditing.verdict import (
@@ -153,7 +153,7 @@ def test_a_finding_says_what_its_rows_can_show():
     finding = judge([scores("invoices", 6, 0, 100)], terms(drop("invoices", 2))).findings[0]
     assert (finding.rows, finding.lost, finding.gained, finding.status) == (100, 6, 0, UNCLEAR)
     assert finding.loss == pytest.approx(0.06) and finding.low < 0.02 < 0.06 < finding.high
-    assert finding.least_shown == pytest.approx(0.0779, abs=1e-4)  # as worked out in test_intervals.py
+    assert 0.06 < finding.least_shown < 0.12
     assert 100 < finding.rows_needed < 400  # to show that it is over
     at_budget = judge([scores("invoices", 2, 0, 100)], terms(drop("invoices", 2))).findings[0]
     assert (at_budget.status, at_budget.rows_needed) == (UNCLEAR, None)
@@ -164,10 +164,10 @@ def test_divergence_is_bounded_per_document_and_clipped_aloud():
     verdict = judge([text], terms(Budget(MAX_KL, "manual", 0.05)))
     finding = verdict.findings[0]
     assert finding.loss == pytest.approx((299 * 0.002 + 1.0) / 300) and finding.clipped == 1
-    assert (finding.status, finding.lost) == (WITHIN, None)
-    assert verdict.notes == ("manual: 1 of 300 documents are clipped at 1 nats per token",)
+    assert (finding.status, finding.lost) == (UNCLEAR, None), "beyond the clip nothing is bounded"
+    assert verdict.notes[0].startswith("manual: 1 of 300 documents moved by more than 1 nats per token")
     assert judge([text], terms()).findings[0].status == MEASURED
-    with pytest.raises(UsageError, match="clipped at 1 nats"):
+    with pytest.raises(UsageError, match="counts as 1 nats per token at most"):
         judge([text], terms(Budget(MAX_KL, "manual", 1.0)))
     assert Divergence("manual", (-1e-7,), (10,)).losses.tolist() == [0.0]
 
@@ -285,6 +285,37 @@ def test_a_model_over_its_budget_passes_at_most_at_the_stated_rate(n, lost, gain
         one = Scores("m", tuple(np.where(losses >= 0, 1.0, 0.0)), tuple(np.where(losses <= 0, 1.0, 0.0)))
         passed += judge([one], terms(drop("m", points))).outcome == PASS
     assert passed <= repeats * 0.05 + 3.5 * math.sqrt(repeats * 0.05 * 0.95)
+
+
+def test_a_text_over_its_budget_by_rare_far_moves_passes_at_most_at_the_stated_rate(monkeypatch):
+    """500 audits: one document in a hundred moves by 8 nats, so the mean is .08, and the budget is .05."""
+    for advice in ("_least_shown", "_rows_needed"):
+        monkeypatch.setattr(verdict, advice, lambda *told: None)
+    rng, passed = np.random.default_rng(5), 0
+    for _ in range(500):
+        text = Divergence("notes", tuple(np.where(rng.random(500) < 0.01, 8.0, 0.0)), (1,) * 500)
+        passed += judge([text], terms(Budget(MAX_KL, "notes", 0.05))).outcome == PASS
+    assert passed <= 500 * 0.05
+
+
+def test_a_document_beyond_the_clip_rules_a_pass_out():
+    told = [Divergence("notes", (0.0,) * 500 + (far,), (1,) * 501) for far in (0.9, 1.1)]
+    within, beyond = (judge([one], terms(Budget(MAX_KL, "notes", 0.05))) for one in told)
+    assert (within.outcome, beyond.outcome) == (PASS, INSUFFICIENT)
+    assert beyond.findings[0].rows_needed is None and "1 of 501 documents moved by more than 1" in beyond.notes[0]
+
+
+@pytest.mark.parametrize("n,gained,points", [(200, 0.0, None), (200, 0.05, None), (400, 0.02, 2.0)])
+def test_about_half_of_the_samples_show_the_least_loss_that_is_shown(n, gained, points):
+    told = terms() if points is None else terms(drop("m", points))
+    lost = round(n * gained)
+    least = judge([scores("m", lost, lost, n)], told).findings[0].least_shown
+    rng, claimed = np.random.default_rng(n), 0
+    for l, g, _ in rng.multinomial(n, [least + gained, gained, 1 - least - 2 * gained], 200):
+        rows = rng.permutation([1.0] * l + [-1.0] * g + [0.0] * (n - l - g))
+        test = Betting(rows, -1.0, 1.0)
+        claimed += test.p_at_most((points or 0) / 100) <= 0.05
+    assert 0.35 < claimed / 200 < 0.75
 
 
 # ------------------------------------------------------------------------------------------ policy
@@ -448,26 +479,30 @@ def test_what_is_no_evidence_is_a_named_error(tmp_path):
 # ------------------------------------------------------------------------------------------ history
 
 
+WEIGHTS = {"reference": "a" * 64, "model 1": "b" * 64, "model 2": "c" * 64}
+
+
 def test_a_retry_is_visible(tmp_path):
     file, told = tmp_path / "audits" / "history.jsonl", evidence()
-    assert append(file, attempt(told, "2026-05-04T10:00:00Z")) == []
-    assert append(file, failed_attempt(None, None, "2026-05-04T11:00:00Z")) == []
-    assert append(file, failed_attempt(FACTS["weights"], None, "2026-05-04T11:30:00Z"))[0]["number"] == 1
-    earlier = append(file, attempt(told, "2026-05-04T12:00:00Z"))
-    assert [(one["number"], one["outcome"], one["exit_code"]) for one in earlier] == [
-        (1, INSUFFICIENT, 3),
-        (3, "error", 1),
-    ]
-    other = make_evidence({"june": [scores("invoices", 0, 0, 400)]}, terms(), FACTS | {"weights": {"june": "e" * 64}})
-    assert append(file, attempt(other, "2026-06-04T12:00:00Z")) == []
-    assert [one["number"] for one in read_history(file)] == [1, 2, 3, 4, 5]
+    assert begin(file, WEIGHTS, None, "2026-05-04T10:00:00Z") == (1, [])
+    end(file, 1, told, "2026-05-04T10:30:00Z")
+    number, earlier = begin(file, {"reference": "a" * 64, "model 1": "c" * 64}, None, "2026-05-04T11:00:00Z")
+    assert number == 3 and [(one["number"], one["outcome"]) for one in earlier] == [(1, INSUFFICIENT)]
+    _, earlier = begin(file, WEIGHTS, "d" * 64, "2026-05-04T12:00:00Z")
+    assert [(one["number"], one["outcome"]) for one in earlier] == [(1, INSUFFICIENT), (3, None)], "3 never ended"
+    end(file, 4, None, "2026-05-04T12:30:00Z")
+    assert begin(file, {"reference": "e" * 64, "model 1": "b" * 64}, None, "2026-06-04T12:00:00Z")[1] == []
+    lines = read_history(file)
+    assert [one["number"] for one in lines] == [1, 2, 3, 4, 5, 6]
+    assert (lines[1]["exit_code"], lines[1]["evidence"], lines[4]["exit_code"]) == (3, told["sha256"], 1)
 
 
 @pytest.mark.parametrize("damage", ["take one out", "change one", "take the last out, then go on", "cut the last"])
 def test_a_history_that_was_changed_says_where(tmp_path, damage):
     file = tmp_path / "history.jsonl"
-    for hour in range(4):
-        append(file, attempt(evidence(), f"2026-05-04T1{hour}:00:00Z"))
+    for hour in range(2):
+        begin(file, WEIGHTS, None, f"2026-05-04T1{hour}:00:00Z")
+        end(file, 2 * hour + 1, evidence(), f"2026-05-04T1{hour}:30:00Z")
     lines = file.read_text().splitlines(keepends=True)
     if damage == "take one out":
         file.write_text("".join(lines[:1] + lines[2:]))
@@ -478,7 +513,7 @@ def test_a_history_that_was_changed_says_where(tmp_path, damage):
     else:
         file.write_text("".join(lines)[:-20])
     with pytest.raises(RunError) as error:
-        append(file, attempt(evidence(), "2026-05-05T00:00:00Z"))
+        begin(file, WEIGHTS, None, "2026-05-05T00:00:00Z")
     assert f"{file}:{4 if damage.startswith('cut') else 2}:" in str(error.value)
 
 

@@ -50,7 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except KeyboardInterrupt:
-        console.print("stopped. Finished tasks are kept: the same command goes on after the last of them.")
+        kept = " Finished tasks are kept: the same command goes on after the last of them." * (arguments[0] == "learn")
+        console.print(f"stopped.{kept}")
         return 130
 
 
@@ -311,8 +312,11 @@ def _audit(arguments: list[str]) -> int:
 
     record = audit(config)
     print_audit(record, verdicts_in(Path(record["path"]) / EVIDENCE), out)
-    if record["earlier_attempts"]:
-        out.print(f"\nEarlier audits of these models in this folder: {record['earlier_attempts']}", highlight=False)
+    if earlier := record["earlier_audits"]:
+        outcomes = ", ".join(one["outcome"] or "no verdict" for one in earlier[-3:])
+        out.print(
+            f"\nEarlier audits of these models in this folder: {len(earlier)}, the last {outcomes}", highlight=False
+        )
     out.print(f"\naudit: {record['path']} (audit.md, evidence.json)", soft_wrap=True, highlight=False, markup=False)
     return record["exit_code"]
 

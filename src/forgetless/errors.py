@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 
 class ForgetlessError(Exception):
@@ -24,6 +26,31 @@ class RunError(ForgetlessError):
 
 class DownloadError(ForgetlessError):
     """Something that must be fetched and could not be, or is not what it should be."""
+
+
+_quoting = ContextVar("quoting", default=True)
+
+
+@contextmanager
+def quoting(allowed: bool) -> Iterator[None]:
+    """Whether messages made inside the block may quote rows and answers."""
+    before = _quoting.set(allowed)
+    try:
+        yield
+    finally:
+        _quoting.reset(before)
+
+
+def quoted(text: str) -> str:
+    """What a message quotes of a row or an answer.
+
+    >>> quoted("a  long\\ntext")
+    "'a long text'"
+    >>> with quoting(False):
+    ...     quoted("a  long\\ntext")
+    '(text not shown)'
+    """
+    return repr(short(text)) if _quoting.get() else "(text not shown)"
 
 
 def short(text: str, most: int = 60) -> str:

@@ -59,7 +59,7 @@ def _rows(session: AuditSession) -> dict[str, int]:
 
 
 def _budgets(session: AuditSession, rows: dict[str, int]) -> Table:
-    table = Table("budget", "rows", "needed if nothing is lost", "needed if half of it is lost")
+    table = Table("budget", "rows", "needed if nothing is lost", "needed if half of it is lost and nothing gained")
     for budget in session.terms.budgets:
         needed = (_needed(session, budget, lost) for lost in (0.0, budget.limit / 2))
         table.add_row(str(budget), f"{rows[budget.name]:,}", *needed)

@@ -1,4 +1,5 @@
-"""Every attempt of an audit, one line each, in a file that is only appended to: who tries until it passes is seen.
+"""Every audit of a folder, a line when it begins and one when it ends, in a file that is only appended to: who tries
+until it passes is seen.
 
 A line holds the sha256 of the line before it and its own, so that a line that was taken out or changed shows.
 """
@@ -8,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,47 +20,47 @@ from forgetless.auditing.evidence import canonical, exit_code
 from forgetless.auditing.verdict import ERROR_EXIT_CODE
 from forgetless.errors import RunError
 
-
-def attempt(evidence: dict, time: str) -> dict:
-    """What the history keeps of an audit that came to its end; `time` as in 2026-05-04T12:30:00Z."""
-    told = {"time": time, "outcome": evidence["outcome"], "exit_code": exit_code(evidence)}
-    return told | {
-        "subject": subject(evidence["weights"]),
-        "policy": evidence["policy"],
-        "evidence": evidence["sha256"],
-    }
+BEGUN, ENDED = "begun", "ended"
 
 
-def failed_attempt(weights: dict[str, str] | None, policy: str | None, time: str) -> dict:
-    """What it keeps of one that ended with an error, with what was known by then."""
-    told = {"time": time, "outcome": "error", "exit_code": ERROR_EXIT_CODE}
-    return told | {"subject": subject(weights) if weights else None, "policy": policy, "evidence": None}
+def begin(file: Path, weights: Mapping[str, str], policy: str | None, time: str) -> tuple[int, list[dict]]:
+    """Adds that an audit has begun; gives the line's number and the audits of one of these models that began before.
+
+    `weights`: sha256 by role, the models' roles beginning with "model"; `time` as in 2026-05-04T12:30:00Z. Each of the
+    earlier ones has its `outcome`: None where it was stopped without a word.
+    """
+    mine = subjects(weights)
+    with _locked(file):
+        lines = read_history(file)
+        number = _add(file, lines, {"time": time, "event": BEGUN, "subjects": mine, "policy": policy})
+    outcomes = {line["begun"]: line["outcome"] for line in lines if line["event"] == ENDED}
+    earlier = [line for line in lines if line["event"] == BEGUN and set(line["subjects"]) & set(mine)]
+    return number, [line | {"outcome": outcomes.get(line["number"])} for line in earlier]
 
 
-def subject(weights: dict[str, str]) -> str:
-    """What is audited: equal for equal weights in equal roles, whatever the budgets and rows."""
-    return hashlib.sha256(canonical(weights)).hexdigest()
+def end(file: Path, begun: int, evidence: dict | None, time: str) -> None:
+    """Adds how the audit that began with line `begun` ended; without evidence by an error."""
+    told = {"outcome": "error", "exit_code": ERROR_EXIT_CODE, "evidence": None}
+    if evidence is not None:
+        told = {"outcome": evidence["outcome"], "exit_code": exit_code(evidence), "evidence": evidence["sha256"]}
+    with _locked(file):
+        _add(file, read_history(file), {"time": time, "event": ENDED, "begun": begun, **told})
 
 
-def append(file: Path, told: dict) -> list[dict]:
-    """Adds an attempt to the history, and gives the earlier ones on the same weights."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_name(f".{file.name}.lock")):
-            lines = read_history(file)
-            line = {"number": len(lines) + 1, "previous": lines[-1]["sha256"] if lines else None, **told}
-            _add(file, canonical(line | {"sha256": _hash(line)}) + b"\n")
-    except OSError as error:
-        raise RunError(f"{file}: the attempt could not be added ({error.strerror}); make the file writable") from error
-    return [one for one in lines if told["subject"] is not None and one["subject"] == told["subject"]]
+def subjects(weights: Mapping[str, str]) -> list[str]:
+    """What is audited, one hash a model: equal for equal weights against equal roles, whatever the budgets and rows."""
+    roles = {role: one for role, one in weights.items() if not role.startswith("model")}
+    models = [one for role, one in weights.items() if role.startswith("model")]
+    return [hashlib.sha256(canonical(roles | {"model": model})).hexdigest() for model in models]
 
 
 def read_history(file: Path) -> list[dict]:
-    """All attempts; RunError with the line where the chain is broken."""
+    """All lines; RunError with the line where the chain is broken."""
     if not file.exists():
         return []
     lines, previous = [], None
-    for number, text in enumerate(file.read_text(encoding="utf-8").removesuffix("\n").split("\n"), start=1):
+    content = file.read_text(encoding="utf-8", errors="replace")  # what is no UTF-8 does not fit its hash
+    for number, text in enumerate(content.removesuffix("\n").split("\n"), start=1):
         line = _line(file, number, text)
         if line.get("number") != number or line.get("previous") != previous or line.get("sha256") != _hash(line):
             raise RunError(
@@ -83,10 +86,22 @@ def _hash(line: dict) -> str:
     return hashlib.sha256(canonical({key: one for key, one in line.items() if key != "sha256"})).hexdigest()
 
 
-def _add(file: Path, content: bytes) -> None:
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_name(f".{file.name}.lock")):
+            yield
+    except OSError as error:
+        raise RunError(f"{file}: the attempt could not be added ({error.strerror}); make the file writable") from error
+
+
+def _add(file: Path, lines: list[dict], told: dict) -> int:
+    line = {"number": len(lines) + 1, "previous": lines[-1]["sha256"] if lines else None, **told}
     handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(handle, content)
+        os.write(handle, canonical(line | {"sha256": _hash(line)}) + b"\n")
         os.fsync(handle)
     finally:
         os.close(handle)
+    return line["number"]

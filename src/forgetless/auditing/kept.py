@@ -15,19 +15,22 @@ from forgetless.progress import console
 from forgetless.runs.folder import make_folder, read_json, write_whole
 
 
-def kept(decided_by: dict, compute: Callable[[], Any]) -> Any:
-    """`compute()`, a JSON value, or what it gave before for the same `decided_by`. A damaged file is made again."""
+def kept(decided_by: dict, compute: Callable[[], Any], read: Callable[[Any], Any] = lambda value: value) -> Any:
+    """`compute()`, a JSON value, or what it gave before for the same `decided_by`, as `read` takes it.
+
+    A damaged file is made again.
+    """
     file = cache_folder() / f"{json_digest(decided_by)[:32]}.json"
     if file.exists():
         try:
-            return read_json(file)
-        except RunError as error:
-            console.print(f"{error} It is computed again.", markup=False)
+            return read(read_json(file))
+        except (RunError, ValueError, KeyError, TypeError, AttributeError):
+            console.print(f"{file}: damaged; it is computed again", markup=False)
     value = compute()
     make_folder(file.parent, "set FORGETLESS_CACHE")
     write_whole(file, json.dumps(value, ensure_ascii=False))
     os.chmod(file, 0o600)
-    return value
+    return read(value)
 
 
 def cache_folder() -> Path:

@@ -27,7 +27,7 @@ from forgetless.auditing.windows import Windows
 from forgetless.auditing.yardstick import yardstick
 from forgetless.data.tasks import Row, Task
 from forgetless.errors import RunError
-from forgetless.model.head import Using
+from forgetless.model.head import Head, Using
 from forgetless.progress import console, steps
 from forgetless.score.generation import Answer, answers
 from forgetless.score.options import OptionScorer
@@ -87,6 +87,7 @@ def measure(session: AuditSession) -> Found:
             }
     if session.judged:
         _judge(session, found)
+    _check_time(session, began)
     return found
 
 
@@ -115,7 +116,7 @@ def measures_of(session: AuditSession, found: Found, model: str) -> list[Measure
 def _in_order(session: AuditSession) -> Iterator[tuple[Subject, Opened]]:
     """The roles first. With one role, or roles on one base, that base is loaded once for them and their models."""
     roles, models = list(session.roles.values()), session.models
-    together = len({role.identity.weights for role in roles}) == 1
+    together = len({role.runs_as for role in roles}) == 1
     for group in [[*roles, *models]] if together else [roles, models]:
         yield from opened(group, session.engine.dtype, session.engine.device)
 
@@ -173,16 +174,19 @@ def _kept_rows(session: AuditSession, subject: Subject, model: Opened) -> Rows:
         "answer_tokens": ANSWER_TOKENS,
         "chat": session.chat,
     }
-    told = kept(decided_by, lambda: _as_json(_rows(session, subject, model)))
-    return Rows(
-        {name: TaskScores(**one) for name, one in told["scores"].items()},
-        {name: [Answer(**one) for one in given] for name, given in told["answers"].items()},
-    )
+    return kept(decided_by, lambda: _as_json(_rows(session, subject, model)), _from_json)
 
 
 def _as_json(rows: Rows) -> dict:
     answers = {name: [asdict(one) for one in given] for name, given in rows.answers.items()}
     return {"scores": {name: asdict(one) for name, one in rows.scores.items()}, "answers": answers}
+
+
+def _from_json(told: dict) -> Rows:
+    return Rows(
+        {name: TaskScores(**one) for name, one in told["scores"].items()},
+        {name: [Answer(**one) for one in given] for name, given in told["answers"].items()},
+    )
 
 
 def _add_texts(session: AuditSession, rows: Rows, found: Found) -> None:
@@ -198,13 +202,14 @@ def _add_texts(session: AuditSession, rows: Rows, found: Found) -> None:
 def _side(session: AuditSession, subject: Subject, model: Opened, rows: Rows, found: Found) -> Side:
     """The role's states on disk, with heads of their own: the model goes, or gets an adapter."""
     states, noise, using = {}, {}, session.engine.autocast
+    head = Head(model, using).copy()
     for name, windows in found.windows.items():
         reference = reference_of(
             model, windows, subject.decided_by, cache_folder() / "states", using=using, label=f"{name}, reference"
         )
         decided_by = {"yardstick": reference.folder.name, "computed": computed(model, BATCH_TOKENS, using)}
         noise[name] = kept(decided_by, partial(_noise, reference, model, using))
-        states[name] = replace(reference, head=reference.head.copy())
+        states[name] = replace(reference, head=head)
     return Side(rows, states, noise)
 
 

@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import peft
@@ -24,17 +24,18 @@ from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from peft.utils.save_and_load import get_peft_model_state_dict
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from forgetless.auditing.layouts import ADAPTER_CONFIG, locate
 from forgetless.auditing.pickles import as_safetensors
 from forgetless.data.packages import PACKAGED_MODELS
 from forgetless.errors import ForgetlessError, RunError, UsageError
-from forgetless.model.base import find_model, load_base, load_tokenizer
+from forgetless.model.base import find_model, load_base, load_config, load_tokenizer
 from forgetless.model.identity import (
     Identity,
     check_same,
     identify,
+    json_digest,
     open_tensors,
     template_digest,
     text_digest,
@@ -78,9 +79,14 @@ class Subject:
         return self.identity.as_json() | {"adapter": self.adapter_sha256, "config": _config_digest(self.base)}
 
     @property
+    def runs_as(self) -> tuple[str, str]:
+        """Models of which this is equal share a base in memory: its weights, and how its configuration runs them."""
+        return self.identity.weights, _config_digest(self.base)
+
+    @property
     def context(self) -> int | None:
         """The longest sequence in tokens, where the configuration states one."""
-        return AutoConfig.from_pretrained(self.base).get_text_config().to_dict().get("max_position_embeddings")
+        return getattr(load_config(self.base).get_text_config(), "max_position_embeddings", None)
 
     def as_json(self) -> dict:
         """What an evidence file keeps: the name, the hashes, the notes."""
@@ -146,7 +152,7 @@ def _of_run(spec: str, folder: Path, base_is: str | None) -> list[Subject]:
 
 
 def _full(name: str, folder: Path) -> Subject:
-    config = AutoConfig.from_pretrained(folder)
+    config = load_config(folder)
     if "quantization_config" in config.to_dict():
         raise UsageError(
             f"{folder}: its weights are quantised; an audit needs the dense model{_twin(name)}. For an adapter trained "
@@ -218,7 +224,7 @@ def _same_base(adapter: Path, trained_on: str, told: str, base: Path, declared: 
         return []
     if found and weights_digest(weight_files(found)) == weights_digest(weight_files(base)):
         return [f"{adapter}: its base is called {trained_on!r}; {told!r} has equal weights"]
-    dense = found is not None and "quantization_config" not in AutoConfig.from_pretrained(found).to_dict()
+    dense = found is not None and "quantization_config" not in load_config(found).to_dict()
     if found and dense and (differing := _other_shape(found, base)):
         raise UsageError(
             f"{adapter}: was trained on {trained_on!r}, whose {differing} than in {told!r}: a different model. "
@@ -275,6 +281,8 @@ def _twin(name: str) -> str:
 def _adapter_config(folder: Path) -> dict:
     """The adapter's configuration, of a type and a task that can be measured."""
     config = read_json(folder / ADAPTER_CONFIG)
+    if not isinstance(config, dict):
+        raise RunError(f"{folder / ADAPTER_CONFIG}: no object with settings; restore it from a copy")
     kind = config.get("peft_type")
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         what = f"the adapter type {kind!r}, which PEFT {peft.__version__} does not know" if kind else "no peft_type"
@@ -284,6 +292,14 @@ def _adapter_config(folder: Path) -> dict:
         )
     if kind in _PER_TASK:
         raise UsageError(f"{folder / ADAPTER_CONFIG}: {kind} needs a task id beside each row, which an audit has not")
+    if kind == "XLORA":
+        raise UsageError(f"{folder / ADAPTER_CONFIG}: XLORA loads further adapters, which no hash here covers")
+    known = {one.name for one in fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
+    if unknown := sorted(key for key, value in config.items() if value and key not in known):
+        raise UsageError(
+            f"{folder / ADAPTER_CONFIG}: PEFT {peft.__version__} does not know {', '.join(unknown)} and would leave it "
+            "out, so this would be another model; update peft"
+        )
     if (task := config.get("task_type")) not in (None, "CAUSAL_LM"):
         raise UsageError(f"{folder / ADAPTER_CONFIG}: task_type {task} predicts no next token; only CAUSAL_LM does")
     return config
@@ -317,7 +333,7 @@ def _refuse_non_finite(weights: Path) -> None:
 def _refuse_misfit(subject: Subject) -> None:
     """Puts the adapter on the base's shapes without data, so that a misfit is said before anything is computed."""
     with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(subject.base))
+        base = AutoModelForCausalLM.from_config(load_config(subject.base), trust_remote_code=False)
     with suppress(NotImplementedError):  # some types compute with the base's data; they are seen when opened
         _attach(base, subject, "cpu", low_cpu_mem_usage=True)
 
@@ -386,7 +402,7 @@ def opened(
     """
     groups: dict[tuple[str, str], list[Subject]] = {}
     for subject in subjects:
-        groups.setdefault((subject.identity.weights, _config_digest(subject.base)), []).append(subject)
+        groups.setdefault(subject.runs_as, []).append(subject)
     for group in groups.values():
         shared = _SharedBase(group[0].base, dtype, device)
         try:
@@ -444,7 +460,7 @@ def _attach(
         base.resize_token_embeddings(subject.vocabulary, mean_resizing=False)
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # PEFT draws a start that is then replaced
-            warnings.simplefilter("ignore")  # what it warns of is refused below
+            warnings.simplefilter("ignore")  # what it warns of is refused, in `_adapter_config` or below
             model = PeftModel.from_pretrained(
                 base, str(subject.adapter), torch_device=str(device), low_cpu_mem_usage=low_cpu_mem_usage
             )
@@ -529,6 +545,10 @@ def _fingerprint(model: nn.Module) -> dict[str, tuple]:
 
 
 def _config_digest(folder: Path) -> str:
-    """sha256 of what config.json says about the function: equal weights may be run with another context or scale."""
+    """sha256 of what the configuration says about the function and about where answers end: equal weights may be run
+    with another context or scale.
+    """
     config = {key: value for key, value in read_json(folder / "config.json").items() if key not in _NOT_THE_FUNCTION}
-    return text_digest(json.dumps(config, sort_keys=True))
+    generation = folder / "generation_config.json"
+    ends = read_json(generation).get("eos_token_id") if generation.is_file() else None
+    return json_digest([config, ends])

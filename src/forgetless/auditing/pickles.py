@@ -15,21 +15,21 @@ from safetensors.torch import save_file
 
 from forgetless.data.packages import cache_dir
 from forgetless.errors import RunError
-from forgetless.model.identity import json_digest
+from forgetless.model.identity import file_stats, json_digest
 
 
 def as_safetensors(folder: Path, allow_pickle: bool) -> Path:
     """The folder itself where its weights are safetensors; else a copy of it in the cache whose weights are."""
-    if any(folder.glob("*.safetensors")):
+    adapter = (folder / "adapter_config.json").exists()
+    pickles = sorted(folder.glob("adapter_model.bin" if adapter else "pytorch_model*.bin"))
+    if not pickles or any(folder.glob("adapter_model.safetensors" if adapter else "*.safetensors")):
         return folder
-    pickles = sorted([*folder.glob("adapter_model.bin"), *folder.glob("pytorch_model*.bin")])
     if not allow_pickle:
         raise RunError(
             f"{pickles[0]}: is a pickle, which can run code when it is read. Save the model as safetensors "
             "(save_pretrained does), or allow it to be read as tensors only: allow_pickle=True (--allow-pickle)."
         )
-    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in pickles]
-    copy = cache_dir() / "unpickled" / json_digest(stats)
+    copy = cache_dir() / "unpickled" / json_digest(file_stats(pickles))
     if not copy.exists():
         _copy(folder, pickles, copy)
     return copy
@@ -56,4 +56,4 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise RunError(f"{file}: holds more than tensors, or is damaged ({str(error).splitlines()[0]})") from error
+        raise RunError(f"{file}: holds more than tensors, or is damaged; save the model as safetensors") from error

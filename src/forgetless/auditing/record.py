@@ -14,6 +14,7 @@ from forgetless.auditing.session import AuditSession, judged_names
 from forgetless.auditing.texts import OWN_ANSWERS, prompt_of
 from forgetless.auditing.weights import by_module, weight_updates
 from forgetless.data.tasks import Task
+from forgetless.errors import ForgetlessError
 from forgetless.score.metrics import metrics
 from forgetless.score.scorers import TaskScores, headline
 
@@ -121,7 +122,11 @@ def _weights(session: AuditSession, subject: Subject) -> list[dict]:
     comparable = subject.adapter is not None or session.reference.adapter is None
     if not session.config.weights or not comparable:
         return []
-    return [asdict(one) for one in by_module(weight_updates(subject, session.reference, session.engine.device))]
+    try:
+        return [asdict(one) for one in by_module(weight_updates(subject, session.reference, session.engine.device))]
+    except ForgetlessError as error:
+        session.notes.append(f"{subject.name}: its update is not summarised: {error}")
+        return []
 
 
 def _metrics(session: AuditSession, found: Found) -> dict[str, dict] | None:

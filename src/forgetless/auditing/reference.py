@@ -15,11 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -176,6 +176,5 @@ def computed(model, batch_tokens: int, using: Using) -> dict[str, Any]:
         "autocast": autocast,
         "attention": model.config._attn_implementation,
         "batch_tokens": batch_tokens,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "versions": {name: version(name) for name in ("forgetless", "torch", "transformers", "peft")},
     }

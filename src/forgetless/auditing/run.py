@@ -5,24 +5,22 @@ audit.json       the same in tables: scores, flips, divergences, refusals, sanit
 audit.md         short enough for a pull request
 junit.xml        for a pipeline
 texts.jsonl      only with show_text: prompts and answers of the rows that turned
-history.jsonl    every attempt in this folder
+history.jsonl    every audit that was begun in this folder, and how it ended
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from forgetless.auditing.evidence import exit_code, make_evidence, read_evidence, verdict_of, write_evidence
-from forgetless.auditing.history import append, attempt, failed_attempt
+from forgetless.auditing.history import begin, end
 from forgetless.auditing.measuring import Found, measure, measures_of
 from forgetless.auditing.record import audit_record, turned_texts
 from forgetless.auditing.session import AuditSession, prepare, weights_of
 from forgetless.auditing.verdict import Verdict
 from forgetless.config import AuditConfig
-from forgetless.errors import ForgetlessError
+from forgetless.errors import quoting
 from forgetless.report.audit import audit_markdown
 from forgetless.report.verdict import verdict_junit
 from forgetless.runs.folder import json_text, make_folder, write_lines, write_whole
@@ -36,32 +34,36 @@ def audit(config: AuditConfig) -> dict:
 
     Raises a ForgetlessError for what cannot be compared or read.
     """
-    session = prepare(config)
-    with _failure_recorded(session):
-        found = measure(session)
-        measured = {one.name: measures_of(session, found, one.name) for one in session.models}
-        data = {name: windows.content for name, windows in found.windows.items()}
-        evidence = make_evidence(measured, session.terms, session.facts(data))
-        record = audit_record(session, found, evidence)
-        _write(session, found, evidence, record)
-    earlier = append(session.folder / HISTORY, attempt(evidence, _now()))
-    return record | {"path": str(session.folder), "exit_code": exit_code(evidence), "earlier_attempts": len(earlier)}
+    with quoting(config.show_text):
+        session = prepare(config)
+        make_folder(session.folder, "give another output_dir")
+        history, policy = session.folder / HISTORY, session.policy.sha256 if session.policy else None
+        begun, earlier = begin(history, weights_of(session.roles, session.models), policy, _now())
+        evidence = None
+        try:
+            evidence, record = _measured(session)
+        finally:
+            end(history, begun, evidence, _now())
+    return record | {
+        "path": str(session.folder),
+        "exit_code": exit_code(evidence),
+        "earlier_audits": [{key: one[key] for key in ("time", "outcome")} for one in earlier],
+    }
 
 
-@contextmanager
-def _failure_recorded(session: AuditSession) -> Iterator[None]:
-    """The folder is there, and an attempt that fails stands in its history."""
-    make_folder(session.folder, "give another output_dir")
-    try:
-        yield
-    except ForgetlessError:
-        policy = session.policy.sha256 if session.policy else None
-        append(session.folder / HISTORY, failed_attempt(weights_of(session.roles, session.models), policy, _now()))
-        raise
+def _measured(session: AuditSession) -> tuple[dict, dict]:
+    """The evidence and the record, both written."""
+    found = measure(session)
+    measured = {one.name: measures_of(session, found, one.name) for one in session.models}
+    data = {name: windows.content for name, windows in found.windows.items()}
+    evidence = make_evidence(measured, session.terms, session.facts(data))
+    record = audit_record(session, found, evidence)
+    _write(session, found, evidence, record)
+    return evidence, record
 
 
 def _write(session: AuditSession, found: Found, evidence: dict, record: dict) -> None:
-    folder: Path = session.folder
+    folder, again = session.folder, (session.folder / RECORD).exists()
     verdicts = {model["name"]: verdict_of(model) for model in evidence["models"]}
     write_evidence(folder / EVIDENCE, evidence)
     write_whole(folder / RECORD, json_text(record))
@@ -69,7 +71,7 @@ def _write(session: AuditSession, found: Found, evidence: dict, record: dict) ->
     write_whole(folder / JUNIT, verdict_junit(verdicts))
     if session.config.show_text:
         write_lines(folder / TEXTS, turned_texts(session, found))
-    else:
+    elif again:  # those of an earlier audit
         (folder / TEXTS).unlink(missing_ok=True)
 
 

@@ -8,20 +8,20 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from forgetless.auditing.budgets import Budget, flag_budgets, resolve
+from forgetless.auditing.budgets import MAX_KL, Budget, flag_budgets, resolve
 from forgetless.auditing.contamination import contamination, without
 from forgetless.auditing.measures import ANCHOR, KL_CLIP, REFERENCE
 from forgetless.auditing.models import Subject, compare, find_subjects
 from forgetless.auditing.policy import Policy, Source, read_policy
 from forgetless.auditing.probes import Probe, load_probes
 from forgetless.auditing.texts import ANSWER_TOKENS, OWN_ANSWERS, Text, general_prompts, read_text
-from forgetless.auditing.verdict import Terms
+from forgetless.auditing.verdict import Terms, over_the_clip
 from forgetless.auditing.windows import Windows
 from forgetless.config import AuditConfig
 from forgetless.data.batches import Encoder
 from forgetless.data.streams import JUDGED_SEED, load_stream, sample
 from forgetless.data.tasks import Row, Stream, Task
-from forgetless.errors import UsageError
+from forgetless.errors import DataError, UsageError
 from forgetless.learning.engine import Engine
 from forgetless.learning.session import fit_rows
 from forgetless.model.identity import json_digest
@@ -82,7 +82,7 @@ class AuditSession:
         """The same tokens for every model: those of the reference's tokenizer and chat template."""
         found = text.windows(self.reference.tokenizer, self.max_length)
         longest = max(max(window.ids) for window in found.windows)
-        for subject in self.models:
+        for subject in (*self.roles.values(), *self.models):
             if longest >= subject.vocabulary:
                 raise UsageError(
                     f"{subject.name}: the text {text.name!r} holds token {longest} of the reference's tokenizer, and "
@@ -133,13 +133,17 @@ def prepare(config: AuditConfig) -> AuditSession:
     prompts = () if texts or policy else general_prompts(config.limit)
     probes = _unseen(probes, [row for task in tasks for row in task.train])
     encoder = Encoder(roles[REFERENCE].tokenizer, max_length)
+    tasks = tuple(_once(task, notes) for task in tasks)
+    probes = tuple(replace(probe, task=_once(probe.task, notes)) for probe in probes)
+    texts = tuple(replace(text, rows=_distinct_rows(text.name, text.rows, notes)) for text in texts)
     tasks, probes = _fitting(tasks, probes, encoder, notes)
+    _check_templates(everyone, (*tasks, *(probe.task for probe in probes)), max_length)
     engine = Engine(config.device, config.precision)
     if engine.processes > 1:
         raise UsageError("an audit runs in one process; start it without accelerate launch")
     session = AuditSession(
         config, engine, policy, roles, models, tasks, probes, texts, prompts, Terms(datetime.date.today()),
-        max_length, chat, notes, Path(config.output_dir or _usual_folder(config, roles[REFERENCE])),
+        max_length, chat, notes, Path(config.output_dir or _usual_folder(config, roles, models)),
     )  # fmt: skip
     session.terms = _terms(session)
     return session
@@ -177,10 +181,12 @@ def _beside(spec: str, folder: Path) -> str:
     return "+".join(str(folder / part) if (folder / part).exists() else part for part in spec.split("+"))
 
 
-def _usual_folder(config: AuditConfig, reference: Subject) -> str:
-    names = [re.sub(r"[^\w.-]+", "-", Path(name).name) for name in (config.models[0], reference.name)]
+def _usual_folder(config: AuditConfig, roles: dict[str, Subject], models: list[Subject]) -> str:
+    """Named by what is compared: the same models again, the same folder."""
+    digest = json_digest(weights_of(roles, models))
+    names = [re.sub(r"[^\w.-]+", "-", Path(name).name) for name in (config.models[0], roles[REFERENCE].name)]
     more = f"-and-{len(config.models) - 1}-more" if len(config.models) > 1 else ""
-    return f"runs/audit-{names[0]}{more}-against-{names[1]}"
+    return f"runs/audit-{names[0]}{more}-against-{names[1]}-{digest[:6]}"
 
 
 # ---------------------------------------------------------------- rows
@@ -201,6 +207,18 @@ def _unseen(probes: tuple[Probe, ...], trained: list[Row]) -> tuple[Probe, ...]:
     if not trained:
         return probes
     return tuple(replace(probe, task=without(probe.task, contamination(probe.task.test, trained))) for probe in probes)
+
+
+def _once(task: Task, notes: list[str]) -> Task:
+    return replace(task, test=_distinct_rows(task.name, task.test, notes))
+
+
+def _distinct_rows(name: str, rows: tuple[Row, ...], notes: list[str]) -> tuple[Row, ...]:
+    """Each row once: what is said twice shows nothing more, and bounds count independent rows."""
+    found = tuple({row.key: row for row in reversed(rows)}.values())[::-1]
+    if len(found) < len(rows):
+        notes.append(f"{name}: {len(rows) - len(found)} rows that repeat another were left out")
+    return found
 
 
 def _fitting(
@@ -226,6 +244,17 @@ def _fitting(
     return tasks, tuple(fitted)
 
 
+def _check_templates(subjects: list[Subject], tasks: tuple[Task, ...], max_length: int) -> None:
+    """Each model's own tokenizer and chat template take a row of everything, before anything is computed."""
+    for subject in subjects:
+        encoder = Encoder(subject.tokenizer, max_length)
+        for task in tasks:
+            try:
+                encoder.generation_context(task.test[0], 1) if not task.test[0].label else encoder(task.test[0])
+            except DataError as error:
+                raise DataError(f"{subject.name}, {task.name}: {error}") from error
+
+
 # ---------------------------------------------------------------- what it is held to
 
 
@@ -241,8 +270,14 @@ def judged_names(probe: Probe) -> dict[str, str]:
 
 
 def _terms(session: AuditSession) -> Terms:
-    if session.policy:
-        return session.policy.terms(session.terms.today)
+    terms = session.policy.terms(session.terms.today) if session.policy else _flag_terms(session)
+    for budget in (*terms.budgets, *terms.anchor_budgets):
+        if budget.option == MAX_KL and budget.limit >= session.kl_clip:
+            raise UsageError(over_the_clip(budget.name, budget.limit, session.kl_clip))
+    return terms
+
+
+def _flag_terms(session: AuditSession) -> Terms:
     drops, config = drop_names(session), session.config
     _distinct([*drops, *session.text_names], "tasks, probes and texts", "rename one")
     budgets: tuple[Budget, ...] = resolve(flag_budgets(config.max_drop, config.max_kl), drops, session.text_names)
@@ -255,6 +290,8 @@ def _policy(config: AuditConfig) -> Policy | None:
     told = [name for name in ("tasks", "text", "probes", "max_kl", "max_drop", "limit") if getattr(config, name)]
     if config.reference:
         told.insert(0, "reference")
+    if config.confidence != AuditConfig.confidence:
+        told.append("confidence")
     if told:
         raise UsageError(f"--policy says what is compared on what; leave out {', '.join(told)}, or change the policy")
     policy = read_policy(config.policy)

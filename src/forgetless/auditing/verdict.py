@@ -5,9 +5,11 @@
     insufficient   neither is shown                                                        exit code 3
 
 A pass is an intersection-union test (Berger 1982): a model over one of its budgets passes with probability 1 -
-confidence at most, and another budget can only turn a pass into something else. The other way around, many budgets
-mean many chances of a false alarm, so claims of a loss are adjusted for their number, by lowering the level at which
-each is tested: a finding's `low` is the bound at that level, so a claim holds exactly where `low` is above the budget.
+confidence at most, and another budget can only turn a pass into something else. What is bounded of a text is the mean
+over its documents of nats per token, each counted as the clip at most; so a document beyond the clip rules a pass out,
+and a share of 3 in n of such documents would be seen among n with a probability of 95 %. The other way around, many
+budgets mean many chances of a false alarm, so claims of a loss are adjusted for their number, by lowering the level at
+which each is tested: a finding's `low` is the bound at that level, and a claim holds where it is above the budget.
 Losses without a budget are claimed against 0 in a family of their own, and decide nothing.
 """
 
@@ -22,8 +24,8 @@ import numpy as np
 from forgetless.auditing.budgets import MAX_DROP, MAX_KL, Budget, resolve, written
 from forgetless.auditing.measures import ANCHOR, KL_CLIP, REFERENCE, Divergence, Measure, Scores
 from forgetless.errors import UsageError, nearest
-from forgetless.score.bounds import Betting, rows_needed
-from forgetless.score.intervals import holm, least_detectable_drop
+from forgetless.score.bounds import Betting, like, rows_needed
+from forgetless.score.intervals import holm
 
 PASS, REGRESSION, INSUFFICIENT = "pass", "regression", "insufficient evidence"
 EXIT_CODES = {PASS: 0, REGRESSION: 2, INSUFFICIENT: 3, None: 0}
@@ -75,9 +77,7 @@ class Finding:
     lost: int | None  # rows that score less than before, and more; None for a divergence
     gained: int | None
     clipped: int | None  # documents above the clip; None for scores
-    # The smallest drop that as many right-or-wrong rows show with a power of 80 % (exact McNemar test); for other
-    # measures how far the mean lies above `low`.
-    least_shown: float | None
+    least_shown: float | None  # the smallest loss that a typical sample of as many rows shows to be above the limit
     rows_needed: int | None  # about how many rows like these would settle it; None where none would, or it is settled
     waived: bool = False
 
@@ -215,7 +215,7 @@ def _finding(claim: _Claim, confidence: float, waived: set[tuple]) -> Finding:
         lost=int((losses > 0).sum()) if scores else None,
         gained=int((losses < 0).sum()) if scores else None,
         clipped=None if isinstance(measure, Scores) else measure.clipped,
-        least_shown=_least_shown(measure, low, confidence),
+        least_shown=_least_shown(claim, confidence),
         rows_needed=_rows_needed(claim, confidence) if status == UNCLEAR else None,
         waived=_key(measure) in waived,
     )
@@ -223,31 +223,64 @@ def _finding(claim: _Claim, confidence: float, waived: set[tuple]) -> Finding:
 
 def _status(measure: Measure, limit: float | None, low: float, high: float) -> str:
     if limit is not None:
-        return OVER if low > limit else WITHIN if high <= limit else UNCLEAR
+        shown = high <= limit and not _beyond_the_clip(measure)
+        return OVER if low > limit else WITHIN if shown else UNCLEAR
     if isinstance(measure, Divergence):
         return MEASURED
     return WORSE if low > 0 else NOT_SHOWN
 
 
-def _least_shown(measure: Measure, low: float, confidence: float) -> float | None:
-    losses = measure.losses
+def _beyond_the_clip(measure: Measure) -> bool:
+    """Whether a document moved so far that nothing bounds the mean from above."""
+    return isinstance(measure, Divergence) and measure.clipped > 0
+
+
+def _least_shown(claim: _Claim, confidence: float) -> float | None:
+    """The smallest loss that a typical sample of as many rows shows to be above the limit, at the claim's level.
+
+    About half of the samples from such a loss do. Right-or-wrong rows: as many turn right as did here. Others: the
+    losses of these rows, all moved. None where no loss would be shown.
+    """
+    measure, losses, limit = claim.measure, claim.measure.losses, claim.limit or 0.0
     if not len(losses):
         return None
-    if not (isinstance(measure, Scores) and measure.right_or_wrong):
-        return float(losses.mean()) - low
-    gained = float((losses < 0).mean())
-    return least_detectable_drop(len(losses), gained, 1 - confidence) if gained < 0.5 else None
+
+    def shown(loss: float) -> bool:
+        rows = like(_with_mean(measure, losses, loss), len(losses))
+        return Betting(rows, measure.least, measure.most, confidence).p_at_most(limit) <= claim.level
+
+    low, high = limit, measure.most
+    if not shown(high):
+        return None
+    while high - low > 1e-3 * measure.most:
+        middle = (low + high) / 2
+        low, high = (low, middle) if shown(middle) else (middle, high)
+    return high
+
+
+def _with_mean(measure: Measure, losses: np.ndarray, mean: float) -> np.ndarray:
+    """Losses like these, in order, of which the mean is about this."""
+    if isinstance(measure, Scores) and measure.right_or_wrong:
+        gained = min(float((losses < 0).mean()), (1 - mean) / 2)
+        shares = np.array([gained, 1 - 2 * gained - mean, gained + mean])
+        return np.repeat([-1.0, 0.0, 1.0], np.rint(10_000 * shares).astype(int))
+    return np.sort(np.clip(losses + mean - losses.mean(), measure.least, measure.most))
 
 
 def _clipped(text: Divergence) -> str:
     name = text.name if text.against == REFERENCE else f"{text.name} (against the {text.against})"
-    return f"{name}: {text.clipped} of {len(text.tokens)} documents are clipped at {text.clip:g} nats per token"
+    return (
+        f"{name}: {text.clipped} of {len(text.tokens)} documents moved by more than {text.clip:g} nats per token; they "
+        "count as that much, so no bound says how much was lost, and a budget is not shown to be kept"
+    )
 
 
 def _rows_needed(claim: _Claim, confidence: float) -> int | None:
     """More rows like these until the loss is shown to be on the side of its budget on which its mean lies."""
     measure, limit = claim.measure, claim.limit or 0.0
     losses = measure.losses if claim.test.n else np.zeros(1)
+    if losses.mean() < limit and _beyond_the_clip(measure):
+        return None
     if losses.mean() < limit:
         needed = rows_needed(losses, limit, confidence, measure.least, measure.most)
     else:
@@ -278,11 +311,16 @@ def _limits(measures: Sequence[Measure], budgets: dict[str, Iterable[Budget]]) -
     for measure in measures:
         limit = limits.get(_key(measure), 0.0)
         if limit >= measure.most:
-            raise UsageError(
-                f"max-kl {measure.name}={limit:g}: documents are clipped at {measure.most:g} nats per token, so every "
-                "model would pass; give a smaller budget or a larger clip"
-            )
+            raise UsageError(over_the_clip(measure.name, limit, measure.most))
     return limits
+
+
+def over_the_clip(name: str, limit: float, clip: float) -> str:
+    """What is wrong with a budget on a text that is no smaller than the clip."""
+    return (
+        f"max-kl {name}={limit:g}: a document counts as {clip:g} nats per token at most, so every model would pass; "
+        "give a smaller budget, or a policy with a larger kl-clip"
+    )
 
 
 def _waivers(terms: Terms, limits: dict[tuple, float]) -> tuple[set[tuple], list[str]]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import psutil
 import torch
 
 from forgetless.auditing.divergence import Divergence, compare_states
@@ -21,7 +22,8 @@ def yardstick(
     """The reference against itself in another precision and other batches.
 
     `model` and `using` are what `reference` was made of. A reference that computes in fp32 is compared with its
-    products in bf16, one of 16 bits with the same weights in fp32, which takes twice their memory while it lasts.
+    products in bf16, one of 16 bits with the same weights in fp32, which takes twice their memory while it lasts; where
+    there is no room for that, only the batches differ.
     """
     with TemporaryDirectory() as temporary:
         with _another_precision(model, using) as other:
@@ -46,6 +48,9 @@ def _another_precision(model, using: Using) -> Iterator[Using]:
             yield
 
     tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if short and _is_short(tensor)]
+    if sum(2 * tensor.nbytes for tensor in tensors) > _free(model.device):
+        yield using
+        return
     dtypes = [tensor.dtype for tensor in tensors]
     try:
         for tensor in tensors:
@@ -54,6 +59,13 @@ def _another_precision(model, using: Using) -> Iterator[Using]:
     finally:
         for tensor, dtype in zip(tensors, dtypes, strict=True):  # exact: the numbers were of this precision
             tensor.data = tensor.data.to(dtype)
+
+
+def _free(device: torch.device) -> int:
+    """Bytes of memory that nobody uses."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
 
 
 def _is_short(tensor: torch.Tensor) -> bool:

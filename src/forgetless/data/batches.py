@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -175,7 +176,13 @@ class Encoder:
                 "use prompt/completion rows, or a model with a chat template"
             )
         told = [{"role": role, "content": content} for role, content in messages]
-        return str(self.tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=generate))
+        try:
+            return str(self.tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=generate))
+        except TemplateError as error:
+            roles = ", ".join(role for role, _ in messages)
+            raise DataError(
+                f"the chat template of {self.tokenizer.name_or_path} cannot write these turns ({roles}): {error}"
+            ) from error
 
     def _chat(self, row: Row) -> tuple[list[int], list[bool]]:
         """The template's text; the tokens that each assistant turn adds to the turns before it are answers."""

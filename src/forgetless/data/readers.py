@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from forgetless.data.tasks import Row
-from forgetless.errors import DataError, DownloadError, UsageError, nearest, short
+from forgetless.errors import DataError, DownloadError, UsageError, nearest, quoted, short
 
 ON_BAD_ROW = ("error", "skip")
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -210,7 +210,7 @@ def _object(raw: bytes) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise BadRow(
-            f"broken JSON ({error.msg}, column {error.colno}): {short(text)}; each line must be one whole object"
+            f"broken JSON ({error.msg}, column {error.colno}): {quoted(text)}; each line must be one whole object"
         ) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; endless nesting
         raise BadRow(f"cannot be read as JSON ({error})") from error
@@ -224,7 +224,7 @@ def _list_items(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
         raise DataError(f"{path}: {error}") from error
     decoder, at, line, counted = json.JSONDecoder(), _skip(text, 0), 1, 0
     if text[at : at + 1] != "[":
-        raise DataError(f"{path}: expected a JSON list of objects, found {short(text) or 'nothing'}")
+        raise DataError(f"{path}: expected a JSON list of objects, found {quoted(text) if text.strip() else 'nothing'}")
     at = _skip(text, at + 1)
     while text[at : at + 1] != "]":
         line, counted = line + text.count("\n", counted, at), at
@@ -241,11 +241,11 @@ def _list_items(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
         if text[at : at + 1] == ",":
             at = _skip(text, at + 1)
         elif text[at : at + 1] != "]":
-            here, found = text.count("\n", 0, at) + 1, short(text[at:]) or "the end"
+            here, found = text.count("\n", 0, at) + 1, quoted(text[at:]) if text[at:].strip() else "the end"
             raise DataError(f"{path}:{here}: broken JSON: expected ',' or ']', found {found}; repair the file there")
     if rest := text[at + 1 :].strip():
         here = text.count("\n", 0, at) + 1
-        raise DataError(f"{path}:{here}: broken JSON: text after the list's end: {short(rest)}")
+        raise DataError(f"{path}:{here}: broken JSON: text after the list's end: {quoted(rest)}")
 
 
 def _skip(text: str, at: int) -> int:
@@ -428,7 +428,7 @@ def _share_gpt(item: dict) -> Row:
 
 def _share_gpt_turn(number: int, turn: Any) -> dict:
     if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
-        raise BadRow(f'turn {number}: expected {{"from", "value"}}, found {short(str(turn))}')
+        raise BadRow(f'turn {number}: expected {{"from", "value"}}, found {quoted(str(turn))}')
     role = SHARE_GPT_ROLES.get(str(turn["from"]))
     if role is None:
         raise BadRow(f"turn {number}: unknown speaker {turn['from']!r}{nearest(str(turn['from']), SHARE_GPT_ROLES)}")
@@ -455,7 +455,7 @@ def _chat(messages: Any) -> Row:
 
 def _turn(number: int, message: Any) -> tuple[str, str]:
     if not isinstance(message, dict) or "role" not in message:
-        raise BadRow(f'turn {number}: expected {{"role", "content"}}, found {short(str(message))}')
+        raise BadRow(f'turn {number}: expected {{"role", "content"}}, found {quoted(str(message))}')
     role = message["role"]
     if role not in ROLES:
         raise BadRow(f"turn {number}: unknown role {role!r}{nearest(str(role), ROLES)}")
@@ -508,7 +508,7 @@ def _unanswered(item: Any) -> bool:
 def _kind(value: Any) -> str:
     kinds = {dict: "an object", list: "a list", str: "text", bool: "a truth value", int: "a number",
              float: "a number", type(None): "null"}  # fmt: skip
-    return f"{kinds.get(type(value), type(value).__name__)}: {short(str(value))}"
+    return f"{kinds.get(type(value), type(value).__name__)}: {quoted(str(value))}"
 
 
 def _check(on_bad_row: str, prompt: str | None, answer: str | None) -> None:

@@ -23,7 +23,7 @@ from forgetless.data import benchmarks, catalogue, packages
 from forgetless.data.readers import Reading, olora_options, read_options, read_rows
 from forgetless.data.scoring import Scoring, read_scorers
 from forgetless.data.tasks import Row, Stream, Task
-from forgetless.errors import DataError, UsageError, nearest
+from forgetless.errors import DataError, UsageError, nearest, quoted
 from forgetless.seeds import seed_for
 
 T = TypeVar("T")
@@ -380,7 +380,7 @@ def _inside(
     outside = [row for row in rows if options and row.label not in options]
     if not outside:
         return tuple(rows)
-    first = "; ".join(f"{row.source}: {row.label[:40]!r}" for row in outside[:3])
+    first = "; ".join(f"{row.source}: {quoted(row.label)}" for row in outside[:3])
     found = f"{len(outside)} of {len(rows)} rows have an answer that is none of the options; first: {first}"
     if on_bad_row == "error":
         raise DataError(

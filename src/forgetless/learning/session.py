@@ -11,7 +11,7 @@ from forgetless.config import LearnConfig
 from forgetless.data.batches import Encoder
 from forgetless.data.streams import load_stream
 from forgetless.data.tasks import Row, Stream, Task
-from forgetless.errors import DataError, UsageError
+from forgetless.errors import DataError, UsageError, quoted
 from forgetless.learning.engine import Engine
 from forgetless.methods import Lesson, Method
 from forgetless.model.adapters import Adapters, LoraSettings
@@ -118,7 +118,8 @@ def _fit_task(
             try:
                 encoder(row)
                 if task.options and row.label not in task.options:
-                    raise DataError(f"{row.source}: the answer {row.label!r} is none of the options {task.options}")
+                    told = f"the answer {quoted(row.label)} is none of the options {task.options}"
+                    raise DataError(f"{row.source}: {told}")
                 if split == "test":
                     check_row(rules, row)
                 rows.append(row)

@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from forgetless.data.packages import PACKAGED_MODELS, packaged_model
@@ -33,7 +40,7 @@ class Base:
     @property
     def context(self) -> int | None:
         """The longest sequence in tokens, where the configuration states one."""
-        return self.model.config.get_text_config().to_dict().get("max_position_embeddings")
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def transformer(model) -> PreTrainedModel:
@@ -51,9 +58,9 @@ def load_base(name: str, dtype: torch.dtype, device: torch.device | str = "cpu")
     tokenizer = load_tokenizer(folder)
     identity = identify(folder, tokenizer.chat_template)
     transformers_logging.disable_progress_bar()  # loading takes seconds
-    with _named_errors(folder):
+    with named_errors(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
     model, told = loaded
     if missing := sorted(told["missing_keys"]):
@@ -69,10 +76,16 @@ def load_base(name: str, dtype: torch.dtype, device: torch.device | str = "cpu")
     return Base(name, folder, model.eval(), tokenizer, identity)
 
 
+def load_config(folder: Path) -> PreTrainedConfig:
+    """What config.json says; no code of the folder's is run."""
+    with named_errors(folder):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The folder's tokenizer; it can end an answer and pad a row."""
-    with _named_errors(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+    with named_errors(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise RunError(f"{folder}: the tokenizer has no end-of-sequence token, so answers would never end.")
     if tokenizer.pad_token_id is None:
@@ -81,21 +94,28 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 @contextmanager
-def _named_errors(folder: Path) -> Iterator[None]:
+def named_errors(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:
         raise RunError(
             f"{folder}: cannot be loaded as a causal language model with its tokenizer ({short(str(error), 300)}); "
             "give a folder with config.json, tokenizer files and whole *.safetensors of such a model"
         ) from error
 
 
+def is_folder(name: str) -> bool:
+    try:
+        return Path(name).expanduser().is_dir()
+    except OSError:  # a name longer than a path may be
+        return False
+
+
 def find_model(name: str) -> Path:
     """The local folder of a model, fetched if need be."""
     if name in PACKAGED_MODELS:
         return packaged_model(name)
-    if Path(name).expanduser().is_dir():
+    if is_folder(name):
         return Path(name).expanduser()
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UsageError(f"model {name!r}: no such folder")

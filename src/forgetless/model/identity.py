@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -144,16 +144,22 @@ def _settings(file: Path) -> bytes:
     return json.dumps(kept, sort_keys=True).encode()
 
 
+def file_stats(files: list[Path]) -> list[tuple]:
+    """Path, place on disk, size and times: a file that was written again differs, whatever its date was set to."""
+    stats = [(file.resolve(), file.stat()) for file in files]
+    return [(str(path), one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for path, one in stats]
+
+
 def _cached(files: list[Path], compute) -> str:
-    """`compute(files)`, kept in the cache folder under the files' paths, sizes and times."""
-    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = json_digest([compute.__name__, stats])
+    """`compute(files)`, kept in the cache folder under what the file system says of the files."""
+    key = json_digest([compute.__name__, file_stats(files)])
     kept = cache_dir() / "identity" / key
     if kept.exists():
         return kept.read_text()
     value = compute(files)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    temporary = kept.with_suffix(f".{os.getpid()}")
-    temporary.write_text(value)
-    temporary.replace(kept)
+    with suppress(OSError):  # a cache that cannot be written costs time only
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_suffix(f".{os.getpid()}")
+        temporary.write_text(value)
+        temporary.replace(kept)
     return value

@@ -109,8 +109,8 @@ def _moved(record: dict, told: dict, finding: Finding) -> str:
     noise = next(one["noise"]["kl"] for one in record["texts"] if one["name"] == finding.name)
     small = ", which is within the rounding noise" if means["kl"] <= noise else ""
     return (
-        f"{named(finding)}: next-word predictions moved by {means['kl']:.3g} nats/token{small}; the likeliest word is "
-        f"the same in {percent(means['agree'])}{_judged(record, finding)}"
+        f"{named(finding)}: next-word predictions moved by {amount(finding, finding.loss or 0)} (mean over documents)"
+        f"{small}; the likeliest word is the same in {percent(means['agree'])}{_judged(record, finding)}"
     )
 
 

@@ -77,6 +77,8 @@ def needed(finding: Finding) -> str:
     if finding.status != UNCLEAR:
         return ""
     name, needed = named(finding), finding.rows_needed
+    if needed is None and finding.clipped:
+        return f"{name}: documents moved further than the clip, so no number of rows would show a small loss"
     if needed is None:
         return f"{name}: the loss lies so near its budget that no number of rows like these would tell"
     return f"{name}: about {_rounded(needed):,} rows like these would tell; there are {finding.rows:,}"

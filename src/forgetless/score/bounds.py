@@ -210,11 +210,11 @@ def rows_needed(
     if m <= x.mean() or -best.fun < 1e-9:
         return None
     n = math.ceil(-math.log(1 - confidence) / -best.fun)
-    while n <= MOST_PLANNED and Betting(_like(values, n), least, most, confidence).p_at_least(limit) > 1 - confidence:
+    while n <= MOST_PLANNED and Betting(like(values, n), least, most, confidence).p_at_least(limit) > 1 - confidence:
         n = math.ceil(1.02 * n)
     return n
 
 
-def _like(ordered: np.ndarray, n: int) -> np.ndarray:
+def like(ordered: np.ndarray, n: int) -> np.ndarray:
     """n values with the distribution of these, by their quantiles."""
     return ordered[((np.arange(n) + 0.5) * len(ordered) / n).astype(int)]

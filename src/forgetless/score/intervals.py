@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import binom, binomtest, norm, t
+from scipy.stats import binomtest, norm, t
 
 DRAWS = 5_000  # of the bootstrap and of the sign-flip test
 CHUNK = 250  # draws held at once: 250 x 10,000 rows are 20 MB
@@ -138,27 +138,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
         adjusted[place] = largest
     return adjusted
-
-
-def least_detectable_drop(n: int, gained: float = 0.0, level: float = 0.05, power: float = 0.8) -> float | None:
-    """The smallest net drop that the exact McNemar test on `n` rows finds with this power; None if it finds none.
-
-    `gained` is the share of rows that turn right meanwhile: they hide losses, so without them this is the best
-    case. Exact: Σ_m P(m rows change) P(enough of m are lost), no normal approximation.
-    """
-    if not 0 <= gained < 0.5:
-        raise ValueError(f"gained is a share of rows below one half, not {gained}")
-    changed = np.arange(n + 1)
-    # lost >= needed[m] makes the two-sided test significant when m rows changed
-    needed = changed - binom.ppf(level / 2, changed, 0.5) + 1
-    needed = np.where(2 * binom.sf(needed - 1, changed, 0.5) <= level, needed, needed + 1)
-
-    def surplus(drop: float) -> float:
-        changes = drop + 2 * gained
-        found = binom.sf(needed - 1, changed, (drop + gained) / changes)
-        return float(binom.pmf(changed, n, changes) @ found) - power
-
-    largest = 1 - 2 * gained
-    if n < 1 or surplus(largest) < 0:
-        return None
-    return float(brentq(surplus, 1e-9, largest, xtol=1e-6))

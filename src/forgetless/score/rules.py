@@ -16,7 +16,7 @@ import numpy as np
 
 from forgetless.data.scoring import GENERATED, SCORERS, Scoring
 from forgetless.data.tasks import Row, Task
-from forgetless.errors import DataError, UsageError, nearest, short
+from forgetless.errors import DataError, UsageError, nearest, quoted
 from forgetless.score.texts import (
     LETTERS,
     choice_letter,
@@ -64,7 +64,7 @@ class Number(Rule):
     def gold(self, row: Row) -> str:
         number = last_number(row.label)
         if number is None:
-            raise ValueError(f"the right answer {short(row.label)!r} holds no number")
+            raise ValueError(f"the right answer {quoted(row.label)} holds no number")
         return number
 
     def scores(self, answer: str, gold: str) -> Scores:
@@ -80,7 +80,7 @@ class Choice(Rule):
     def gold(self, row: Row) -> str:
         letter = choice_letter(row.label, self.letters)
         if letter is None:
-            raise ValueError(f"the right answer {short(row.label)!r} names none of the letters {self.letters}")
+            raise ValueError(f"the right answer {quoted(row.label)} names none of the letters {self.letters}")
         return letter
 
     def scores(self, answer: str, gold: str) -> Scores:
@@ -94,7 +94,7 @@ class RougeL(Rule):
 
     def gold(self, row: Row) -> str:
         if not words(row.label):
-            raise ValueError(f"the right answer {short(row.label)!r} holds no word")
+            raise ValueError(f"the right answer {quoted(row.label)} holds no word")
         return row.label
 
     def scores(self, answer: str, gold: str) -> Scores:
@@ -114,7 +114,7 @@ class Sari(Rule):
         if self.pattern:
             found = self.pattern.search(source)
             if not found or not (found[1] or "").strip():
-                raise ValueError(f"{self.pattern.pattern!r} finds no text to simplify in the prompt {short(source)!r}")
+                raise ValueError(f"{self.pattern.pattern!r} finds no text to simplify in the prompt {quoted(source)}")
             source = found[1]
         return source, row.label
 
@@ -153,10 +153,10 @@ class Json(Rule):
         try:
             right = json_value(row.label)
         except ValueError as error:
-            raise ValueError(f"the right answer {short(row.label)!r} is no JSON ({error})") from error
+            raise ValueError(f"the right answer {quoted(row.label)} is no JSON ({error})") from error
         missing = [field for field in self.fields if not isinstance(right, dict) or field not in right]
         if missing:
-            raise ValueError(f"the right answer {short(row.label)!r} has no field {missing[0]!r}")
+            raise ValueError(f"the right answer {quoted(row.label)} has no field {missing[0]!r}")
         return right
 
     def scores(self, answer: str, gold: Any) -> Scores:
@@ -184,11 +184,11 @@ class OwnFunction(Rule):
         return row
 
     def scores(self, answer: str, gold: Row) -> Scores:
-        where = f"{_place(gold)}: {self.name}, for the answer {short(answer)!r},"
+        where = f"{_place(gold)}: {self.name}, for the answer {quoted(answer)},"
         try:
             value = self.function(answer, gold)
         except Exception as error:
-            raise DataError(f"{where} raised {type(error).__name__}: {error}") from error
+            raise DataError(f"{where} raised {type(error).__name__}: {quoted(str(error))}") from error
         if not isinstance(value, numbers.Real | np.bool_) or not 0 <= value <= 1:  # type: ignore[operator]
             most = "divide by the most there can be"
             raise DataError(f"{where} gave {value!r}; a score is a number from 0 to 1 ({most}), or True or False")
