@@ -121,6 +121,9 @@ def test_too_few_rows_are_insufficient_evidence_and_no_budget_is_no_verdict(mode
         (("--probes", "mmul"), "no probe 'mmul'"),
         (("--confidence", "95"), "confidence must be from 0.5 to below 1"),
         (("--colour", "red"), "unknown option '--colour'"),
+        (("--window", "129"), "a window of 129 tokens; the models and an audit take 128 at once"),
+        (("--window", "32", "--stride", "33"), "the stride is from 1 to the window's length"),
+        (("--stride", "0"), "stride must be 1 or above, not 0"),
     ],
 )
 def test_errors_exit_1(models, rows, tmp_path, capsys, more, told):
@@ -176,6 +179,30 @@ def config(models: dict, rows: dict, out: Path, **more) -> AuditConfig:
     return AuditConfig(reference=models["april"], models=[models["lost"]], output_dir=str(out), **told)
 
 
+def test_windows_and_stride_are_used_and_stated(models, rows, tmp_path):
+    """Overlapping windows give later tokens more context: the same tokens, other numbers."""
+    apart = audit(config(models, rows, tmp_path / "1", window=16, text=[long_text(tmp_path)], tasks=None))
+    near = audit(config(models, rows, tmp_path / "2", window=16, stride=4, text=[long_text(tmp_path)], tasks=None))
+    assert [one["texts"][0]["windows"] for one in (apart, near)] == [
+        {"length": 16, "stride": 16}, {"length": 16, "stride": 4}
+    ]  # fmt: skip
+    assert apart["texts"][0]["tokens"] == near["texts"][0]["tokens"]
+    means = [one["models"][0]["divergence"]["long"]["per_token"]["kl"] for one in (apart, near)]
+    assert means[0] != pytest.approx(means[1], rel=1e-4)
+    assert "- long: windows of 16 tokens, 4 apart" in (tmp_path / "2" / "audit.md").read_text()
+    assert read_evidence(tmp_path / "2" / "evidence.json")["settings"]["stride"] == 4
+
+
+def long_text(folder: Path) -> str:
+    (folder / "long.txt").write_text(" ".join(f"The {key} is {value}." for key, value in COLOURS.items()))
+    return str(folder / "long.txt")
+
+
+def test_windows_are_of_plain_text(models, tmp_path):
+    with pytest.raises(UsageError, match="are of plain text, and none is measured"):
+        audit(AuditConfig(models["april"], [models["lost"]], window=64, output_dir=str(tmp_path)))
+
+
 def test_no_text_of_a_row_leaves_without_show_text(models, rows, tmp_path, capsys):
     run(models, rows, tmp_path, "lost", more=BUDGETS)
     written = "".join(path.read_text() for path in tmp_path.iterdir() if path.is_file())
@@ -222,17 +249,19 @@ def test_a_policy_gives_the_reference_rows_and_budgets(models, rows, tmp_path, c
         f"reference: {models['april']}\nanchor: {models['april']}\n"
         f"tasks: [{{name: colours, path: {rows['tasks']}, sha256: {sha256_of(Path(rows['tasks']))}}}]\n"
         f"texts: [{{name: manual, path: {rows['text']}, sha256: {sha256_of(Path(rows['text']))}}}]\n"
-        "budgets: {max-drop: {colours: 10pp}, max-kl: 0.1}\nanchor-budgets: {max-drop: {colours: 12pp}}\n"
+        "budgets: {max-drop: {colours: 10pp}, max-kl: 0.1}\nwindow: 32\nstride: 16\n"
+        "anchor-budgets: {max-drop: {colours: 12pp}}\n"
     )
     command = ["audit", "--policy", str(policy), "--output_dir", str(tmp_path / "out"), *CPU]
     assert main([*command, models["lost"]]) == 2
     assert main([*command, models["kept"]]) == 0
+    assert read_json(tmp_path / "out" / "audit.json")["texts"][0]["windows"] == {"length": 32, "stride": 16}
     findings = read_evidence(tmp_path / "out" / "evidence.json")["models"][0]["findings"]
     assert {(one["name"], one["against"]) for one in findings} == {
         ("colours", "reference"), ("manual", "reference"), ("colours", "anchor"), ("manual", "anchor")
     }  # fmt: skip
-    assert main([*command, models["lost"], "--max-kl", "0.1"]) == 1
-    assert "leave out max_kl" in " ".join(capsys.readouterr().err.split())
+    assert main([*command, models["lost"], "--max-kl", "0.1", "--window", "16"]) == 1
+    assert "leave out window, max_kl" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_run_folder_is_no_reference_and_names_are_distinct(models, rows, tmp_path):

@@ -333,6 +333,7 @@ def test_a_policy(tmp_path):
     ("budget", "{}", "unknown key 'budget'; did you mean 'budgets'?"),
     ("reference", "", "reference: expected text, found None"),
     ("confidence", "95", "confidence: expected a number from 0.5 to below 1"),
+    ("window", "2.5", "window: expected a number of tokens, such as 512; found 2.5"),
     ("time-limit", "30", "time-limit: expected a time above 0 with its unit, such as 30min"),
     ("budgets", "{max-drop: {invoices: 2}}", "budgets.max-drop.invoices: 2 is a number without a unit"),
     ("budgets", "{max-drop: {invoice: 2pp}}", "max-drop invoice=2pp: no task or probe 'invoice'; did you mean"),

@@ -357,7 +357,8 @@ def _audit_parser() -> argparse.ArgumentParser:
     for name in ("allow_pickle", "weights", "show_text"):
         add(name, action="store_true")
     add("confidence", type=float, default=0.95)
-    add("limit", type=int)
+    for name in ("window", "stride", "limit"):
+        add(name, type=int)
     add("precision", default="auto", choices=PRECISIONS)
     add("device", default="auto", choices=DEVICES)
     parser.add_argument("--verify", metavar="FILE", help="work the verdict of an evidence.json out again")

@@ -10,6 +10,8 @@
       - {name: mmlu, sha256: c0de...}      # no path: a packaged probe, checked by the hash of its rows
     budgets: {max-drop: {invoices: 2pp, mmlu: 1pp}, max-kl: 0.05}
     anchor-budgets: {max-drop: {invoices: 5pp}}
+    window: 512                            # of plain text, in tokens; and how far apart they begin
+    stride: 256
     confidence: 0.95
     time-limit: 30min
     waivers:
@@ -37,8 +39,8 @@ from forgetless.data.packages import sha256_of
 from forgetless.errors import UsageError, nearest
 
 KEYS = (
-    "reference", "anchor", "tasks", "texts", "probes", "budgets", "anchor-budgets", "confidence", "time-limit",
-    "kl-clip", "waivers",
+    "reference", "anchor", "tasks", "texts", "probes", "window", "stride", "budgets", "anchor-budgets", "confidence",
+    "time-limit", "kl-clip", "waivers",
 )  # fmt: skip
 SOURCES = ("tasks", "texts", "probes")
 WAIVER_KEYS = (MAX_DROP, MAX_KL, "against", "owner", "reason", "until")
@@ -78,6 +80,8 @@ class Policy:
     confidence: float
     time_limit: float | None  # seconds
     kl_clip: float  # nats per token
+    window: int | None  # tokens, of plain text
+    stride: int | None
     waivers: tuple[Waiver, ...]
 
     def terms(self, today: datetime.date) -> Terms:
@@ -117,6 +121,8 @@ def read_policy(file: str | Path) -> Policy:
         confidence=_number(told.get("confidence", 0.95), 0.5, 1.0, f"{file}: confidence", "0.95"),
         time_limit=_seconds(told["time-limit"], f"{file}: time-limit") if "time-limit" in told else None,
         kl_clip=_number(told.get("kl-clip", KL_CLIP), 1e-9, 1e9, f"{file}: kl-clip", "1.0 (nats per token)"),
+        window=_tokens(told, "window", file),
+        stride=_tokens(told, "stride", file),
         waivers=waivers,
     )
 
@@ -235,6 +241,12 @@ def _number(told: Any, least: float, below: float, place: str, example: str) -> 
             f"{place}: expected a number from {least:g} to below {below:g}, such as {example}; found {told!r}"
         )
     return float(told)
+
+
+def _tokens(told: dict, key: str, file: Path) -> int | None:
+    if key in told and (isinstance(told[key], bool) or not isinstance(told[key], int) or told[key] < 1):
+        raise UsageError(f"{file}: {key}: expected a number of tokens, such as 512; found {told[key]!r}")
+    return told.get(key)
 
 
 def _seconds(told: Any, place: str) -> float:

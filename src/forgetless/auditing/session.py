@@ -80,7 +80,7 @@ class AuditSession:
 
     def windows(self, text: Text) -> Windows:
         """The same tokens for every model: those of the reference's tokenizer and chat template."""
-        found = text.windows(self.reference.tokenizer, self.max_length)
+        found = text.windows(self.reference.tokenizer, self.max_length, **self.cut)
         longest = max(max(window.ids) for window in found.windows)
         for subject in self.models:
             if longest >= subject.vocabulary:
@@ -105,8 +105,15 @@ class AuditSession:
                 "answer_tokens": ANSWER_TOKENS,
                 "chat_template": self.chat,
                 "kl_clip": self.kl_clip,
+                **self.cut,
             },
         }
+
+    @property
+    def cut(self) -> dict[str, int | None]:
+        """How plain text is cut, where it is told: window and stride in tokens."""
+        told = self.policy or self.config
+        return {"window": told.window, "stride": told.stride}
 
     @property
     def kl_clip(self) -> float:
@@ -131,6 +138,8 @@ def prepare(config: AuditConfig) -> AuditSession:
     probes = _policy_probes(policy, chat) if policy else load_probes(config.probes, limit=config.limit, chat=chat)
     texts = _policy_texts(policy) if policy else tuple(read_text(source, config.limit) for source in config.text)
     prompts = () if texts or policy else general_prompts(config.limit)
+    if (policy or config).window or (policy or config).stride:
+        _check_plain(texts)
     probes = _unseen(probes, [row for task in tasks for row in task.train])
     encoder = Encoder(roles[REFERENCE].tokenizer, max_length)
     tasks, probes = _fitting(tasks, probes, encoder, notes)
@@ -196,6 +205,11 @@ def _tasks(config: AuditConfig) -> tuple[Task, ...]:
     )
 
 
+def _check_plain(texts: tuple[Text, ...]) -> None:
+    if not any(text.plain for text in texts):
+        raise UsageError("window and stride are of plain text, and none is measured: name one with --text")
+
+
 def _unseen(probes: tuple[Probe, ...], trained: list[Row]) -> tuple[Probe, ...]:
     """The probes without the rows that stand in the tasks' training rows."""
     if not trained:
@@ -252,7 +266,11 @@ def _terms(session: AuditSession) -> Terms:
 def _policy(config: AuditConfig) -> Policy | None:
     if not config.policy:
         return None
-    told = [name for name in ("tasks", "text", "probes", "max_kl", "max_drop", "limit") if getattr(config, name)]
+    told = [
+        name
+        for name in ("tasks", "text", "window", "stride", "probes", "max_kl", "max_drop", "limit")
+        if getattr(config, name)
+    ]
     if config.reference:
         told.insert(0, "reference")
     if told:

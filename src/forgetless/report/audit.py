@@ -28,6 +28,7 @@ class Table:
     title: str
     head: list[str]
     rows: list[list[str]]
+    notes: tuple[str, ...] = ()  # what stands beneath it
 
 
 def print_audit(record: dict, verdicts: Mapping[str, Verdict], console: Console) -> None:
@@ -41,6 +42,8 @@ def print_audit(record: dict, verdicts: Mapping[str, Verdict], console: Console)
         console.print()
     for table in tables(record):
         console.print(_rich(table))
+        for note in table.notes:
+            console.print(Text(note, style="dim"))
         console.print()
     for note in dict.fromkeys(record["notes"]):
         console.print(Text(f"note: {clean(note)}", style="dim"))
@@ -53,6 +56,7 @@ def audit_markdown(record: dict, verdicts: Mapping[str, Verdict]) -> str:
     for table in tables(record):
         lines += [f"#### {escaped(table.title)}", ""]
         lines += [*pipe_table(table.head, table.rows), ""]
+        lines += [*(f"- {escaped(note)}" for note in table.notes), ""] if table.notes else []
     lines += [f"- {escaped(clean(note))}" for note in dict.fromkeys(record["notes"])]
     return "\n".join(lines) + "\n"
 
@@ -162,7 +166,15 @@ def _texts(record: dict, names: dict[str, str]) -> Table:
                     f"{documents['kl']:.3g}", percent(means["agree"]), f"{text['noise']['kl']:.2g}",
                 ]
             )  # fmt: skip
-    return Table("Predictions against the reference's own, nats per token", head, rows)
+    notes = tuple(f"{clean(text['name'])}: {_measured(text)}" for text in record["texts"])
+    return Table("Predictions against the reference's own, nats per token", head, rows, notes)
+
+
+def _measured(text: dict) -> str:
+    told = text["windows"]
+    if "stride" not in told:
+        return f"at the answers; rows of up to {told['max_length']:,} tokens"
+    return f"windows of {told['length']:,} tokens, {told['stride']:,} apart"
 
 
 def _agreement(record: dict, names: dict[str, str]) -> Table:
