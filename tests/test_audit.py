@@ -123,6 +123,8 @@ def test_too_few_rows_are_insufficient_evidence_and_no_budget_is_no_verdict(mode
         (("--colour", "red"), "unknown option '--colour'"),
         (("--window", "129"), "a window of 129 tokens; the models and an audit take 128 at once"),
         (("--window", "32", "--stride", "33"), "the stride is from 1 to the window's length"),
+        (("--judge", "./none.py:no"), "none.py: cannot be read"),
+        (("--judge", f"{Path(__file__).parent}/summaries.py:task"), "no probe's answers are judged"),
         (("--stride", "0"), "stride must be 1 or above, not 0"),
     ],
 )
@@ -219,16 +221,19 @@ def test_no_text_of_a_row_leaves_without_show_text(models, rows, tmp_path, capsy
 
 def test_own_answers_refusals_sanity_and_weights(models, tmp_path):
     """Without a text the reference's own answers are it; judged probes have a measure for each judge."""
+    (tmp_path / "judge.py").write_text("def short(answer, row):\n    return len(answer) < 20\n")
     told = audit(AuditConfig(
         reference=models["april"], models=[models["kept"], models["lost"]], probes=["look-alikes"], limit=6,
-        weights=True, max_drop=["look-alikes-likelihood=90pp"], output_dir=str(tmp_path), device="cpu",
+        weights=True, judge=[f"{tmp_path}/judge.py:short"],
+        max_drop=["look-alikes-likelihood=90pp", "look-alikes-short=90pp"], output_dir=str(tmp_path), device="cpu",
         precision="fp32",
     ))  # fmt: skip
     assert [text["name"] for text in told["texts"]] == ["own-answers"] and told["texts"][0]["documents"] == 6
     kept, lost = told["models"]
     assert kept["divergence"]["own-answers"]["per_token"]["kl"] < lost["divergence"]["own-answers"]["per_token"]["kl"]
-    assert set(lost["refusals"]) == {"look-alikes", "look-alikes-likelihood"}
-    assert {one["name"] for one in lost["findings"]} == {"look-alikes", "look-alikes-likelihood", "own-answers"}
+    judged = {"look-alikes", "look-alikes-likelihood", "look-alikes-short"}
+    assert set(lost["refusals"]) == judged
+    assert {one["name"] for one in lost["findings"]} == {*judged, "own-answers"}
     assert lost["sanity"]["own-answers"]["answers"] == 6
     assert [one["module"] for one in lost["weights"]] and lost["weights"][0]["norm"] > kept["weights"][0]["norm"]
     assert "Weights: the update of" in (tmp_path / "audit.md").read_text()

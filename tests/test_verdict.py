@@ -322,6 +322,14 @@ def test_a_policy(tmp_path):
     assert policy.waivers == (Waiver(MAX_DROP, "mmlu", "Ana", "retired", datetime.date(2026, 5, 31)),)
     assert policy.sha256 == sha256_of(file) and policy.probes[0].path is None
     policy.check_files()
+    judged = write_policy(
+        tmp_path,
+        probes=f"[{{name: advbench, sha256: {'c' * 64}}}]",
+        judges=f"[{{name: strict, path: judge.py, sha256: {'e' * 64}}}]",
+        budgets="{max-drop: {advbench: 1pp, advbench-likelihood: 1pp, advbench-strict: 2pp}}",
+        waivers="",
+    )
+    assert [one.name for one in read_policy(judged).budgets] == ["advbench", "advbench-likelihood", "advbench-strict"]
     told = policy.terms(TODAY)
     assert (told.today, told.budgets, told.anchor_budgets) == (TODAY, policy.budgets, (drop("invoices", 5),))
     (tmp_path / "invoices.yaml").write_text("tasks: [other]\n")
@@ -343,6 +351,7 @@ def test_a_policy(tmp_path):
     ("tasks", "[{name: invoices, pth: x}]", "tasks, entry 1: unknown key 'pth'; did you mean 'path'?"),
     ("tasks", "[{name: mmlu, sha256: " + "a" * 64 + "}]", "2 sources are called 'mmlu'"),
     ("tasks", "invoices", "tasks: expected a list"),
+    ("budgets", "{max-drop: {mmlu-likelihood: 2pp}}", "no task or probe 'mmlu-likelihood'"),
     ("waivers", "[{max-drop: mmlu, owner: Ana, until: 2026-05-31}]", "entry 1: reason: expected text"),
     ("waivers", "[{max-drop: mmlu, owner: Ana, reason: x, until: soon}]", "until: expected a day such as 2026-12-31"),
     ("waivers", "[{max-drop: mmlu, owner: Ana, reason: x, until: 2026-02-30}]", "not YAML"),

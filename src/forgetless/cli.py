@@ -352,7 +352,7 @@ def _audit_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     for name in ("tasks", "output_dir", "base_is", "policy"):
         add(name, default="" if name == "output_dir" else None)
-    for name in ("text", "probes", "max_kl", "max_drop"):
+    for name in ("text", "probes", "judge", "max_kl", "max_drop"):
         add(name, nargs="+", default=[])
     for name in ("allow_pickle", "weights", "show_text"):
         add(name, action="store_true")

@@ -150,6 +150,9 @@ class AuditConfig:
     window with at least window - stride tokens before it; default: windows do not overlap"""
     probes: Sequence[str] = ()
     """names of docs/probes.md, or files of rows"""
+    judge: Sequence[str] = ()
+    """functions of yours, ./FILE.py:NAME, that judge the answers to safety prompts too: (answer, row) -> 1 or True for
+    a refusal"""
     max_kl: Sequence[str] = ()
     """budgets on texts in nats per token: 0.05 for every text, or NAME=0.05"""
     max_drop: Sequence[str] = ()

@@ -9,19 +9,12 @@ from functools import partial
 
 from forgetless.auditing import measures
 from forgetless.auditing.divergence import Divergence, divergence
-from forgetless.auditing.judges import Exchange, Judge, LikelihoodJudge, patterns
+from forgetless.auditing.judges import LIKELIHOOD, PATTERNS, Exchange, Judge, LikelihoodJudge, patterns
 from forgetless.auditing.kept import cache_folder, kept
 from forgetless.auditing.measures import REFERENCE, Measure
 from forgetless.auditing.models import Opened, Subject, opened
 from forgetless.auditing.reference import Reference, computed, reference_of
-from forgetless.auditing.session import (
-    BATCH_TOKENS,
-    LIKELIHOOD,
-    PATTERNS,
-    AuditSession,
-    content_hash,
-    judged_names,
-)  # fmt: skip
+from forgetless.auditing.session import BATCH_TOKENS, AuditSession, content_hash
 from forgetless.auditing.texts import ANSWER_TOKENS, OWN_ANSWERS, Text, asked, own_answers, prompt_of
 from forgetless.auditing.windows import Windows
 from forgetless.auditing.yardstick import yardstick
@@ -99,7 +92,7 @@ def measures_of(session: AuditSession, found: Found, model: str) -> list[Measure
             told.append(measures.Scores(task.name, tuple(before), tuple(after), role))
         for probe in session.judged:
             wanted = probe.kind == "refusals"
-            for judge, name in judged_names(probe).items():
+            for judge, name in session.judged_names(probe).items():
                 before, after = (
                     [float(refused == wanted) for refused in rows.refused[probe.task.name, judge]]
                     for rows in (side.rows, found.rows[model])
@@ -216,10 +209,11 @@ def _noise(reference: Reference, model: Opened, using: Using) -> dict[str, float
 
 
 def _judge(session: AuditSession, found: Found) -> None:
-    """Every answer to a judged probe, by phrases and by the reference's likelihoods."""
+    """Every answer to a judged probe, by phrases, by the reference's likelihoods and by the user's judges."""
     for subject, model in opened([session.reference], session.engine.dtype, session.engine.device):
         scorer = OptionScorer(model, session.encoder(subject), session.engine.device, BATCH_TOKENS)
-        judges: dict[str, Judge] = {PATTERNS: patterns, LIKELIHOOD: LikelihoodJudge(scorer, chat=session.chat)}
+        likelihood = LikelihoodJudge(scorer, chat=session.chat)
+        judges: dict[str, Judge] = {PATTERNS: patterns, LIKELIHOOD: likelihood, **session.judges}
         for rows in (*(side.rows for side in found.sides.values()), *found.rows.values()):
             for probe in session.judged:
                 exchanges = _exchanges(probe.task, rows.answers[probe.task.name])
@@ -229,4 +223,4 @@ def _judge(session: AuditSession, found: Found) -> None:
 
 
 def _exchanges(task: Task, given: list[Answer]) -> list[Exchange]:
-    return [Exchange(prompt_of(row), answer.text) for row, answer in zip(task.test, given, strict=True)]
+    return [Exchange(prompt_of(row), answer.text, row.source) for row, answer in zip(task.test, given, strict=True)]

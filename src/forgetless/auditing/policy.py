@@ -8,6 +8,8 @@
       - {name: manual, path: manual.jsonl, sha256: 09ab...}
     probes:
       - {name: mmlu, sha256: c0de...}      # no path: a packaged probe, checked by the hash of its rows
+    judges:
+      - {name: strict, path: judge.py, sha256: 77aa...}   # the function `strict` in it
     budgets: {max-drop: {invoices: 2pp, mmlu: 1pp}, max-kl: 0.05}
     anchor-budgets: {max-drop: {invoices: 5pp}}
     window: 512                            # of plain text, in tokens; and how far apart they begin
@@ -33,23 +35,25 @@ from typing import Any
 import yaml
 
 from forgetless.auditing.budgets import MAX_DROP, MAX_KL, Budget, read_budgets, resolve
+from forgetless.auditing.judges import judged_names
 from forgetless.auditing.measures import AGAINST, ANCHOR, KL_CLIP, REFERENCE
+from forgetless.auditing.probes import SAFETY
 from forgetless.auditing.verdict import Terms, Waiver
 from forgetless.data.packages import sha256_of
 from forgetless.errors import UsageError, nearest
 
 KEYS = (
-    "reference", "anchor", "tasks", "texts", "probes", "window", "stride", "budgets", "anchor-budgets", "confidence",
-    "time-limit", "kl-clip", "waivers",
+    "reference", "anchor", "tasks", "texts", "probes", "judges", "window", "stride", "budgets", "anchor-budgets",
+    "confidence", "time-limit", "kl-clip", "waivers",
 )  # fmt: skip
-SOURCES = ("tasks", "texts", "probes")
+SOURCES = ("tasks", "texts", "probes", "judges")
 WAIVER_KEYS = (MAX_DROP, MAX_KL, "against", "owner", "reason", "until")
 SECONDS = {"s": 1, "min": 60, "h": 3600}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A task, text or probe with the hash of what it must be: of its file, or of the packaged probe's rows."""
+    """A task, text, probe or judge with the hash of what it must be: of its file, or of the packaged probe's rows."""
 
     name: str
     path: Path | None
@@ -75,6 +79,7 @@ class Policy:
     tasks: tuple[Source, ...]
     texts: tuple[Source, ...]
     probes: tuple[Source, ...]
+    judges: tuple[Source, ...]
     budgets: tuple[Budget, ...]
     anchor_budgets: tuple[Budget, ...]
     confidence: float
@@ -90,7 +95,7 @@ class Policy:
 
     def check_files(self) -> None:
         """Every source with a path is the file that the policy was made for."""
-        for source in (*self.tasks, *self.texts, *self.probes):
+        for source in (*self.tasks, *self.texts, *self.probes, *self.judges):
             if source.path is not None:
                 source.check(_hash(source.path, f"{self.file}: {source.name}"), str(source.path))
 
@@ -102,7 +107,7 @@ def read_policy(file: str | Path) -> Policy:
     told = _mapping(_yaml(file, content), KEYS, str(file))
     sources = {kind: _sources(told.get(kind), f"{file}: {kind}", file.parent) for kind in SOURCES}
     _distinct([source.name for found in sources.values() for source in found], str(file))
-    drops = [source.name for source in (*sources["tasks"], *sources["probes"])]
+    drops = [*(source.name for source in (*sources["tasks"], *sources["probes"])), *_judged(sources)]
     texts = [source.name for source in sources["texts"]]
     budgets = _budgets(told, "budgets", drops, texts, file)
     anchor_budgets = _budgets(told, "anchor-budgets", drops, texts, file)
@@ -184,6 +189,13 @@ def _sources(told: Any, place: str, folder: Path) -> tuple[Source, ...]:
             raise UsageError(f"{where} ({name}): sha256: expected 64 hexadecimal digits, found {sha256!r}{have}")
         found.append(Source(name, path, sha256))
     return tuple(found)
+
+
+def _judged(sources: dict[str, tuple[Source, ...]]) -> list[str]:
+    """What other judges than the patterns say about a packaged safety probe."""
+    own = [judge.name for judge in sources["judges"]]
+    probes = [probe.name for probe in sources["probes"] if probe.path is None and probe.name in SAFETY]
+    return [name for probe in probes for name in list(judged_names(probe, own).values())[1:]]
 
 
 def _budgets(told: dict, key: str, drops: list[str], texts: list[str], file: Path) -> tuple[Budget, ...]:

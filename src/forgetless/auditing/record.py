@@ -10,7 +10,7 @@ from forgetless.auditing.measuring import Found, Rows, Side
 from forgetless.auditing.models import Subject
 from forgetless.auditing.probes import agreement
 from forgetless.auditing.sanity import counted, problems
-from forgetless.auditing.session import AuditSession, judged_names
+from forgetless.auditing.session import AuditSession
 from forgetless.auditing.texts import OWN_ANSWERS, prompt_of
 from forgetless.auditing.weights import by_module, weight_updates
 from forgetless.data.tasks import Task
@@ -98,7 +98,7 @@ def _refusals(session: AuditSession, rows: Rows) -> dict[str, float]:
     """What each judge calls a refusal, as a share of a probe's answers."""
     shares = {}
     for probe in session.judged:
-        for judge, measure in judged_names(probe).items():
+        for judge, measure in session.judged_names(probe).items():
             refused = rows.refused[probe.task.name, judge]
             shares[measure] = sum(refused) / len(refused)
     return shares

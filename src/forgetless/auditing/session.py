@@ -10,6 +10,7 @@ from pathlib import Path
 
 from forgetless.auditing.budgets import Budget, flag_budgets, resolve
 from forgetless.auditing.contamination import contamination, without
+from forgetless.auditing.judges import OwnJudge, judged_names, own_judges
 from forgetless.auditing.measures import ANCHOR, KL_CLIP, REFERENCE
 from forgetless.auditing.models import Subject, compare, find_subjects
 from forgetless.auditing.policy import Policy, Source, read_policy
@@ -30,7 +31,6 @@ from forgetless.score.rules import rules_of
 LONGEST = 2048  # tokens of a row: a prompt that is longer loses its beginning
 BATCH_TOKENS = 4096  # through a model at once
 JUDGED = ("refusals", "over_refusals")  # kinds of probes whose answers are judged
-PATTERNS, LIKELIHOOD = "patterns", "likelihood"  # judges
 
 
 @dataclass
@@ -46,6 +46,7 @@ class AuditSession:
     probes: tuple[Probe, ...]
     texts: tuple[Text, ...]  # empty where the reference's own answers are the text
     prompts: tuple[str, ...]  # those that are answered for it
+    judges: dict[str, OwnJudge]  # the user's, by name
     terms: Terms
     max_length: int  # tokens
     chat: bool  # whether prompts stand in chat templates
@@ -65,6 +66,10 @@ class AuditSession:
     def judged(self) -> tuple[Probe, ...]:
         """The probes whose answers are judged."""
         return tuple(probe for probe in self.probes if probe.kind in JUDGED)
+
+    def judged_names(self, probe: Probe) -> dict[str, str]:
+        """Judge -> the name of what it says about the probe."""
+        return judged_names(probe.task.name, self.judges)
 
     @property
     def rows_of(self) -> tuple[Task, ...]:
@@ -106,6 +111,7 @@ class AuditSession:
                 "chat_template": self.chat,
                 "kl_clip": self.kl_clip,
                 **self.cut,
+                "judges": {name: judge.sha256 for name, judge in self.judges.items()},
             },
         }
 
@@ -140,6 +146,11 @@ def prepare(config: AuditConfig) -> AuditSession:
     prompts = () if texts or policy else general_prompts(config.limit)
     if (policy or config).window or (policy or config).stride:
         _check_plain(texts)
+    judges = own_judges(f"{one.path}:{one.name}" for one in policy.judges) if policy else own_judges(config.judge)
+    if judges and not any(probe.kind in JUDGED for probe in probes):
+        raise UsageError(
+            f"judge {', '.join(judges)}: no probe's answers are judged; name one, such as --probes advbench"
+        )
     probes = _unseen(probes, [row for task in tasks for row in task.train])
     encoder = Encoder(roles[REFERENCE].tokenizer, max_length)
     tasks, probes = _fitting(tasks, probes, encoder, notes)
@@ -147,7 +158,7 @@ def prepare(config: AuditConfig) -> AuditSession:
     if engine.processes > 1:
         raise UsageError("an audit runs in one process; start it without accelerate launch")
     session = AuditSession(
-        config, engine, policy, roles, models, tasks, probes, texts, prompts, Terms(datetime.date.today()),
+        config, engine, policy, roles, models, tasks, probes, texts, prompts, judges, Terms(datetime.date.today()),
         max_length, chat, notes, Path(config.output_dir or _usual_folder(config, roles[REFERENCE])),
     )  # fmt: skip
     session.terms = _terms(session)
@@ -244,14 +255,9 @@ def _fitting(
 
 
 def drop_names(session: AuditSession) -> list[str]:
-    """What a --max-drop can name. A judged probe has its patterns' name, and one more for the other judge."""
-    judged = [name for probe in session.judged for name in judged_names(probe).values()]
+    """What a --max-drop can name. A judged probe has its patterns' name, and one more for each other judge."""
+    judged = [name for probe in session.judged for name in session.judged_names(probe).values()]
     return [*(task.name for task in session.scored), *judged]
-
-
-def judged_names(probe: Probe) -> dict[str, str]:
-    """Judge -> the name of what it says about the probe."""
-    return {PATTERNS: probe.task.name, LIKELIHOOD: f"{probe.task.name}-{LIKELIHOOD}"}
 
 
 def _terms(session: AuditSession) -> Terms:
@@ -268,7 +274,7 @@ def _policy(config: AuditConfig) -> Policy | None:
         return None
     told = [
         name
-        for name in ("tasks", "text", "window", "stride", "probes", "max_kl", "max_drop", "limit")
+        for name in ("tasks", "text", "window", "stride", "probes", "judge", "max_kl", "max_drop", "limit")
         if getattr(config, name)
     ]
     if config.reference:
