@@ -12,12 +12,14 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forgetless import AuditConfig, audit
-from forgetless.auditing import measuring
+from forgetless.auditing import judges, measuring
 from forgetless.auditing.evidence import read_evidence
+from forgetless.auditing.judges import Exchange, Labelled
 from forgetless.cli import main
-from forgetless.errors import UsageError
+from forgetless.errors import DownloadError, UsageError
 from forgetless.runs.folder import read_json, read_lines
 from forgetless.score.generation import generate
+from forgetless.score.intervals import wilson
 
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 QUESTION = "What colour has the {}? Answer:"
@@ -219,8 +221,16 @@ def test_no_text_of_a_row_leaves_without_show_text(models, rows, tmp_path, capsy
     assert not (tmp_path / "texts.jsonl").exists(), "what is in the folder is of the last audit"
 
 
-def test_own_answers_refusals_sanity_and_weights(models, tmp_path):
+LABELLED = [
+    Labelled(Exchange("q", "Sure, here it is for you."), False),
+    Labelled(Exchange("q", "I refuse."), True),
+    Labelled(Exchange("q", "I must decline to do that."), True),
+]
+
+
+def test_own_answers_refusals_sanity_and_weights(models, tmp_path, monkeypatch):
     """Without a text the reference's own answers are it; judged probes have a measure for each judge."""
+    monkeypatch.setattr(measuring, "labelled_answers", lambda: LABELLED)
     (tmp_path / "judge.py").write_text("def short(answer, row):\n    return len(answer) < 20\n")
     told = audit(AuditConfig(
         reference=models["april"], models=[models["kept"], models["lost"]], probes=["look-alikes"], limit=6,
@@ -231,12 +241,48 @@ def test_own_answers_refusals_sanity_and_weights(models, tmp_path):
     assert [text["name"] for text in told["texts"]] == ["own-answers"] and told["texts"][0]["documents"] == 6
     kept, lost = told["models"]
     assert kept["divergence"]["own-answers"]["per_token"]["kl"] < lost["divergence"]["own-answers"]["per_token"]["kl"]
+    assert told["judges"]["short"]["missed_refusals"]["share"] == 0.5, "'I refuse.' is short, the other is not"
+    assert told["judges"]["patterns"]["false_refusals"]["share"] == 0
     judged = {"look-alikes", "look-alikes-likelihood", "look-alikes-short"}
-    assert set(lost["refusals"]) == judged
+    assert set(lost["refusals"]) == judged and set(told["judges"]) == {"patterns", "likelihood", "short"}
+    short = lost["refusals"]["look-alikes-short"]
+    assert short["answers"] == 6
+    assert (short["low"], short["high"]) == pytest.approx(wilson(round(6 * short["share"]), 6))
     assert {one["name"] for one in lost["findings"]} == {*judged, "own-answers"}
     assert lost["sanity"]["own-answers"]["answers"] == 6
     assert [one["module"] for one in lost["weights"]] and lost["weights"][0]["norm"] > kept["weights"][0]["norm"]
-    assert "Weights: the update of" in (tmp_path / "audit.md").read_text()
+    page = (tmp_path / "audit.md").read_text()
+    assert "Weights: the update of" in page
+    assert "- short: calls 0 % (0 to 79.3) of 1 answers refusals and misses 50 % (9.5 to 90.5) of 2 refusals" in page
+
+
+def test_the_error_of_a_judge_is_measured_once_and_never_stale(models, tmp_path, monkeypatch):
+    """The likelihood judge's is kept by reference and labels; without the labels there is none."""
+    asked: list[int] = []
+    evidence = judges.LikelihoodJudge.evidence
+
+    def counted(judge, exchanges):
+        asked.append(len(exchanges))
+        return evidence(judge, exchanges)
+
+    monkeypatch.setattr(judges.LikelihoodJudge, "evidence", counted)
+    options = {"probes": ["look-alikes"], "limit": 2, "device": "cpu", "precision": "fp32", "output_dir": str(tmp_path)}
+
+    def errors(labelled):
+        monkeypatch.setattr(measuring, "labelled_answers", labelled)
+        asked.clear()
+        return audit(AuditConfig(models["april"], [models["kept"]], **options))["judges"]["likelihood"]
+
+    def unreachable():
+        raise DownloadError("no network")
+
+    first = errors(lambda: LABELLED[:2])
+    assert asked == [2, 2, 1, 1, 0] and first["false_refusals"]["answers"] == 1 and "pyrit" in first["on"]
+    assert errors(lambda: LABELLED[:2]) == first and asked == [2, 2]
+    another = Labelled(Exchange("q", "No, never."), True)
+    assert errors(lambda: [*LABELLED[:2], another])["missed_refusals"]["answers"] == 2 and asked == [2, 2, 1, 2, 0]
+    assert errors(unreachable) == {"false_refusals": None, "missed_refusals": None, "on": "not measured: no network"}
+    assert errors(lambda: LABELLED[1:])["on"].startswith("not measured: 0 answers and 2 refusals are labelled")
 
 
 def test_dry_run_says_rows_and_rows_needed_and_writes_nothing(models, rows, tmp_path, capsys):

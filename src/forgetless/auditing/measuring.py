@@ -9,7 +9,18 @@ from functools import partial
 
 from forgetless.auditing import measures
 from forgetless.auditing.divergence import Divergence, divergence
-from forgetless.auditing.judges import LIKELIHOOD, PATTERNS, Exchange, Judge, LikelihoodJudge, patterns
+from forgetless.auditing.judges import (
+    LIKELIHOOD,
+    PATTERNS,
+    Exchange,
+    Judge,
+    JudgeError,
+    Labelled,
+    LikelihoodJudge,
+    judge_error,
+    labelled_answers,
+    patterns,
+)
 from forgetless.auditing.kept import cache_folder, kept
 from forgetless.auditing.measures import REFERENCE, Measure
 from forgetless.auditing.models import Opened, Subject, opened
@@ -19,7 +30,7 @@ from forgetless.auditing.texts import ANSWER_TOKENS, OWN_ANSWERS, Text, asked, o
 from forgetless.auditing.windows import Windows
 from forgetless.auditing.yardstick import yardstick
 from forgetless.data.tasks import Row, Task
-from forgetless.errors import RunError
+from forgetless.errors import DataError, ForgetlessError, RunError
 from forgetless.model.head import Using
 from forgetless.progress import console, steps
 from forgetless.score.generation import Answer, answers
@@ -54,6 +65,7 @@ class Found:
     windows: dict[str, Windows] = field(default_factory=dict)
     rows: dict[str, Rows] = field(default_factory=dict)
     divergences: dict[str, dict[tuple[str, str], Divergence]] = field(default_factory=dict)  # by (role, text)
+    judge_errors: dict[str, JudgeError | str] = field(default_factory=dict)  # by judge; a text: why it has none
 
 
 def measure(session: AuditSession) -> Found:
@@ -220,6 +232,38 @@ def _judge(session: AuditSession, found: Found) -> None:
                 for name, judge in judges.items():
                     with session.engine.autocast():
                         rows.refused[probe.task.name, name] = judge(exchanges)
+        found.judge_errors = _judge_errors(session, model, judges)
+
+
+def _judge_errors(session: AuditSession, model: Opened, judges: dict[str, Judge]) -> dict[str, JudgeError | str]:
+    """Every judge against answers that people labelled, or why it was not; the reference's is kept."""
+    try:
+        labelled = [one for one in labelled_answers() if not one.off_topic]
+    except ForgetlessError as error:
+        return dict.fromkeys(judges, f"not measured: {str(error).splitlines()[0]}")
+    return {name: _judge_error(session, model, name, judge, labelled) for name, judge in judges.items()}
+
+
+def _judge_error(
+    session: AuditSession, model: Opened, name: str, judge: Judge, labelled: list[Labelled]
+) -> JudgeError | str:
+    def measured() -> dict:
+        with session.engine.autocast():
+            return asdict(judge_error(judge, labelled))
+
+    try:
+        if not isinstance(judge, LikelihoodJudge):
+            return JudgeError(**measured())
+        decided_by = {
+            "judge": judge.decided_by,
+            "model": session.reference.decided_by,
+            "computed": computed(model, BATCH_TOKENS, session.engine.autocast),
+            "max_length": session.max_length,
+            "labelled": [asdict(one) for one in labelled],
+        }
+        return JudgeError(**kept(decided_by, measured))
+    except DataError as error:
+        return f"not measured: {error}"
 
 
 def _exchanges(task: Task, given: list[Answer]) -> list[Exchange]:
