@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from forgetless.auditing import layouts
 from forgetless.auditing.budgets import MAX_DROP, written
 from forgetless.auditing.measures import REFERENCE
 from forgetless.auditing.texts import OWN_ANSWERS
@@ -62,10 +63,9 @@ def audit_markdown(record: dict, verdicts: Mapping[str, Verdict]) -> str:
 
 
 def short_names(record: dict) -> dict[str, str]:
-    """The last part of each model's name, where that tells them apart."""
-    names = [one["name"] for one in (record["reference"], *record["models"])]
-    last = {name: clean(name.rstrip("/").rpartition("/")[2]) for name in names}
-    return last if len(set(last.values())) == len(last) else {name: clean(name) for name in names}
+    """What tables call the models."""
+    found = layouts.short_names([one["name"] for one in (record["reference"], *record["models"])])
+    return {name: clean(short) for name, short in found.items()}
 
 
 # ---------------------------------------------------------------- in words
