@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -298,12 +299,15 @@ def test_a_policy_gives_the_reference_rows_and_budgets(models, rows, tmp_path, c
     policy = tmp_path / "policy.yaml"
     policy.write_text(
         f"reference: {models['april']}\nanchor: {models['april']}\n"
-        f"tasks: [{{name: colours, path: {rows['tasks']}, sha256: {sha256_of(Path(rows['tasks']))}}}]\n"
+        f"tasks: [{{name: colours, path: {rows['tasks']}}}]\n"
         f"texts: [{{name: manual, path: {rows['text']}, sha256: {sha256_of(Path(rows['text']))}}}]\n"
         "budgets: {max-drop: {colours: 10pp}, max-kl: 0.1}\nwindow: 32\nstride: 16\n"
         "anchor-budgets: {max-drop: {colours: 12pp}}\n"
     )
     command = ["audit", "--policy", str(policy), "--output_dir", str(tmp_path / "out"), *CPU]
+    assert main([*command, models["lost"]]) == 1
+    [told] = re.findall(r"colours: `sha256:` is missing; these data have (sha256: \w{64})", unfolded(capsys))
+    policy.write_text(policy.read_text().replace("tasks.yaml}", f"tasks.yaml, {told}}}"))
     assert main([*command, models["lost"]]) == 2
     assert main([*command, models["kept"]]) == 0
     assert read_json(tmp_path / "out" / "audit.json")["texts"][0]["windows"] == {"length": 32, "stride": 16}
@@ -312,7 +316,17 @@ def test_a_policy_gives_the_reference_rows_and_budgets(models, rows, tmp_path, c
         ("colours", "reference"), ("manual", "reference"), ("colours", "anchor"), ("manual", "anchor")
     }  # fmt: skip
     assert main([*command, models["lost"], "--max-kl", "0.1", "--window", "16"]) == 1
-    assert "leave out window, max_kl" in " ".join(capsys.readouterr().err.split())
+    assert "leave out window, max_kl" in unfolded(capsys)
+    file = Path(rows["tasks"]).parent / "colours.jsonl"
+    whole = file.read_text()
+    file.write_text(whole.partition("\n")[2])
+    assert main([*command, models["kept"]]) == 1
+    file.write_text(whole)
+    assert "colours: the policy was made for sha256" in unfolded(capsys), "one row less, the same YAML"
+
+
+def unfolded(capsys) -> str:
+    return " ".join(capsys.readouterr().err.split())
 
 
 def test_a_run_folder_is_no_reference_and_names_are_distinct(models, rows, tmp_path):

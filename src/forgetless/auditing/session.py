@@ -11,9 +11,10 @@ from pathlib import Path
 from forgetless.auditing.budgets import Budget, flag_budgets, resolve
 from forgetless.auditing.contamination import contamination, without
 from forgetless.auditing.judges import OwnJudge, judged_names, own_judges
+from forgetless.auditing.layouts import short_names
 from forgetless.auditing.measures import ANCHOR, KL_CLIP, REFERENCE
 from forgetless.auditing.models import Subject, compare, find_subjects
-from forgetless.auditing.policy import Policy, Source, read_policy
+from forgetless.auditing.policy import Policy, read_policy
 from forgetless.auditing.probes import Probe, load_probes
 from forgetless.auditing.texts import ANSWER_TOKENS, OWN_ANSWERS, Text, general_prompts, read_text
 from forgetless.auditing.verdict import Terms
@@ -142,6 +143,8 @@ def prepare(config: AuditConfig) -> AuditSession:
     max_length = min([LONGEST, *(one.context for one in everyone if one.context)])
     tasks = _policy_tasks(policy) if policy else _tasks(config)
     probes = _policy_probes(policy, chat) if policy else load_probes(config.probes, limit=config.limit, chat=chat)
+    if policy:
+        policy.check_rows({task.name: content_hash(task) for task in (*tasks, *(probe.task for probe in probes))})
     texts = _policy_texts(policy) if policy else tuple(read_text(source, config.limit) for source in config.text)
     prompts = () if texts or policy else general_prompts(config.limit)
     if (policy or config).window or (policy or config).stride:
@@ -198,7 +201,8 @@ def _beside(spec: str, folder: Path) -> str:
 
 
 def _usual_folder(config: AuditConfig, reference: Subject) -> str:
-    names = [re.sub(r"[^\w.-]+", "-", Path(name).name) for name in (config.models[0], reference.name)]
+    told = [config.models[0], reference.name]
+    names = [re.sub(r"[^\w.-]+", "-", name) for name in map(short_names(told).__getitem__, told)]
     more = f"-and-{len(config.models) - 1}-more" if len(config.models) > 1 else ""
     return f"runs/audit-{names[0]}{more}-against-{names[1]}"
 
@@ -291,7 +295,7 @@ def _policy(config: AuditConfig) -> Policy | None:
 def _policy_tasks(policy: Policy) -> tuple[Task, ...]:
     found = []
     for source in policy.tasks:
-        tasks = {task.name: task for task in load_stream(_path(policy, source, "tasks")).tasks}
+        tasks = {task.name: task for task in load_stream(str(source.path)).tasks}
         if source.name not in tasks:
             raise UsageError(f"{policy.file}: {source.path} has no task {source.name!r}, only {', '.join(tasks)}")
         found.append(tasks[source.name])
@@ -299,7 +303,7 @@ def _policy_tasks(policy: Policy) -> tuple[Task, ...]:
 
 
 def _policy_texts(policy: Policy) -> tuple[Text, ...]:
-    return tuple(replace(read_text(_path(policy, one, "texts")), name=one.name) for one in policy.texts)
+    return tuple(replace(read_text(str(one.path)), name=one.name) for one in policy.texts)
 
 
 def _policy_probes(policy: Policy, chat: bool) -> tuple[Probe, ...]:
@@ -307,17 +311,10 @@ def _policy_probes(policy: Policy, chat: bool) -> tuple[Probe, ...]:
     for source in policy.probes:
         loaded = load_probes([str(source.path or source.name)], chat=chat)
         if [probe.task.name for probe in loaded] != [source.name]:
-            raise UsageError(f"{policy.file}: probe {source.name!r}: {source.path} gives probes of other names")
-        if source.path is None:
-            source.check(content_hash(loaded[0].task), str(policy.file))
+            names = ", ".join(probe.task.name for probe in loaded)
+            raise UsageError(f"{policy.file}: probe {source.name!r}: there it is called {names}; name one probe so")
         found += loaded
     return tuple(found)
-
-
-def _path(policy: Policy, source: Source, kind: str) -> str:
-    if source.path is None:
-        raise UsageError(f"{policy.file}: {kind}: {source.name}: `path:` is missing")
-    return str(source.path)
 
 
 def _distinct(names: list[str], what: str, remedy: str) -> None:
