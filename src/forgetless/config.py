@@ -149,7 +149,7 @@ class AuditConfig:
     """tokens from one window of plain text to the next; below the window, each token is predicted once, after the first
     window with at least window - stride tokens before it; default: windows do not overlap"""
     probes: Sequence[str] = ()
-    """names of docs/probes.md, or files of rows"""
+    """names of docs/probes.md, lm-eval:TASK, or files of rows"""
     judge: Sequence[str] = ()
     """functions of yours, ./FILE.py:NAME, that judge the answers to safety prompts too: (answer, row) -> 1 or True for
     a refusal"""
