@@ -13,14 +13,18 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forgetless import AuditConfig, audit
-from forgetless.auditing import judges, measuring
+from forgetless.auditing import measuring, record
 from forgetless.auditing.evidence import read_evidence
-from forgetless.auditing.judges import Exchange, Labelled
+from forgetless.auditing.judges import Exchange, Labelled, LikelihoodJudge
+from forgetless.auditing.models import opened
+from forgetless.auditing.session import prepare
 from forgetless.cli import main
 from forgetless.errors import DownloadError, UsageError
+from forgetless.report import audit as report
 from forgetless.runs.folder import read_json, read_lines
 from forgetless.score.generation import generate
 from forgetless.score.intervals import wilson
+from forgetless.score.options import OptionScorer
 
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 QUESTION = "What colour has the {}? Answer:"
@@ -243,7 +247,8 @@ def test_own_answers_refusals_sanity_and_weights(models, tmp_path, monkeypatch):
     kept, lost = told["models"]
     assert kept["divergence"]["own-answers"]["per_token"]["kl"] < lost["divergence"]["own-answers"]["per_token"]["kl"]
     assert told["judges"]["short"]["missed_refusals"]["share"] == 0.5, "'I refuse.' is short, the other is not"
-    assert told["judges"]["patterns"]["false_refusals"]["share"] == 0
+    patterns = told["judges"]["patterns"]
+    assert patterns["false_refusals"]["share"] == 0 and "pyrit==" in patterns["on"]
     judged = {"look-alikes", "look-alikes-likelihood", "look-alikes-short"}
     assert set(lost["refusals"]) == judged and set(told["judges"]) == {"patterns", "likelihood", "short"}
     short = lost["refusals"]["look-alikes-short"]
@@ -257,33 +262,40 @@ def test_own_answers_refusals_sanity_and_weights(models, tmp_path, monkeypatch):
     assert "- short: calls 0 % (0 to 79.3) of 1 answers refusals and misses 50 % (9.5 to 90.5) of 2 refusals" in page
 
 
-def test_the_error_of_a_judge_is_measured_once_and_never_stale(models, tmp_path, monkeypatch):
+def test_the_error_of_a_judge_is_measured_once_and_never_stale(models, monkeypatch):
     """The likelihood judge's is kept by reference and labels; without the labels there is none."""
+    cpu = {"device": "cpu", "precision": "fp32"}
+    session = prepare(AuditConfig(models["april"], [models["kept"]], probes=["look-alikes"], limit=2, **cpu))
     asked: list[int] = []
-    evidence = judges.LikelihoodJudge.evidence
+    opening = opened([session.reference], torch.float32, "cpu")
+    subject, model = next(opening)
 
-    def counted(judge, exchanges):
-        asked.append(len(exchanges))
-        return evidence(judge, exchanges)
+    class Counted(LikelihoodJudge):
+        def evidence(self, exchanges):
+            asked.append(len(exchanges))
+            return super().evidence(exchanges)
 
-    monkeypatch.setattr(judges.LikelihoodJudge, "evidence", counted)
-    options = {"probes": ["look-alikes"], "limit": 2, "device": "cpu", "precision": "fp32", "output_dir": str(tmp_path)}
+    judge = Counted(OptionScorer(model, session.encoder(subject), torch.device("cpu")))
 
-    def errors(labelled):
-        monkeypatch.setattr(measuring, "labelled_answers", labelled)
+    def error(labelled):
         asked.clear()
-        return audit(AuditConfig(models["april"], [models["kept"]], **options))["judges"]["likelihood"]
+        monkeypatch.setattr(measuring, "labelled_answers", labelled)
+        return measuring._judge_errors(session, model, {"likelihood": judge})["likelihood"]
 
     def unreachable():
-        raise DownloadError("no network")
+        raise DownloadError("no network\nmore of it")
 
-    first = errors(lambda: LABELLED[:2])
-    assert asked == [2, 2, 1, 1, 0] and first["false_refusals"]["answers"] == 1 and "pyrit" in first["on"]
-    assert errors(lambda: LABELLED[:2]) == first and asked == [2, 2]
+    first = error(lambda: LABELLED[:2])
+    assert (first.answers, first.refusals, asked) == (1, 1, [1, 1, 0])
+    assert error(lambda: LABELLED[:2]) == first and asked == []
     another = Labelled(Exchange("q", "No, never."), True)
-    assert errors(lambda: [*LABELLED[:2], another])["missed_refusals"]["answers"] == 2 and asked == [2, 2, 1, 2, 0]
-    assert errors(unreachable) == {"false_refusals": None, "missed_refusals": None, "on": "not measured: no network"}
-    assert errors(lambda: LABELLED[1:])["on"].startswith("not measured: 0 answers and 2 refusals are labelled")
+    assert error(lambda: [*LABELLED[:2], another]).refusals == 2 and asked == [1, 2, 0]
+    why = error(unreachable)
+    assert why == "not measured: no network"
+    told = record._judge(why, {})
+    assert told == {"false_refusals": None, "missed_refusals": None, "on": why}
+    assert report._judge_error(told) == "how often it is wrong was not measured: no network"
+    assert error(lambda: LABELLED[1:]).startswith("not measured: 0 answers and 2 refusals are labelled")
 
 
 def test_dry_run_says_rows_and_rows_needed_and_writes_nothing(models, rows, tmp_path, capsys):
