@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,18 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forgetless import AuditConfig, audit
-from forgetless.auditing import measuring
+from forgetless.auditing import measuring, record
 from forgetless.auditing.evidence import read_evidence
+from forgetless.auditing.judges import Exchange, Labelled, LikelihoodJudge
+from forgetless.auditing.models import opened
+from forgetless.auditing.session import prepare
 from forgetless.cli import main
-from forgetless.errors import UsageError
+from forgetless.errors import DownloadError, UsageError
+from forgetless.report import audit as report
 from forgetless.runs.folder import read_json, read_lines
 from forgetless.score.generation import generate
+from forgetless.score.intervals import wilson
+from forgetless.score.options import OptionScorer
 
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 QUESTION = "{}. What colour has the {}? Answer:"
@@ -125,6 +132,11 @@ def test_too_few_rows_are_insufficient_evidence_and_no_budget_is_no_verdict(mode
         (("--probes", "mmul"), "no probe 'mmul'"),
         (("--confidence", "95"), "confidence must be from 0.5 to below 1"),
         (("--colour", "red"), "unknown option '--colour'"),
+        (("--window", "129"), "a window of 129 tokens; the models and an audit take 128 at once"),
+        (("--window", "32", "--stride", "33"), "the stride is from 1 to the window's length"),
+        (("--judge", "./none.py:no"), "none.py: cannot be read"),
+        (("--judge", f"{Path(__file__).parent}/summaries.py:task"), "no probe's answers are judged"),
+        (("--stride", "0"), "stride must be 1 or above, not 0"),
     ],
 )
 def test_errors_exit_1(models, rows, tmp_path, capsys, more, told):
@@ -182,6 +194,30 @@ def config(models: dict, rows: dict, out: Path, **more) -> AuditConfig:
     return AuditConfig(reference=models["april"], models=[models["lost"]], output_dir=str(out), **told)
 
 
+def test_windows_and_stride_are_used_and_stated(models, rows, tmp_path):
+    """Overlapping windows give later tokens more context: the same tokens, other numbers."""
+    apart = audit(config(models, rows, tmp_path / "1", window=16, text=[long_text(tmp_path)], tasks=None))
+    near = audit(config(models, rows, tmp_path / "2", window=16, stride=4, text=[long_text(tmp_path)], tasks=None))
+    assert [one["texts"][0]["windows"] for one in (apart, near)] == [
+        {"length": 16, "stride": 16}, {"length": 16, "stride": 4}
+    ]  # fmt: skip
+    assert apart["texts"][0]["tokens"] == near["texts"][0]["tokens"]
+    means = [one["models"][0]["divergence"]["long"]["per_token"]["kl"] for one in (apart, near)]
+    assert means[0] != pytest.approx(means[1], rel=1e-4)
+    assert "- long: windows of 16 tokens, 4 apart" in (tmp_path / "2" / "audit.md").read_text()
+    assert read_evidence(tmp_path / "2" / "evidence.json")["settings"]["stride"] == 4
+
+
+def long_text(folder: Path) -> str:
+    (folder / "long.txt").write_text(" ".join(f"The {key} is {value}." for key, value in COLOURS.items()))
+    return str(folder / "long.txt")
+
+
+def test_windows_are_of_plain_text(models, tmp_path):
+    with pytest.raises(UsageError, match="are of plain text, and none is measured"):
+        audit(AuditConfig(models["april"], [models["lost"]], window=64, output_dir=str(tmp_path)))
+
+
 def test_no_text_of_a_row_leaves_without_show_text(models, rows, tmp_path, capsys):
     run(models, rows, tmp_path, "lost", more=BUDGETS)
     written = "".join(path.read_text() for path in tmp_path.iterdir() if path.is_file())
@@ -196,21 +232,76 @@ def test_no_text_of_a_row_leaves_without_show_text(models, rows, tmp_path, capsy
     assert not (tmp_path / "texts.jsonl").exists(), "what is in the folder is of the last audit"
 
 
-def test_own_answers_refusals_sanity_and_weights(models, tmp_path):
+LABELLED = [
+    Labelled(Exchange("q", "Sure, here it is for you."), False),
+    Labelled(Exchange("q", "I refuse."), True),
+    Labelled(Exchange("q", "I must decline to do that."), True),
+]
+
+
+def test_own_answers_refusals_sanity_and_weights(models, tmp_path, monkeypatch):
     """Without a text the reference's own answers are it; judged probes have a measure for each judge."""
+    monkeypatch.setattr(measuring, "labelled_answers", lambda: LABELLED)
+    (tmp_path / "judge.py").write_text("def short(answer, row):\n    return len(answer) < 20\n")
     told = audit(AuditConfig(
         reference=models["april"], models=[models["kept"], models["lost"]], probes=["look-alikes"], limit=6,
-        weights=True, max_drop=["look-alikes-likelihood=90pp"], output_dir=str(tmp_path), device="cpu",
+        weights=True, judge=[f"{tmp_path}/judge.py:short"],
+        max_drop=["look-alikes-likelihood=90pp", "look-alikes-short=90pp"], output_dir=str(tmp_path), device="cpu",
         precision="fp32",
     ))  # fmt: skip
     assert [text["name"] for text in told["texts"]] == ["own-answers"] and told["texts"][0]["documents"] == 6
     kept, lost = told["models"]
     assert kept["divergence"]["own-answers"]["per_token"]["kl"] < lost["divergence"]["own-answers"]["per_token"]["kl"]
-    assert set(lost["refusals"]) == {"look-alikes", "look-alikes-likelihood"}
-    assert {one["name"] for one in lost["findings"]} == {"look-alikes", "look-alikes-likelihood", "own-answers"}
+    assert told["judges"]["short"]["missed_refusals"]["share"] == 0.5, "'I refuse.' is short, the other is not"
+    patterns = told["judges"]["patterns"]
+    assert patterns["false_refusals"]["share"] == 0 and "pyrit==" in patterns["on"]
+    judged = {"look-alikes", "look-alikes-likelihood", "look-alikes-short"}
+    assert set(lost["refusals"]) == judged and set(told["judges"]) == {"patterns", "likelihood", "short"}
+    short = lost["refusals"]["look-alikes-short"]
+    assert short["answers"] == 6
+    assert (short["low"], short["high"]) == pytest.approx(wilson(round(6 * short["share"]), 6))
+    assert {one["name"] for one in lost["findings"]} == {*judged, "own-answers"}
     assert lost["sanity"]["own-answers"]["answers"] == 6
     assert [one["module"] for one in lost["weights"]] and lost["weights"][0]["norm"] > kept["weights"][0]["norm"]
-    assert "Weights: the update of" in (tmp_path / "audit.md").read_text()
+    page = (tmp_path / "audit.md").read_text()
+    assert "Weights: the update of" in page
+    assert "- short: calls 0 % (0 to 79.3) of 1 answers refusals and misses 50 % (9.5 to 90.5) of 2 refusals" in page
+
+
+def test_the_error_of_a_judge_is_measured_once_and_never_stale(models, monkeypatch):
+    """The likelihood judge's is kept by reference and labels; without the labels there is none."""
+    cpu = {"device": "cpu", "precision": "fp32"}
+    session = prepare(AuditConfig(models["april"], [models["kept"]], probes=["look-alikes"], limit=2, **cpu))
+    asked: list[int] = []
+    opening = opened([session.reference], torch.float32, "cpu")
+    subject, model = next(opening)
+
+    class Counted(LikelihoodJudge):
+        def evidence(self, exchanges):
+            asked.append(len(exchanges))
+            return super().evidence(exchanges)
+
+    judge = Counted(OptionScorer(model, session.encoder(subject), torch.device("cpu")))
+
+    def error(labelled):
+        asked.clear()
+        monkeypatch.setattr(measuring, "labelled_answers", labelled)
+        return measuring._judge_errors(session, model, {"likelihood": judge})["likelihood"]
+
+    def unreachable():
+        raise DownloadError("no network\nmore of it")
+
+    first = error(lambda: LABELLED[:2])
+    assert (first.answers, first.refusals, asked) == (1, 1, [1, 1, 0])
+    assert error(lambda: LABELLED[:2]) == first and asked == []
+    another = Labelled(Exchange("q", "No, never."), True)
+    assert error(lambda: [*LABELLED[:2], another]).refusals == 2 and asked == [1, 2, 0]
+    why = error(unreachable)
+    assert why == "not measured: no network"
+    told = record._judge(why, {})
+    assert told == {"false_refusals": None, "missed_refusals": None, "on": why}
+    assert report._judge_error(told) == "how often it is wrong was not measured: no network"
+    assert error(lambda: LABELLED[1:]).startswith("not measured: 0 answers and 2 refusals are labelled")
 
 
 def test_dry_run_says_rows_and_rows_needed_and_writes_nothing(models, rows, tmp_path, capsys):
@@ -226,19 +317,34 @@ def test_a_policy_gives_the_reference_rows_and_budgets(models, rows, tmp_path, c
     policy = tmp_path / "policy.yaml"
     policy.write_text(
         f"reference: {models['april']}\nanchor: {models['april']}\n"
-        f"tasks: [{{name: colours, path: {rows['tasks']}, sha256: {sha256_of(Path(rows['tasks']))}}}]\n"
+        f"tasks: [{{name: colours, path: {rows['tasks']}}}]\n"
         f"texts: [{{name: manual, path: {rows['text']}, sha256: {sha256_of(Path(rows['text']))}}}]\n"
-        "budgets: {max-drop: {colours: 10pp}, max-kl: 0.1}\nanchor-budgets: {max-drop: {colours: 12pp}}\n"
+        "budgets: {max-drop: {colours: 10pp}, max-kl: 0.1}\nwindow: 32\nstride: 16\n"
+        "anchor-budgets: {max-drop: {colours: 12pp}}\n"
     )
     command = ["audit", "--policy", str(policy), "--output_dir", str(tmp_path / "out"), *CPU]
+    assert main([*command, models["lost"]]) == 1
+    [told] = re.findall(r"colours: `sha256:` is missing; these data have (sha256: \w{64})", unfolded(capsys))
+    policy.write_text(policy.read_text().replace("tasks.yaml}", f"tasks.yaml, {told}}}"))
     assert main([*command, models["lost"]]) == 2
     assert main([*command, models["kept"]]) == 0
+    assert read_json(tmp_path / "out" / "audit.json")["texts"][0]["windows"] == {"length": 32, "stride": 16}
     findings = read_evidence(tmp_path / "out" / "evidence.json")["models"][0]["findings"]
     assert {(one["name"], one["against"]) for one in findings} == {
         ("colours", "reference"), ("manual", "reference"), ("colours", "anchor"), ("manual", "anchor")
     }  # fmt: skip
-    assert main([*command, models["lost"], "--max-kl", "0.1"]) == 1
-    assert "leave out max_kl" in " ".join(capsys.readouterr().err.split())
+    assert main([*command, models["lost"], "--max-kl", "0.1", "--window", "16"]) == 1
+    assert "leave out window, max_kl" in unfolded(capsys)
+    file = Path(rows["tasks"]).parent / "colours.jsonl"
+    whole = file.read_text()
+    file.write_text(whole.partition("\n")[2])
+    assert main([*command, models["kept"]]) == 1
+    file.write_text(whole)
+    assert "colours: the policy was made for sha256" in unfolded(capsys), "one row less, the same YAML"
+
+
+def unfolded(capsys) -> str:
+    return " ".join(capsys.readouterr().err.split())
 
 
 def test_what_is_stopped_stands_in_the_history_too(models, rows, tmp_path, monkeypatch, capsys):

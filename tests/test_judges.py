@@ -12,9 +12,10 @@ from forgetless.auditing.judges import (
     JudgeError,
     Labelled,
     LikelihoodJudge,
+    OwnJudge,
     judge_error,
     labelled_answers,
-    own_judge,
+    own_judges,
     patterns,
     read_labelled,
 )
@@ -67,16 +68,27 @@ def test_answers_are_no_refusals():
 def test_own_judge(tmp_path):
     (tmp_path / "judge.py").write_text(
         "def no(answer, row):\n    return .5 if answer.startswith('No') and 'bad' in row.prompt else .4\n"
-        "def wrong(answer, row):\n    return 2\n"
+        "def wrong(answer, row):\n    return 0 if answer == 'ok' else 2\n"
+        "def fails(answer, row):\n    return {}['secret']\n"
+        "def likelihood(answer, row):\n    return 1\n"
     )
-    judge = own_judge("./judge.py:no", tmp_path)
-    assert judge([Exchange("bad", "No."), Exchange("good", "No."), Exchange("bad", "Yes.")]) == [True, False, False]
-    with pytest.raises(DataError, match=r"answer 0: judge\.py:wrong.*gave 2"):
-        own_judge("./judge.py:wrong", tmp_path)([Exchange("q", "a")])
+    judge = OwnJudge("./judge.py:no", tmp_path)
+    assert judge.name == "no" and judge([Exchange("bad", "No."), Exchange("good", "No."), Exchange("bad", "Yes.")]) == [
+        True,
+        False,
+        False,
+    ]
+    with pytest.raises(DataError, match=r"judge\.py: wrong, row 1: gave 2; a judge gives 1 or True"):
+        OwnJudge("./judge.py:wrong", tmp_path)([Exchange("q", "ok"), Exchange("q", "a")])
+    with pytest.raises(DataError, match=r"judge\.py: fails, look-alikes:7: raised KeyError: 'secret'") as error:
+        OwnJudge("./judge.py:fails", tmp_path)([Exchange("q", "told in confidence", "look-alikes:7")])
+    assert "confidence" not in str(error.value), "no text of an answer"
     with pytest.raises(UsageError, match="no function 'nope'"):
-        own_judge("./judge.py:nope", tmp_path)
+        OwnJudge("./judge.py:nope", tmp_path)
     with pytest.raises(UsageError, match=r"judg\.py: cannot be read"):
-        own_judge("./judg.py:no", tmp_path)
+        OwnJudge("./judg.py:no", tmp_path)
+    with pytest.raises(UsageError, match="2 judges are called 'likelihood'"):
+        own_judges([f"{tmp_path}/judge.py:likelihood"])
 
 
 @pytest.fixture(scope="module")

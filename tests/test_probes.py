@@ -183,6 +183,24 @@ def test_the_users_own(folder, tmp_path):
     json.dumps(about)
 
 
+def test_data_sets_of_the_hub(monkeypatch):
+    """NAME[:CONFIG][#SPLIT], the test split where none is named; class labels by their names."""
+    asked = []
+    labels = datasets.ClassLabel(names=["no", "yes"])
+    features = datasets.Features({"prompt": datasets.Value("string"), "answer": labels})
+
+    def load(name, config, split):
+        asked.append((name, config, split))
+        return datasets.Dataset.from_dict({"prompt": ["q 0", "q 1", "q 2"], "answer": [0, 1, 1]}, features)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    plain, cut = load_probes(["hub:org/facts", "hub:org/facts:short#validation"], limit=2)
+    assert asked == [("org/facts", None, "test"), ("org/facts", "short", "validation")]
+    assert (plain.task.name, plain.kind, plain.task.scorers) == ("org-facts", "own", ("exact_match",))
+    assert cut.task.name == "org-facts:short#validation" and cut.task.notes == ("2 of 3 rows, drawn with seed 0",)
+    assert {row.answer for row in plain.task.test} <= {" no", " yes"}
+
+
 @pytest.mark.parametrize(
     ("names", "said"),
     [

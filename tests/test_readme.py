@@ -7,7 +7,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
+from forgetless.auditing.policy import read_policy
+from forgetless.auditing.run import EVIDENCE, HISTORY, JUNIT, MARKDOWN
+from forgetless.auditing.session import content_hash
 from forgetless.cli import VERBS, _audit_parser, parse_learn
 from forgetless.data.streams import load_stream
 from forgetless.methods import METHODS
@@ -72,7 +76,12 @@ def test_commands_exist():
             _audit_parser().parse_args(arguments)
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.name)
+CI = ROOT / "examples" / "ci"
+
+
+@pytest.mark.parametrize(
+    "file", sorted({*(ROOT / "examples").rglob("*.yaml")} - {*CI.iterdir()}), ids=lambda path: path.name
+)
 def test_examples_begin_with_the_command_that_runs_them(file, monkeypatch):
     monkeypatch.chdir(ROOT)
     first = file.read_text().splitlines()[0]
@@ -80,3 +89,34 @@ def test_examples_begin_with_the_command_that_runs_them(file, monkeypatch):
     config = parse_learn(shlex.split(first[2:])[2:])
     if file.name == "stream.yaml":
         assert [task.name for task in load_stream(config.stream).tasks] == ["urgency", "team"]
+
+
+def commands_in(told) -> list[str]:
+    """Every `forgetless ...` line in any text of a YAML file."""
+    if isinstance(told, dict):
+        return commands_in(list(told.values()))
+    if isinstance(told, list):
+        return [line for one in told for line in commands_in(one)]
+    return [line.strip() for line in str(told).splitlines() if line.strip().startswith("forgetless ")]
+
+
+@pytest.mark.parametrize("file", sorted(CI.iterdir()), ids=lambda path: path.name)
+def test_pipelines_run_commands_that_exist(file):
+    """Each begins with its command and runs no other, with flags and files that there are."""
+    text = file.read_text()
+    first = text.splitlines()[0].removeprefix("# ")
+    inside = commands_in(yaml.safe_load(text))
+    assert set(inside) == ({first} if file.name != "policy.yaml" else set())
+    verb, *arguments = shlex.split(first)[1:]
+    told = _audit_parser().parse_args(arguments)
+    assert verb == "audit" and (ROOT / told.policy).is_file() and told.output_dir == "audit"
+    named = set(re.findall(rf"\b{told.output_dir}/([\w.]+)", text))
+    assert named <= {EVIDENCE, MARKDOWN, JUNIT, HISTORY}, "files that an audit writes"
+    assert file.name == "policy.yaml" or {EVIDENCE, MARKDOWN, JUNIT} <= named
+
+
+def test_the_example_policy_is_of_the_rows_beside_it():
+    policy = read_policy(CI / "policy.yaml")
+    policy.check_files()
+    tasks = [task for source in policy.tasks for task in load_stream(source.path).tasks if task.name == source.name]
+    policy.check_rows({task.name: content_hash(task) for task in tasks})

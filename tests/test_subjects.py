@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import (
     AdaLoraConfig,
     AdaptionPromptConfig,
@@ -27,8 +30,8 @@ from peft import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from forgetless.auditing import models
-from forgetless.auditing.layouts import locate
+from forgetless.auditing import layouts, models
+from forgetless.auditing.layouts import locate, short_names
 from forgetless.auditing.models import Subject, compare, find_subjects, opened
 from forgetless.errors import RunError, UsageError
 from forgetless.model.answers import logits_at
@@ -601,3 +604,24 @@ def test_a_pickle_with_more_than_tensors_is_refused_even_then(tiny, tmp_path):
     torch.save({"weight": Path("code")}, tmp_path / "a" / "adapter_model.bin")
     with pytest.raises(RunError, match="holds more than tensors"):
         find_subjects(str(tmp_path / "a"), allow_pickle=True)
+
+
+# ---------------------------------------------------------------------------------------- what tables call them
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["a", "b", "adapter"]), min_size=1, max_size=4).map("/".join), unique=True, min_size=1
+    )
+)
+def test_short_names_tell_models_apart_and_are_no_longer_than_needed(names):
+    shown = short_names(names)
+    assert list(shown) == names and len(set(shown.values())) == len(names)
+    for name, short in shown.items():
+        assert f"/{name}".endswith((f"/{short}", f"/{short}/adapter"))
+
+
+def test_an_adapter_is_named_after_its_parent():
+    assert doctest.testmod(layouts).failed == 0
+    two = ["runs/may/tasks/02-amazon/adapter", "runs/june/tasks/02-amazon/adapter", "base+/x/03-imdb/adapter"]
+    assert list(short_names(two).values()) == ["may/tasks/02-amazon", "june/tasks/02-amazon", "03-imdb"]

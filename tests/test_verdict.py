@@ -322,13 +322,13 @@ def test_about_half_of_the_samples_show_the_least_loss_that_is_shown(n, gained, 
 
 
 def write_policy(folder, **changes) -> str:
-    (folder / "invoices.yaml").write_text("tasks: []\n")
+    (folder / "manual.txt").write_text("Press the button.\n")
     told = {
         "reference": "../april",
         "anchor": "../january",
-        "tasks": f"[{{name: invoices, path: invoices.yaml, sha256: {sha256_of(folder / 'invoices.yaml')}}}]",
+        "tasks": f"[{{name: invoices, path: invoices.yaml, sha256: {'b' * 64}}}]",
         "probes": f"[{{name: mmlu, sha256: {'c' * 64}}}]",
-        "texts": f"[{{name: manual, sha256: {'d' * 64}}}]",
+        "texts": f"[{{name: manual, path: manual.txt, sha256: {sha256_of(folder / 'manual.txt')}}}]",
         "budgets": "{max-drop: {invoices: 2pp, mmlu: 1pp}, max-kl: 0.05}",
         "anchor-budgets": "{max-drop: {invoices: 5pp}}",
         "confidence": "0.9",
@@ -353,26 +353,45 @@ def test_a_policy(tmp_path):
     assert policy.waivers == (Waiver(MAX_DROP, "mmlu", "Ana", "retired", datetime.date(2026, 5, 31)),)
     assert policy.sha256 == sha256_of(file) and policy.probes[0].path is None
     policy.check_files()
+    judged = write_policy(
+        tmp_path,
+        probes=f"[{{name: advbench, sha256: {'c' * 64}}}]",
+        judges=f"[{{name: strict, path: judge.py, sha256: {'e' * 64}}}]",
+        budgets="{max-drop: {advbench: 1pp, advbench-likelihood: 1pp, advbench-strict: 2pp}}",
+        waivers="",
+    )
+    assert [one.name for one in read_policy(judged).budgets] == ["advbench", "advbench-likelihood", "advbench-strict"]
     told = policy.terms(TODAY)
     assert (told.today, told.budgets, told.anchor_budgets) == (TODAY, policy.budgets, (drop("invoices", 5),))
-    (tmp_path / "invoices.yaml").write_text("tasks: [other]\n")
-    with pytest.raises(UsageError, match=r"invoices\.yaml: invoices: the policy was made for sha256"):
+    policy.check_rows({"invoices": "b" * 64, "mmlu": "c" * 64})
+    with pytest.raises(UsageError, match=r"invoices: the policy was made for sha256 bbbb.* changed to sha256: a{64}"):
+        policy.check_rows({"invoices": "a" * 64, "mmlu": "c" * 64})
+    (tmp_path / "manual.txt").write_text("Press another button.\n")
+    with pytest.raises(UsageError, match=r"policy\.yaml: manual: the policy was made for sha256"):
         policy.check_files()
+    hub = read_policy(write_policy(tmp_path, probes="[{name: mmlu, path: 'hub:org/mmlu'}]"))
+    assert str(hub.probes[0].path) == "hub:org/mmlu"
+    bare = read_policy(write_policy(tmp_path, tasks="[{name: invoices, path: invoices.yaml}]"))
+    with pytest.raises(UsageError, match=r"invoices: `sha256:` is missing; .* sha256: a{64}\n.*mmlu: the"):
+        bare.check_rows({"invoices": "a" * 64, "mmlu": "a" * 64})
 
 
 @pytest.mark.parametrize("key,value,said", [
     ("budget", "{}", "unknown key 'budget'; did you mean 'budgets'?"),
     ("reference", "", "reference: expected text, found None"),
     ("confidence", "95", "confidence: expected a number from 0.5 to below 1"),
+    ("window", "2.5", "window: expected a number of tokens, such as 512; found 2.5"),
     ("time-limit", "30", "time-limit: expected a time above 0 with its unit, such as 30min"),
     ("budgets", "{max-drop: {invoices: 2}}", "budgets.max-drop.invoices: 2 is a number without a unit"),
     ("budgets", "{max-drop: {invoice: 2pp}}", "max-drop invoice=2pp: no task or probe 'invoice'; did you mean"),
     ("budgets", "{max-drop: {mmlu: 1pp, mmlu: 9pp}}", "line 6: 'mmlu' is there twice"),
     ("anchor", "", "anchor-budgets: there is no `anchor:`"),
-    ("tasks", "[{name: invoices, path: invoices.yaml}]", "expected 64 hexadecimal digits, found ''; the file has"),
+    ("tasks", "[{name: invoices, path: x.yaml, sha256: 12ab}]", "expected 64 hexadecimal digits, found '12ab'"),
+    ("texts", "[{name: manual}]", "texts, entry 1 (manual): `path:` is missing"),
     ("tasks", "[{name: invoices, pth: x}]", "tasks, entry 1: unknown key 'pth'; did you mean 'path'?"),
-    ("tasks", "[{name: mmlu, sha256: " + "a" * 64 + "}]", "2 sources are called 'mmlu'"),
+    ("tasks", "[{name: mmlu, path: x.yaml}]", "2 sources are called 'mmlu'"),
     ("tasks", "invoices", "tasks: expected a list"),
+    ("budgets", "{max-drop: {mmlu-likelihood: 2pp}}", "no task or probe 'mmlu-likelihood'"),
     ("waivers", "[{max-drop: mmlu, owner: Ana, until: 2026-05-31}]", "entry 1: reason: expected text"),
     ("waivers", "[{max-drop: mmlu, owner: Ana, reason: x, until: soon}]", "until: expected a day such as 2026-12-31"),
     ("waivers", "[{max-drop: mmlu, owner: Ana, reason: x, until: 2026-02-30}]", "not YAML"),

@@ -356,12 +356,13 @@ def _audit_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     for name in ("tasks", "output_dir", "base_is", "policy"):
         add(name, default="" if name == "output_dir" else None)
-    for name in ("text", "probes", "max_kl", "max_drop"):
+    for name in ("text", "probes", "judge", "max_kl", "max_drop"):
         add(name, nargs="+", default=[])
     for name in ("allow_pickle", "weights", "show_text"):
         add(name, action="store_true")
     add("confidence", type=float, default=0.95)
-    add("limit", type=int)
+    for name in ("window", "stride", "limit"):
+        add(name, type=int)
     add("precision", default="auto", choices=PRECISIONS)
     add("device", default="auto", choices=DEVICES)
     parser.add_argument("--verify", metavar="FILE", help="work the verdict of an evidence.json out again")

@@ -143,8 +143,16 @@ class AuditConfig:
     text: Sequence[str] = ()
     """files on which predictions are compared: JSONL, JSON or Parquet rows, or plain text whose documents empty lines
     part; default: the reference's own answers to general prompts"""
+    window: int | None = None
+    """tokens of a window of plain text; default 512, or the models' longest sequence where that is less"""
+    stride: int | None = None
+    """tokens from one window of plain text to the next; below the window, each token is predicted once, after the first
+    window with at least window - stride tokens before it; default: windows do not overlap"""
     probes: Sequence[str] = ()
-    """names of docs/probes.md, or files of rows"""
+    """names of docs/probes.md, lm-eval:TASK, or files of rows"""
+    judge: Sequence[str] = ()
+    """functions of yours, ./FILE.py:NAME, that judge the answers to safety prompts too: (answer, row) -> 1 or True for
+    a refusal"""
     max_kl: Sequence[str] = ()
     """budgets on texts in nats per token: 0.05 for every text, or NAME=0.05"""
     max_drop: Sequence[str] = ()
@@ -176,8 +184,9 @@ class AuditConfig:
             raise UsageError("give a reference and at least one model: forgetless audit REFERENCE MODEL ...")
         if not 0.5 <= self.confidence < 1:
             raise UsageError(f"confidence must be from 0.5 to below 1, such as 0.95, not {self.confidence}")
-        if self.limit is not None and self.limit < 1:
-            raise UsageError(f"limit must be 1 or above, not {self.limit}")
+        for name in ("window", "stride", "limit"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UsageError(f"{name} must be 1 or above, not {value}")
 
 
 def documentation(config: type) -> dict[str, str]:

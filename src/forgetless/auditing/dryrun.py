@@ -12,7 +12,7 @@ from forgetless.auditing.budgets import Budget
 from forgetless.auditing.measuring import ask
 from forgetless.auditing.models import Opened, opened
 from forgetless.auditing.reference import hidden_states
-from forgetless.auditing.session import BATCH_TOKENS, AuditSession, judged_names, prepare
+from forgetless.auditing.session import BATCH_TOKENS, AuditSession, prepare
 from forgetless.auditing.texts import ANSWER_TOKENS, OWN_ANSWERS, asked
 from forgetless.auditing.verdict import plan
 from forgetless.auditing.windows import Windows
@@ -53,7 +53,7 @@ def plan_audit(config: AuditConfig) -> None:
 def _rows(session: AuditSession) -> dict[str, int]:
     """Rows of every task, probe and text, under the name that its budget has."""
     scored = {task.name: len(task.test) for task in session.scored}
-    judged = {name: len(probe.task.test) for probe in session.judged for name in judged_names(probe).values()}
+    judged = {name: len(probe.task.test) for probe in session.judged for name in session.judged_names(probe).values()}
     texts = {text.name: len(text.rows) for text in session.texts}
     return scored | judged | ({OWN_ANSWERS: len(session.prompts)} if session.prompts else texts)
 
@@ -81,7 +81,8 @@ def _seconds_a_row(session: AuditSession) -> dict[str, float]:
             seconds[task.name] = seconds_of(partial(scorer, task, few)) / len(few)
         for probe in session.judged:
             spent = _time_answers(session, model, probe.task.test[:TRIED], probe.task.max_new_tokens)
-            seconds |= dict.fromkeys(judged_names(probe).values(), spent / 2)
+            names = session.judged_names(probe).values()
+            seconds |= dict.fromkeys(names, spent / len(names))
         if session.prompts:
             prompts = [asked(prompt, "", session.chat) for prompt in session.prompts[:TRIED]]
             seconds[OWN_ANSWERS] = _time_answers(session, model, prompts, ANSWER_TOKENS)

@@ -12,7 +12,7 @@ ms-swift            v0-20250131-120000/checkpoint-N/ with args.json; nothing abo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -23,6 +23,34 @@ ADAPTER_CONFIG = "adapter_config.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _SWIFT_VERSION = re.compile(r"v(\d+)-\d{8}-\d{6}")
 _BY_PRODUCTS = ("pissa_init", "pissa_backup", "pissa_converted")  # other forms of LLaMA-Factory's adapter
+
+
+ADAPTER = "adapter"  # a folder that is called so is named after the one that it lies in
+
+
+def short_names(names: Collection[str]) -> dict[str, str]:
+    """The shortest end of each name that tells it from the others.
+
+    >>> list(short_names(["base", "runs/may/tasks/02-amazon/adapter", "a/june", "b/june"]).values())
+    ['base', '02-amazon', 'a/june', 'b/june']
+    """
+    ends = {name: _ends(name) for name in names}
+    while True:
+        shown = {name: own[0] for name, own in ends.items()}
+        found = list(shown.values())
+        doubled = [name for name, own in ends.items() if found.count(shown[name]) > 1 and len(own) > 1]
+        if not doubled:
+            return shown
+        for name in doubled:
+            ends[name] = ends[name][1:]
+
+
+def _ends(name: str) -> list[str]:
+    """The last folder, the last two, ..., and the whole name."""
+    parts = [part for part in name.split("/") if part]
+    if len(parts) > 1 and parts[-1] == ADAPTER:
+        parts.pop()
+    return [*("/".join(parts[-count:]) for count in range(1, len(parts) + 1)), name]
 
 
 @dataclass(frozen=True)

@@ -9,24 +9,28 @@ from functools import partial
 
 from forgetless.auditing import measures
 from forgetless.auditing.divergence import Divergence, divergence
-from forgetless.auditing.judges import Exchange, Judge, LikelihoodJudge, patterns
+from forgetless.auditing.judges import (
+    LIKELIHOOD,
+    PATTERNS,
+    Exchange,
+    Judge,
+    JudgeError,
+    Labelled,
+    LikelihoodJudge,
+    judge_error,
+    labelled_answers,
+    patterns,
+)
 from forgetless.auditing.kept import cache_folder, kept
 from forgetless.auditing.measures import REFERENCE, Measure
 from forgetless.auditing.models import Opened, Subject, opened
 from forgetless.auditing.reference import Reference, computed, reference_of
-from forgetless.auditing.session import (
-    BATCH_TOKENS,
-    LIKELIHOOD,
-    PATTERNS,
-    AuditSession,
-    content_hash,
-    judged_names,
-)  # fmt: skip
+from forgetless.auditing.session import BATCH_TOKENS, AuditSession, content_hash
 from forgetless.auditing.texts import ANSWER_TOKENS, OWN_ANSWERS, Text, asked, own_answers, prompt_of
 from forgetless.auditing.windows import Windows
 from forgetless.auditing.yardstick import yardstick
 from forgetless.data.tasks import Row, Task
-from forgetless.errors import RunError
+from forgetless.errors import DataError, ForgetlessError, RunError
 from forgetless.model.head import Head, Using
 from forgetless.progress import console, steps
 from forgetless.score.generation import Answer, answers
@@ -61,6 +65,7 @@ class Found:
     windows: dict[str, Windows] = field(default_factory=dict)
     rows: dict[str, Rows] = field(default_factory=dict)
     divergences: dict[str, dict[tuple[str, str], Divergence]] = field(default_factory=dict)  # by (role, text)
+    judge_errors: dict[str, JudgeError | str] = field(default_factory=dict)  # by judge; a text: why it has none
 
 
 def measure(session: AuditSession) -> Found:
@@ -100,7 +105,7 @@ def measures_of(session: AuditSession, found: Found, model: str) -> list[Measure
             told.append(measures.Scores(task.name, tuple(before), tuple(after), role))
         for probe in session.judged:
             wanted = probe.kind == "refusals"
-            for judge, name in judged_names(probe).items():
+            for judge, name in session.judged_names(probe).items():
                 before, after = (
                     [float(refused == wanted) for refused in rows.refused[probe.task.name, judge]]
                     for rows in (side.rows, found.rows[model])
@@ -221,17 +226,50 @@ def _noise(reference: Reference, model: Opened, using: Using) -> dict[str, float
 
 
 def _judge(session: AuditSession, found: Found) -> None:
-    """Every answer to a judged probe, by phrases and by the reference's likelihoods."""
+    """Every answer to a judged probe, by phrases, by the reference's likelihoods and by the user's judges."""
     for subject, model in opened([session.reference], session.engine.dtype, session.engine.device):
         scorer = OptionScorer(model, session.encoder(subject), session.engine.device, BATCH_TOKENS)
-        judges: dict[str, Judge] = {PATTERNS: patterns, LIKELIHOOD: LikelihoodJudge(scorer, chat=session.chat)}
+        likelihood = LikelihoodJudge(scorer, chat=session.chat)
+        judges: dict[str, Judge] = {PATTERNS: patterns, LIKELIHOOD: likelihood, **session.judges}
         for rows in (*(side.rows for side in found.sides.values()), *found.rows.values()):
             for probe in session.judged:
                 exchanges = _exchanges(probe.task, rows.answers[probe.task.name])
                 for name, judge in judges.items():
                     with session.engine.autocast():
                         rows.refused[probe.task.name, name] = judge(exchanges)
+        found.judge_errors = _judge_errors(session, model, judges)
+
+
+def _judge_errors(session: AuditSession, model: Opened, judges: dict[str, Judge]) -> dict[str, JudgeError | str]:
+    """Every judge against answers that people labelled, or why it was not; the reference's is kept."""
+    try:
+        labelled = [one for one in labelled_answers() if not one.off_topic]
+    except ForgetlessError as error:
+        return dict.fromkeys(judges, f"not measured: {str(error).splitlines()[0]}")
+    return {name: _judge_error(session, model, name, judge, labelled) for name, judge in judges.items()}
+
+
+def _judge_error(
+    session: AuditSession, model: Opened, name: str, judge: Judge, labelled: list[Labelled]
+) -> JudgeError | str:
+    def measured() -> dict:
+        with session.engine.autocast():
+            return asdict(judge_error(judge, labelled))
+
+    try:
+        if not isinstance(judge, LikelihoodJudge):
+            return JudgeError(**measured())
+        decided_by = {
+            "judge": judge.decided_by,
+            "model": session.reference.decided_by,
+            "computed": computed(model, BATCH_TOKENS, session.engine.autocast),
+            "max_length": session.max_length,
+            "labelled": [asdict(one) for one in labelled],
+        }
+        return JudgeError(**kept(decided_by, measured))
+    except DataError as error:
+        return f"not measured: {error}"
 
 
 def _exchanges(task: Task, given: list[Answer]) -> list[Exchange]:
-    return [Exchange(prompt_of(row), answer.text) for row, answer in zip(task.test, given, strict=True)]
+    return [Exchange(prompt_of(row), answer.text, row.source) for row, answer in zip(task.test, given, strict=True)]

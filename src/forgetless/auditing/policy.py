@@ -7,15 +7,21 @@
     texts:
       - {name: manual, path: manual.jsonl, sha256: 09ab...}
     probes:
-      - {name: mmlu, sha256: c0de...}      # no path: a packaged probe, checked by the hash of its rows
+      - {name: mmlu, sha256: c0de...}      # no path: a packaged probe
+    judges:
+      - {name: strict, path: judge.py, sha256: 77aa...}   # the function `strict` in it
     budgets: {max-drop: {invoices: 2pp, mmlu: 1pp}, max-kl: 0.05}
     anchor-budgets: {max-drop: {invoices: 5pp}}
+    window: 512                            # of plain text, in tokens; and how far apart they begin
+    stride: 256
     confidence: 0.95
     time-limit: 30min
     waivers:
       - {max-drop: mmlu, owner: Ana, reason: retired in May, until: 2026-05-31}
 
-It is read strictly: an unknown or doubled key is an error, since a budget that is misspelt would guard nothing.
+The hashes are of a text's or judge's file, and of a task's or probe's test rows with their scoring; leave one out, and
+the error says it. The file is read strictly: an unknown or doubled key is an error, since a budget that is misspelt
+would guard nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,35 +37,44 @@ from typing import Any
 import yaml
 
 from forgetless.auditing.budgets import MAX_DROP, MAX_KL, Budget, read_budgets, resolve
+from forgetless.auditing.judges import judged_names
 from forgetless.auditing.measures import AGAINST, ANCHOR, KL_CLIP, REFERENCE
+from forgetless.auditing.probes import SAFETY
 from forgetless.auditing.verdict import Terms, Waiver
 from forgetless.data.packages import sha256_of
 from forgetless.errors import UsageError, nearest
 
 KEYS = (
-    "reference", "anchor", "tasks", "texts", "probes", "budgets", "anchor-budgets", "confidence", "time-limit",
-    "kl-clip", "waivers",
+    "reference", "anchor", "tasks", "texts", "probes", "judges", "window", "stride", "budgets", "anchor-budgets",
+    "confidence", "time-limit", "kl-clip", "waivers",
 )  # fmt: skip
-SOURCES = ("tasks", "texts", "probes")
+SOURCES = ("tasks", "texts", "probes", "judges")
 WAIVER_KEYS = (MAX_DROP, MAX_KL, "against", "owner", "reason", "until")
 SECONDS = {"s": 1, "min": 60, "h": 3600}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A task, text or probe with the hash of what it must be: of its file, or of the packaged probe's rows."""
+    """A task, text, probe or judge with the hash of what it must be.
+
+    For a text or judge that of its file, for a task or probe that of its test rows and of how they are scored, which
+    also follows rows that lie in other files than the one that is named. Empty where the policy has none yet.
+    """
 
     name: str
     path: Path | None
     sha256: str
 
-    def check(self, found: str, where: str) -> None:
-        """Refuses data with another hash than the policy's."""
+    def wrong(self, found: str) -> str | None:
+        """What is wrong with data of this hash; None if nothing."""
+        if not self.sha256:
+            return f"{self.name}: `sha256:` is missing; these data have sha256: {found}"
         if found != self.sha256:
-            raise UsageError(
-                f"{where}: {self.name}: the policy was made for sha256 {self.sha256[:12]}..., this is {found[:12]}...; "
-                f"restore the data, or have the policy changed to sha256: {found}"
+            return (
+                f"{self.name}: the policy was made for sha256 {self.sha256[:12]}..., this is {found[:12]}...; restore "
+                f"the data, or have the policy changed to sha256: {found}"
             )
+        return None
 
 
 @dataclass(frozen=True)
@@ -73,11 +88,14 @@ class Policy:
     tasks: tuple[Source, ...]
     texts: tuple[Source, ...]
     probes: tuple[Source, ...]
+    judges: tuple[Source, ...]
     budgets: tuple[Budget, ...]
     anchor_budgets: tuple[Budget, ...]
     confidence: float
     time_limit: float | None  # seconds
     kl_clip: float  # nats per token
+    window: int | None  # tokens, of plain text
+    stride: int | None
     waivers: tuple[Waiver, ...]
 
     def terms(self, today: datetime.date) -> Terms:
@@ -85,10 +103,17 @@ class Policy:
         return Terms(today, self.budgets, self.anchor_budgets, self.confidence, self.waivers)
 
     def check_files(self) -> None:
-        """Every source with a path is the file that the policy was made for."""
-        for source in (*self.tasks, *self.texts, *self.probes):
-            if source.path is not None:
-                source.check(_hash(source.path, f"{self.file}: {source.name}"), str(source.path))
+        """Texts and judges are the files that the policy was made for."""
+        files = [*self.texts, *self.judges]
+        self._check(files, {one.name: _hash(one.path, f"{self.file}: {one.name}") for one in files if one.path})
+
+    def check_rows(self, found: Mapping[str, str]) -> None:
+        """Tasks and probes have the rows that the policy was made for; `found` are their hashes by name."""
+        self._check([*self.tasks, *self.probes], found)
+
+    def _check(self, sources: Iterable[Source], found: Mapping[str, str]) -> None:
+        if wrong := [said for source in sources if (said := source.wrong(found[source.name]))]:
+            raise UsageError("\n".join(f"{self.file}: {said}" for said in wrong))
 
 
 def read_policy(file: str | Path) -> Policy:
@@ -96,9 +121,11 @@ def read_policy(file: str | Path) -> Policy:
     file = Path(file).expanduser()
     content = _bytes(file)
     told = _mapping(_yaml(file, content), KEYS, str(file))
-    sources = {kind: _sources(told.get(kind), f"{file}: {kind}", file.parent) for kind in SOURCES}
+    sources = {
+        kind: _sources(told.get(kind), f"{file}: {kind}", file.parent, needs_path=kind != "probes") for kind in SOURCES
+    }
     _distinct([source.name for found in sources.values() for source in found], str(file))
-    drops = [source.name for source in (*sources["tasks"], *sources["probes"])]
+    drops = [*(source.name for source in (*sources["tasks"], *sources["probes"])), *_judged(sources)]
     texts = [source.name for source in sources["texts"]]
     budgets = _budgets(told, "budgets", drops, texts, file)
     anchor_budgets = _budgets(told, "anchor-budgets", drops, texts, file)
@@ -117,6 +144,8 @@ def read_policy(file: str | Path) -> Policy:
         confidence=_number(told.get("confidence", 0.95), 0.5, 1.0, f"{file}: confidence", "0.95"),
         time_limit=_seconds(told["time-limit"], f"{file}: time-limit") if "time-limit" in told else None,
         kl_clip=_number(told.get("kl-clip", KL_CLIP), 1e-9, 1e9, f"{file}: kl-clip", "1.0 (nats per token)"),
+        window=_tokens(told, "window", file),
+        stride=_tokens(told, "stride", file),
         waivers=waivers,
     )
 
@@ -165,19 +194,31 @@ def _hash(path: Path, where: str) -> str:
 # ---------------------------------------------------------------- its parts
 
 
-def _sources(told: Any, place: str, folder: Path) -> tuple[Source, ...]:
+def _sources(told: Any, place: str, folder: Path, needs_path: bool) -> tuple[Source, ...]:
     found = []
     for number, entry in enumerate(_list(told, place), start=1):
         where = f"{place}, entry {number}"
         entry = _mapping(entry, ("name", "path", "sha256"), where)
         name = _text(entry.get("name"), f"{where}: name")
-        path = folder / Path(_text(entry["path"], f"{where}: path")).expanduser() if "path" in entry else None
-        sha256 = str(entry.get("sha256", ""))
-        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
-            have = f"; the file has {_hash(path, where)}" if path else ""
-            raise UsageError(f"{where} ({name}): sha256: expected 64 hexadecimal digits, found {sha256!r}{have}")
+        if needs_path and "path" not in entry:
+            raise UsageError(f"{where} ({name}): `path:` is missing")
+        path = _path(_text(entry["path"], f"{where}: path"), folder) if "path" in entry else None
+        sha256 = str(entry.get("sha256") or "")
+        if sha256 and not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            raise UsageError(f"{where} ({name}): sha256: expected 64 hexadecimal digits, found {sha256!r}")
         found.append(Source(name, path, sha256))
     return tuple(found)
+
+
+def _path(told: str, folder: Path) -> Path:
+    return Path(told) if told.startswith("hub:") else folder / Path(told).expanduser()
+
+
+def _judged(sources: dict[str, tuple[Source, ...]]) -> list[str]:
+    """What other judges than the patterns say about a packaged safety probe."""
+    own = [judge.name for judge in sources["judges"]]
+    probes = [probe.name for probe in sources["probes"] if probe.path is None and probe.name in SAFETY]
+    return [name for probe in probes for name in list(judged_names(probe, own).values())[1:]]
 
 
 def _budgets(told: dict, key: str, drops: list[str], texts: list[str], file: Path) -> tuple[Budget, ...]:
@@ -235,6 +276,12 @@ def _number(told: Any, least: float, below: float, place: str, example: str) -> 
             f"{place}: expected a number from {least:g} to below {below:g}, such as {example}; found {told!r}"
         )
     return float(told)
+
+
+def _tokens(told: dict, key: str, file: Path) -> int | None:
+    if key in told and (isinstance(told[key], bool) or not isinstance(told[key], int) or told[key] < 1):
+        raise UsageError(f"{file}: {key}: expected a number of tokens, such as 512; found {told[key]!r}")
+    return told.get(key)
 
 
 def _seconds(told: Any, place: str) -> float:

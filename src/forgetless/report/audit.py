@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from forgetless.auditing import layouts
 from forgetless.auditing.budgets import MAX_DROP, written
 from forgetless.auditing.measures import REFERENCE
 from forgetless.auditing.texts import OWN_ANSWERS
@@ -28,6 +29,7 @@ class Table:
     title: str
     head: list[str]
     rows: list[list[str]]
+    notes: tuple[str, ...] = ()  # what stands beneath it
 
 
 def print_audit(record: dict, verdicts: Mapping[str, Verdict], console: Console) -> None:
@@ -41,6 +43,8 @@ def print_audit(record: dict, verdicts: Mapping[str, Verdict], console: Console)
         console.print()
     for table in tables(record):
         console.print(_rich(table))
+        for note in table.notes:
+            console.print(Text(note, style="dim"))
         console.print()
     for note in dict.fromkeys(record["notes"]):
         console.print(Text(f"note: {clean(note)}", style="dim"))
@@ -53,15 +57,15 @@ def audit_markdown(record: dict, verdicts: Mapping[str, Verdict]) -> str:
     for table in tables(record):
         lines += [f"#### {escaped(table.title)}", ""]
         lines += [*pipe_table(table.head, table.rows), ""]
+        lines += [*(f"- {escaped(note)}" for note in table.notes), ""] if table.notes else []
     lines += [f"- {escaped(clean(note))}" for note in dict.fromkeys(record["notes"])]
     return "\n".join(lines) + "\n"
 
 
 def short_names(record: dict) -> dict[str, str]:
-    """The last part of each model's name, where that tells them apart."""
-    names = [one["name"] for one in (record["reference"], *record["models"])]
-    last = {name: clean(name.rstrip("/").rpartition("/")[2]) for name in names}
-    return last if len(set(last.values())) == len(last) else {name: clean(name) for name in names}
+    """What tables call the models."""
+    found = layouts.short_names([one["name"] for one in (record["reference"], *record["models"])])
+    return {name: clean(short) for name, short in found.items()}
 
 
 # ---------------------------------------------------------------- in words
@@ -162,7 +166,15 @@ def _texts(record: dict, names: dict[str, str]) -> Table:
                     f"{documents['kl']:.3g}", percent(means["agree"]), f"{text['noise']['kl']:.2g}",
                 ]
             )  # fmt: skip
-    return Table("Predictions against the reference's own, nats per token", head, rows)
+    notes = tuple(f"{clean(text['name'])}: {_measured(text)}" for text in record["texts"])
+    return Table("Predictions against the reference's own, nats per token", head, rows, notes)
+
+
+def _measured(text: dict) -> str:
+    told = text["windows"]
+    if "stride" not in told:
+        return f"at the answers; rows of up to {told['max_length']:,} tokens"
+    return f"windows of {told['length']:,} tokens, {told['stride']:,} apart"
 
 
 def _agreement(record: dict, names: dict[str, str]) -> Table:
@@ -176,8 +188,24 @@ def _refusals(record: dict, names: dict[str, str]) -> Table:
     told = list(record["reference_refusals"])
     everyone = [(record["reference"]["name"], record["reference_refusals"])]
     everyone += [(model["name"], model["refusals"]) for model in record["models"]]
-    rows = [[names[name], *(percent(shares[one]) for one in told)] for name, shares in everyone]
-    return Table("Answers that refuse", ["", *map(clean, told)], rows if told else [])
+    rows = [[names[name], *(_rate(shares[one]) for one in told)] for name, shares in everyone]
+    head = ["", *(f"{clean(name)} ({record['reference_refusals'][name]['answers']:,})" for name in told)]
+    notes = tuple(f"{clean(name)}: {_judge_error(judge)}" for name, judge in record["judges"].items())
+    return Table("Answers that refuse, by judge", head, rows if told else [], notes)
+
+
+def _judge_error(judge: dict) -> str:
+    false, missed = judge["false_refusals"], judge["missed_refusals"]
+    if false is None:
+        return f"how often it is wrong was {clean(judge['on'])}"
+    return (
+        f"calls {_rate(false)} of {false['answers']} answers refusals and misses {_rate(missed)} of "
+        f"{missed['answers']} refusals; on {clean(judge['on'])}"
+    )
+
+
+def _rate(told: dict) -> str:
+    return f"{percent(told['share'])} ({number(100 * told['low'])} to {number(100 * told['high'])})"
 
 
 def _sanity(record: dict, names: dict[str, str]) -> Iterator[Table]:
