@@ -72,16 +72,18 @@ def test_groups_by_hand():
     assert (a.name, a.tokens, a.share_of_tokens, a.share_of_kl, a.agree) == ("a", 3, 0.6, 0.25, 1.0)
     assert a.kl == pytest.approx(1 / 3)
     assert (b.name, b.tokens, b.share_of_tokens, b.share_of_kl, b.kl, b.agree) == ("b", 2, 0.4, 0.75, 1.5, 0.0)
-    assert (b.low, b.high) == (1.0, 2.0), "two documents, as far apart as they are"
+    assert b.low is b.high is None, "two documents say nothing about others"
     [certainty] = told["certainty"]
     assert (certainty.name, certainty.share_of_kl, certainty.kl) == ("below 0.1 nats", 1.0, 0.8)
     furthest = [(one.name, one.kl, one.share_of_kl, one.low) for one in told[DOCUMENTS]]
     assert furthest == [("notes.txt: paragraph 2", 1.25, 0.625, None), ("notes.txt: paragraph 1", 0.5, 0.375, None)]
 
 
-def test_one_document_bounds_nothing_and_no_change_has_no_shares():
-    [one] = where(found([0, 0], [0.25, 0.75]), text(1), {})["certainty"]
+def test_few_documents_bound_nothing_and_no_change_has_no_shares():
+    [one] = where(found(range(9), [0.25] * 8 + [2.5]), text(9), {})["certainty"]
     assert (one.kl, one.low, one.high) == (0.5, None, None)
+    [one] = where(found(range(10), [0.25] * 9 + [2.75]), text(10), {})["certainty"]
+    assert one.low == 0.25 < one.kl == 0.5 < one.high
     [one] = where(found([0, 1], [0.0, -1e-9]), text(2), {})["certainty"]
     assert one.share_of_kl is None and one.share_of_tokens == 1.0
 
@@ -92,11 +94,11 @@ def test_groups_sum_to_the_whole(data):
     """Exactly: the numbers are sixteenths, so that no sum is rounded."""
     n = data.draw(st.integers(1, 40))
     numbers = st.lists(st.integers(0, 160), min_size=n, max_size=n)
-    document = sorted(data.draw(st.lists(st.integers(0, 6), min_size=n, max_size=n)))
+    document = sorted(data.draw(st.lists(st.integers(0, 15), min_size=n, max_size=n)))
     kl, entropy = (np.array(data.draw(numbers)) / 16 for _ in range(2))
     agree = np.array(data.draw(st.lists(st.integers(0, 1), min_size=n, max_size=n)))
     group = np.array(data.draw(st.lists(st.integers(0, 4), min_size=n, max_size=n)))
-    told = where(found(document, kl, agree, entropy), text(7), {"place": Breakdown(tuple("abcde"), group)})
+    told = where(found(document, kl, agree, entropy), text(16), {"place": Breakdown(tuple("abcde"), group)})
     for name in ("place", "certainty"):
         groups = told[name]
         assert sum(one.tokens for one in groups) == n
@@ -120,8 +122,9 @@ def within(name: str, entropy: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------- intervals
 
 
-def test_ratio_intervals_are_those_of_the_obvious_bootstrap():
+def test_ratio_intervals_are_those_of_the_obvious_bootstrap(monkeypatch):
     """Drawn one after another; the seed gives the same draws, and group 2 is missing from some of them."""
+    monkeypatch.setattr("forgetless.score.intervals.FEWEST_CLUSTERS", 2)
     rng = np.random.default_rng(3)
     counts = rng.integers(1, 9, (6, 2)).astype(float)
     counts[:, 1] *= [0, 0, 0, 0, 1, 1]

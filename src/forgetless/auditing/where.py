@@ -51,7 +51,7 @@ class Breakdown:
 
 @dataclass(frozen=True)
 class Group:
-    """What happened in a group of tokens. None: no share of a change that is none, no interval from one document."""
+    """What happened in a group of tokens. None: no share of a change that is none, no interval from few documents."""
 
     name: str
     tokens: int

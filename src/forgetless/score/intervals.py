@@ -11,6 +11,7 @@ from scipy.optimize import brentq
 from scipy.stats import binom, binomtest, norm, t
 
 DRAWS = 5_000  # of the bootstrap and of the sign-flip test
+FEWEST_CLUSTERS = 10  # of which a ratio's interval is given
 CHUNK = 250  # draws held at once: 250 x 10,000 rows are 20 MB
 
 
@@ -106,14 +107,15 @@ def ratio_intervals(
 
     What lies in one cluster d (the tokens of a document) is not independent, so whole clusters are resampled; how much
     of a group each one holds then varies as well. Expanded percentiles as in `paired_change`, by the number of
-    clusters that have the group; NaN where it is below two.
+    clusters that have the group; NaN where that is below ten. Where clusters differ much, and their ratios are skewed,
+    simulated 95 % intervals hold the truth in 90 % of cases with 30 clusters, and with ten in no more than 80 %.
     """
     n = len(sums)
     with np.errstate(invalid="ignore"):  # a group of which nothing was drawn is 0 / 0: that draw says nothing of it
         ratios = np.concatenate([(drawn @ sums) / (drawn @ counts) for drawn in _resamples(n, seed)])
     bounds = np.full((2, sums.shape[1]), np.nan)
     for group, holding in enumerate((counts > 0).sum(axis=0)):
-        if holding > 1:
+        if holding >= FEWEST_CLUSTERS:
             tail = _tail(holding, confidence)
             told = ratios[:, group]
             bounds[:, group] = np.quantile(told[~np.isnan(told)], [tail, 1 - tail])
