@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from forgetless.auditing.evidence import read_evidence
 from forgetless.auditing.judges import Exchange, Labelled, LikelihoodJudge
 from forgetless.auditing.models import opened
 from forgetless.auditing.session import prepare
+from forgetless.auditing.texts import topics
 from forgetless.cli import main
 from forgetless.errors import DownloadError, UsageError
 from forgetless.report import audit as report
@@ -114,6 +116,62 @@ def test_what_forgot_is_a_regression_and_what_did_not_passes(models, rows, tmp_p
     kept, lost = (one["divergence"]["notes"]["per_token"] for one in record["models"])
     assert kept["kl"] < 1e-3 < lost["kl"] and kept["agree"] > 0.99
     assert lost["cross_entropy"] == pytest.approx(lost["entropy"] + lost["kl"])
+
+
+def test_where_it_forgot(models, rows, tmp_path, capsys):
+    """Every breakdown of a text is its whole change; rows tell their domain, and a text without any is one."""
+    told = [
+        {"text": f"The {key} is {value} in note {i}.", "domain": "nature" if key in ("sky", "sea") else "things"}
+        for i in range(6)
+        for key, value in COLOURS.items()
+    ]
+    (tmp_path / "told.jsonl").write_text("\n".join(map(json.dumps, told)))
+    texts = ("--text", rows["text"], str(tmp_path / "told.jsonl"))
+    assert main(["audit", models["april"], models["lost"], *texts, "--output_dir", str(tmp_path / "out"), *CPU]) == 0
+    printed = capsys.readouterr().out
+    record = read_json(tmp_path / "out" / "audit.json")
+    where, means = record["models"][0]["where"], record["models"][0]["divergence"]
+    for text in record["texts"]:
+        whole = means[text["name"]]["per_token"]
+        for kind in ("domain", "token_type", "place", "certainty"):
+            groups = where[text["name"]][kind]
+            assert sum(one["tokens"] for one in groups) == text["tokens"]
+            assert sum(one["kl"] * one["tokens"] for one in groups) == pytest.approx(whole["kl"] * text["tokens"])
+            assert sum(one["share_of_kl"] for one in groups) == pytest.approx(1)
+            assert all(one["low"] <= one["kl"] <= one["high"] for one in groups if one["low"] is not None)
+    [whole] = where["notes"]["domain"]
+    assert whole["name"] == "notes" and whole["low"] < whole["kl"] < whole["high"]
+    assert whole["agree"] == pytest.approx(means["notes"]["per_token"]["agree"])
+    assert [(one["name"], one["tokens"] > 0) for one in where["told"]["domain"]] == [("things", True), ("nature", True)]
+    kl = [one["kl"] for one in where["told"]["documents"]]
+    assert kl == sorted(kl, reverse=True) and kl[0] > means["told"]["per_token"]["kl"]
+    assert where["told"]["documents"][0]["name"].startswith(f"{tmp_path / 'told.jsonl'}:")
+    title = "Documents where lost moved furthest"
+    assert title in " ".join(printed.split()) and title in (tmp_path / "out" / "audit.md").read_text()
+    assert "told.jsonl:" in printed and "in note" not in printed
+
+
+def test_a_concentrated_change_is_said_only_beyond_its_interval():
+    """Three tenths of the change in one in twenty tokens; the same with an interval down to the mean is not said."""
+    from forgetless.report.audit import _concentrated, _where
+
+    finding = SimpleNamespace(name="notes", against="reference")
+    group = {"name": "numbers", "tokens": 50, "share_of_tokens": 0.05, "share_of_kl": 0.3, "kl": 0.6, "agree": 0.5}
+
+    def made(low: float | None, noise: float = 0.001, **more) -> tuple[dict, dict]:
+        groups = {"domain": [], "token_type": [group | {"low": low, "high": 0.9} | more], "place": [], "certainty": []}
+        told = {"name": "lost", "where": {"notes": groups}, "divergence": {"notes": {"per_token": {"kl": 0.1}}}}
+        return {"texts": [{"name": "notes", "noise": {"kl": noise}}], "confidence": 0.95}, told
+
+    def said(low: float | None, **more) -> list[str]:
+        return _concentrated(*made(low, **more), finding)
+
+    assert said(0.2) == ["notes: 30 % of the change in predictions is in numbers (5 % of the tokens)"]
+    assert said(0.1) == said(0.2, share_of_tokens=0.16) == said(0.2, share_of_kl=0.19) == said(0.2, noise=0.1) == []
+    assert said(None) == [], "few documents"
+    [row] = _where(*made(0.2), {"lost": "lost"}).rows
+    assert row == ["numbers", "type of token", "notes", "50", "5 %", "30 %", "0.6", "0.2 to 0.9", "50 %"]
+    assert _where(*made(0.1), {"lost": "lost"}).rows == []
 
 
 def test_too_few_rows_are_insufficient_evidence_and_no_budget_is_no_verdict(models, rows, tmp_path, capsys):
@@ -225,7 +283,9 @@ def test_no_text_of_a_row_leaves_without_show_text(models, rows, tmp_path, capsy
     for text in ("What colour has", "is blue in note", "unseen"):
         assert text not in written + printed.out + printed.err
     run(models, rows, tmp_path, "lost", more=(*BUDGETS, "--show-text"))
-    turned = read_lines(tmp_path / "texts.jsonl")
+    lines = read_lines(tmp_path / "texts.jsonl")
+    turned, moved = ([one for one in lines if key in one] for key in ("task", "document"))
+    assert [set(one["row"]) for one in moved] == [{"text"}] * 5 and "note" in moved[0]["row"]["text"]
     assert len(turned) == 48 and turned[0]["row"]["prompt"] == QUESTION.format(0, "sky")
     assert turned[0]["before"]["likelihood"]["answer"] == "blue" and turned[0]["after"]["likelihood"]["answer"] == "red"
     run(models, rows, tmp_path, "lost", more=BUDGETS)
@@ -262,6 +322,8 @@ def test_own_answers_refusals_sanity_and_weights(models, tmp_path, monkeypatch):
     assert (short["low"], short["high"]) == pytest.approx(wilson(round(6 * short["share"]), 6))
     assert {one["name"] for one in lost["findings"]} == {*judged, "own-answers"}
     assert lost["sanity"]["own-answers"]["answers"] == 6
+    assert {one["name"] for one in lost["where"]["own-answers"]["domain"]} <= set(topics().values())
+    assert lost["where"]["own-answers"]["documents"][0]["name"].startswith("prompt ")
     assert [one["module"] for one in lost["weights"]] and lost["weights"][0]["norm"] > kept["weights"][0]["norm"]
     page = (tmp_path / "audit.md").read_text()
     assert "Weights: the update of" in page

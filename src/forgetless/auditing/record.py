@@ -12,8 +12,9 @@ from forgetless.auditing.models import Subject
 from forgetless.auditing.probes import agreement
 from forgetless.auditing.sanity import counted, problems
 from forgetless.auditing.session import AuditSession
-from forgetless.auditing.texts import OWN_ANSWERS, prompt_of
+from forgetless.auditing.texts import OWN_ANSWERS, Text, prompt_of
 from forgetless.auditing.weights import by_module, weight_updates
+from forgetless.auditing.where import DOCUMENTS, Breakdown, breakdowns, where
 from forgetless.data.tasks import Task
 from forgetless.errors import ForgetlessError
 from forgetless.score.intervals import wilson
@@ -27,6 +28,8 @@ def audit_record(session: AuditSession, found: Found, evidence: dict) -> dict:
     """The content of audit.json."""
     side = found.sides[REFERENCE]
     verdicts = {model["name"]: model for model in evidence["models"]}
+    tokenizer = session.reference.tokenizer
+    groups = {name: breakdowns(text, found.windows[name], tokenizer) for name, text in found.texts.items()}
     return {
         "format": FORMAT,
         "reference": session.reference.as_json(),
@@ -40,22 +43,28 @@ def audit_record(session: AuditSession, found: Found, evidence: dict) -> dict:
         "reference_scores": {name: _means(one) for name, one in side.rows.scores.items()},
         "reference_refusals": _refusals(session, side.rows, evidence),
         "reference_sanity": _sanity(session, side.rows),
-        "models": [_model(session, found, one, verdicts[one.name], evidence) for one in session.models],
+        "models": [_model(session, found, one, verdicts[one.name], evidence, groups) for one in session.models],
         "judges": {name: _judge(error, evidence) for name, error in found.judge_errors.items()},
         "metrics": _metrics(session, found),
         "notes": session.notes,
     }
 
 
-def _model(session: AuditSession, found: Found, subject: Subject, judged: dict, evidence: dict) -> dict:
+def _model(
+    session: AuditSession, found: Found, subject: Subject, judged: dict, evidence: dict,
+    groups: dict[str, dict[str, Breakdown]],
+) -> dict:  # fmt: skip
     rows, side = found.rows[subject.name], found.sides[REFERENCE]
+    divergences = {name: one for (role, name), one in found.divergences[subject.name].items() if role == REFERENCE}
     return subject.as_json() | {
         "outcome": judged["outcome"],
         "findings": judged["findings"],
         "scores": {name: _means(one) for name, one in rows.scores.items()},
         "agreement": {task.name: _agreement(task, side.rows, rows) for task in session.scored},
-        "divergence": {
-            name: _divergence(one) for (role, name), one in found.divergences[subject.name].items() if role == REFERENCE
+        "divergence": {name: _divergence(one) for name, one in divergences.items()},
+        "where": {
+            name: _where(found.texts[name], one, groups[name], judged["confidence"])
+            for name, one in divergences.items()
         },
         "refusals": _refusals(session, rows, evidence),
         "sanity": _sanity(session, rows),
@@ -96,6 +105,10 @@ def _text(found: Found, name: str, side: Side) -> dict:
 
 def _divergence(found: Divergence) -> dict:
     return {"per_token": found.per_token.as_json(), "per_document": found.per_document.as_json(), "words": found.words}
+
+
+def _where(text: Text, found: Divergence, groups: dict[str, Breakdown], confidence: float) -> dict[str, list[dict]]:
+    return {name: [asdict(one) for one in told] for name, told in where(found, text, groups, confidence).items()}
 
 
 def _refusals(session: AuditSession, rows: Rows, evidence: dict) -> dict[str, dict]:
@@ -184,3 +197,15 @@ def turned_texts(session: AuditSession, found: Found) -> list[dict]:
         )
         if before[headline(task)]["score"] != after[headline(task)]["score"]
     ]
+
+
+def moved_texts(found: Found, record: dict) -> list[dict]:
+    """The documents where each model's predictions moved furthest, with their nats per token."""
+    rows = {name: {row.source: row for row in text.rows} for name, text in found.texts.items()}
+    return [
+        {"model": model["name"], "text": text, "document": one["name"], "kl": one["kl"],
+         "row": rows[text][one["name"]].content()}
+        for model in record["models"]
+        for text, told in model["where"].items()
+        for one in told[DOCUMENTS]
+    ]  # fmt: skip

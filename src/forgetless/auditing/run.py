@@ -4,7 +4,7 @@ evidence.json    hashes, settings, the numbers of every row, findings and verdic
 audit.json       the same in tables: scores, flips, divergences, refusals, sanity, weights
 audit.md         short enough for a pull request
 junit.xml        for a pipeline
-texts.jsonl      only with show_text: prompts and answers of the rows that turned
+texts.jsonl      only with show_text: prompts and answers of the rows that turned, documents that moved furthest
 history.jsonl    every audit that was begun in this folder, and how it ended
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from forgetless.auditing.evidence import exit_code, make_evidence, read_evidence, verdict_of, write_evidence
 from forgetless.auditing.history import begin, end
 from forgetless.auditing.measuring import Found, measure, measures_of
-from forgetless.auditing.record import audit_record, turned_texts
+from forgetless.auditing.record import audit_record, moved_texts, turned_texts
 from forgetless.auditing.session import AuditSession, prepare, weights_of
 from forgetless.auditing.verdict import Verdict
 from forgetless.config import AuditConfig
@@ -70,7 +70,7 @@ def _write(session: AuditSession, found: Found, evidence: dict, record: dict) ->
     write_whole(folder / MARKDOWN, audit_markdown(record, verdicts))
     write_whole(folder / JUNIT, verdict_junit(verdicts))
     if session.config.show_text:
-        write_lines(folder / TEXTS, turned_texts(session, found))
+        write_lines(folder / TEXTS, [*turned_texts(session, found), *moved_texts(found, record)])
     elif again:  # those of an earlier audit
         (folder / TEXTS).unlink(missing_ok=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -65,17 +65,29 @@ def read_text(source: str, limit: int | None = None) -> Text:
 
 
 def own_answers(prompts: Sequence[str], answers: Sequence[str], chat: bool) -> Text:
-    """A reference's answers as the text that it is compared on."""
-    rows = tuple(asked(prompt, answer, chat) for prompt, answer in zip(prompts, answers, strict=True))
+    """A reference's answers as the text that it is compared on; the domain of a packaged prompt is its topic."""
+    topic = topics()
+    rows = tuple(
+        replace(asked(prompt, answer, chat), source=f"prompt {number}", domain=topic.get(prompt, ""))
+        for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), start=1)
+    )
     return Text(OWN_ANSWERS, rows, f"the reference's greedy answers of up to {ANSWER_TOKENS} tokens")
 
 
 def general_prompts(limit: int | None = None) -> tuple[str, ...]:
     """The packaged prompts, as people write to an assistant; a smaller sample is part of a larger one."""
-    folder = resources.files("forgetless.auditing")
-    lines = [line.strip() for name in PROMPT_FILES for line in (folder / name).read_text("utf-8").splitlines()]
-    prompts = [line for line in lines if line and not line.startswith("#")]
-    return sample(prompts, limit, seed=JUDGED_SEED, name=OWN_ANSWERS, purpose="prompts")
+    return sample(tuple(topics()), limit, seed=JUDGED_SEED, name=OWN_ANSWERS, purpose="prompts")
+
+
+def topics() -> dict[str, str]:
+    """Packaged prompt -> what it is about: `[topic] prompt` in its file, or else the file's name."""
+    found = {}
+    for file in PROMPT_FILES:
+        for line in (resources.files("forgetless.auditing") / file).read_text("utf-8").splitlines():
+            if line.strip() and not line.startswith("#"):
+                topic, _, prompt = line[1:].partition("] ") if line.startswith("[") else (Path(file).stem, "", line)
+                found[prompt.strip()] = topic.replace("_", "-")
+    return found
 
 
 def asked(prompt: str, answer: str, chat: bool) -> Row:

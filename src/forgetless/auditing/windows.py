@@ -69,6 +69,11 @@ class Windows:
         return np.concatenate([window.targets for window in self.windows])
 
     @cached_property
+    def before(self) -> np.ndarray:
+        """(positions,): the token that stands before the predicted one."""
+        return np.concatenate([np.array(window.ids)[list(window.measured)] for window in self.windows])
+
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 of every token and which of them are measured."""
         digest = hashlib.sha256()

@@ -74,7 +74,8 @@ def read_rows(
     without white space one space is put between them, except for prompt/completion. An answer that is a
     number or a truth value is written as JSON writes it (3, 0.5, true); a data set's class labels give their
     names. In a chat every assistant turn is learnt, those inside a conversational prompt too. A list of texts in the
-    column `options`, the answer among them, is what a row with prompt and answer is chosen among.
+    column `options`, the answer among them, is what a row with prompt and answer is chosen among. A text in the column
+    `domain` is kept as what the row is about.
 
     >>> read_rows("train.jsonl", prompt="question", answer="label").rows[0].source
     'train.jsonl:1'
@@ -87,7 +88,7 @@ def read_rows(
         row = make(item)
         if row.shape == "text" and not (prompt and answer):
             unused.update(map(str, item.keys() - {"text"}))
-        return row
+        return dataclasses.replace(row, domain=_domain(item))
 
     if text.startswith("hub:"):
         reading = _collect(text, _hub_items(text, split), made, on_bad_row)
@@ -387,6 +388,11 @@ def _own_options(item: dict, label: str) -> tuple[str, ...]:
         return ()
     options = tuple(dict.fromkeys(option.strip() for option in told))
     return options if len(options) > 1 and label in options else ()
+
+
+def _domain(item: dict) -> str:
+    told = item.get("domain")
+    return text_of(item, "domain").strip() if isinstance(told, str) and told.strip() else ""
 
 
 def alpaca_prompt(instruction: str, given: str = "") -> str:

@@ -26,6 +26,7 @@ class Row:
     messages: tuple[tuple[str, str], ...] = ()  # (role, content)
     source: str = ""  # "train.jsonl:17", for messages to people; not part of what the row is
     options: tuple[str, ...] = ()  # what the answer is chosen among, where each row has its own choices
+    domain: str = ""  # what it is about, where its source says so; not part of what the row is either
 
     @property
     def shape(self) -> str:

@@ -14,11 +14,15 @@ from forgetless.auditing.budgets import MAX_DROP, written
 from forgetless.auditing.measures import REFERENCE
 from forgetless.auditing.texts import OWN_ANSWERS
 from forgetless.auditing.verdict import PASS, REGRESSION, WORSE, Finding, Verdict
+from forgetless.auditing.where import CERTAINTY, DOCUMENTS, DOMAIN, PLACE, TOKEN_TYPE
 from forgetless.report.markdown import escaped, pipe_table
 from forgetless.report.verdict import SAID, amount, named, needed, verdict_markdown
 from forgetless.report.words import clean, number, percent
 
 COLUMNS = 6  # of scores in one table
+SAID_OF = {DOMAIN: "domain", TOKEN_TYPE: "type of token", PLACE: "place in the document", CERTAINTY: "entropy"}
+MOST_GROUPS, MOST_DOCUMENTS = 3, 3  # of one breakdown, and of one text, in a table
+LARGE, DENSE = 0.2, 2.0  # a share of the change that is worth a sentence, and how often its share of the tokens it is
 COLOURS = {PASS: "green", REGRESSION: "red", None: "bold"}
 
 
@@ -78,6 +82,7 @@ def plain(record: dict, model: str, verdict: Verdict) -> list[str]:
     for finding in verdict.findings:
         if finding.option != MAX_DROP:
             lines.append(_moved(record, told, finding))
+            lines += _concentrated(record, told, finding)
         elif finding.budget is not None or finding.status == WORSE:
             lines.append(_fell(record, told, finding))
         lines += [text for text in [needed(finding)] if text]
@@ -118,6 +123,32 @@ def _moved(record: dict, told: dict, finding: Finding) -> str:
     )
 
 
+def _concentrated(record: dict, told: dict, finding: Finding) -> list[str]:
+    """The domain or type of token that holds far more of the change than of the tokens, beyond its interval."""
+    if finding.against != REFERENCE:
+        return []
+    dense = [
+        (kind, group)
+        for kind in (DOMAIN, TOKEN_TYPE)
+        for group in _above(record, told, finding.name, kind)
+        if group["share_of_kl"] >= max(LARGE, DENSE * group["share_of_tokens"])
+    ]
+    if not dense:
+        return []
+    kind, group = max(dense, key=lambda one: one[1]["share_of_kl"])
+    name = f"the domain {clean(group['name'])}" if kind == DOMAIN else group["name"]
+    change, tokens = percent(group["share_of_kl"]), percent(group["share_of_tokens"])
+    return [f"{named(finding)}: {change} of the change in predictions is in {name} ({tokens} of the tokens)"]
+
+
+def _above(record: dict, told: dict, text: str, kind: str) -> list[dict]:
+    """A breakdown's groups that moved more than the text as a whole, beyond their interval, and it beyond noise."""
+    mean = told["divergence"][text]["per_token"]["kl"]
+    noise = next(one["noise"]["kl"] for one in record["texts"] if one["name"] == text)
+    groups = told["where"][text][kind] if mean > max(noise, 0) else []
+    return [group for group in groups if group["low"] is not None and group["low"] > mean]
+
+
 def _judged(record: dict, finding: Finding) -> str:
     if finding.budget is None:
         return ""
@@ -135,7 +166,8 @@ def tables(record: dict) -> list[Table]:
     names = short_names(record)
     found = [*_scores(record, names), _texts(record, names), _agreement(record, names)]
     found += [_refusals(record, names), *_sanity(record, names)]
-    found += [_weights(model, names) for model in record["models"]]
+    for model in record["models"]:
+        found += [_where(record, model, names), _furthest(record, model, names), _weights(model, names)]
     return [table for table in found if table.rows]
 
 
@@ -216,6 +248,41 @@ def _sanity(record: dict, names: dict[str, str]) -> Iterator[Table]:
         rows = [[names[name], *(str(told[prompts].get(kind, 0)) for kind in kinds)] for name, told in everyone]
         title = "general prompts" if prompts == OWN_ANSWERS else clean(prompts)
         yield Table(f"Answers to {title}", ["", *(kind.replace("_", " ") for kind in kinds)], rows)
+
+
+def _where(record: dict, model: dict, names: dict[str, str]) -> Table:
+    """Of each breakdown the groups with the most of the change, of those that moved more than the text."""
+    sure = f"{number(100 * record['confidence'])} % interval"
+    head = ["", "by", "text", "tokens", "share of tokens", "share of KL", "KL", sure, "same word"]
+    rows = [
+        [
+            clean(group["name"]), said, clean(text), f"{group['tokens']:,}", percent(group["share_of_tokens"]),
+            percent(group["share_of_kl"]), f"{group['kl']:.3g}", f"{group['low']:.3g} to {group['high']:.3g}",
+            percent(group["agree"]),
+        ]
+        for text in model["where"]
+        for kind, said in SAID_OF.items()
+        for group in sorted(_above(record, model, text, kind), key=lambda one: -one["share_of_kl"])[:MOST_GROUPS]
+    ]  # fmt: skip
+    return Table(f"Where {names[model['name']]} moved more than on the whole text, nats per token", head, rows)
+
+
+def _furthest(record: dict, model: dict, names: dict[str, str]) -> Table:
+    noise = {one["name"]: one["noise"]["kl"] for one in record["texts"]}
+    rows = [
+        [
+            clean(one["name"].rpartition("/")[2]),
+            clean(text),
+            str(one["tokens"]),
+            f"{one['kl']:.3g}",
+            percent(one["agree"]),
+        ]
+        for text, told in model["where"].items()
+        for one in told[DOCUMENTS][:MOST_DOCUMENTS]
+        if one["kl"] > noise[text]
+    ]
+    head = ["", "text", "tokens", "KL", "same word"]
+    return Table(f"Documents where {names[model['name']]} moved furthest, nats per token", head, rows)
 
 
 def _weights(model: dict, names: dict[str, str]) -> Table:
