@@ -163,6 +163,10 @@ class AuditConfig:
     """a policy file, which gives the reference, rows and budgets"""
     weights: bool = False
     """summarise the update of each kind of layer too (singular values of every matrix: slow for large models)"""
+    recover: int = 0
+    """training steps on old rows of each of your tasks that a model lost, on a throw-away copy: how much comes back?"""
+    recover_rows: int = 40
+    """at most this many old rows for it"""
     show_text: bool = False
     """write the prompts and answers of the rows that turned into texts.jsonl"""
     precision: str = "auto"
@@ -178,6 +182,11 @@ class AuditConfig:
             raise UsageError(f"confidence must be from 0.5 to below 1, such as 0.95, not {self.confidence}")
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"limit must be 1 or above, not {self.limit}")
+        if self.recover < 0 or self.recover_rows < 1:
+            raise UsageError(f"recover is a number of steps and recover_rows one of rows, not {self.recover} and "
+                             f"{self.recover_rows}")  # fmt: skip
+        if self.recover and not (self.tasks or self.policy):
+            raise UsageError("recover brings back your own tasks; give them with --tasks")
 
 
 def documentation(config: type) -> dict[str, str]:

@@ -9,6 +9,7 @@ from forgetless.auditing.measures import REFERENCE
 from forgetless.auditing.measuring import Found, Rows, Side
 from forgetless.auditing.models import Subject
 from forgetless.auditing.probes import agreement
+from forgetless.auditing.recovery import treatment_of
 from forgetless.auditing.sanity import counted, problems
 from forgetless.auditing.session import AuditSession, judged_names
 from forgetless.auditing.texts import OWN_ANSWERS, prompt_of
@@ -39,6 +40,7 @@ def audit_record(session: AuditSession, found: Found, evidence: dict) -> dict:
         "reference_sanity": _sanity(session, side.rows),
         "models": [_model(session, found, one, verdicts[one.name]) for one in session.models],
         "metrics": _metrics(session, found),
+        "treatment": asdict(treatment_of(session)) if session.config.recover else None,
         "notes": session.notes,
     }
 
@@ -56,6 +58,7 @@ def _model(session: AuditSession, found: Found, subject: Subject, judged: dict) 
         "refusals": _refusals(session, rows),
         "sanity": _sanity(session, rows),
         "weights": _weights(session, subject),
+        "recovery": found.recovered.get(subject.name, {}),
     }
 
 
