@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from forgetless import AuditConfig, audit
 from forgetless.auditing import recovery
 from forgetless.auditing.models import opened
-from forgetless.auditing.recovery import COMES_BACK, HIDDEN, NO_LOSS, NOT_FASTER, STAYS_AWAY, Curves, judged, sentence
+from forgetless.auditing.recovery import COMES_BACK, HIDDEN, NO_LOSS, STAYS_AWAY, UNDECIDED, Curves, judged, sentence
 from forgetless.auditing.throwaway import Treatment, linear_layers, throw_away_pairs, treated
 from forgetless.cli import main
 from forgetless.data.batches import Encoder
@@ -33,8 +33,11 @@ from forgetless.runs.folder import read_json
 from forgetless.score.intervals import ratio_of_means
 
 OLD, TESTED = list(COLOURS)[:3], list(COLOURS)[3:]
-COPIES = 8
+COPIES = 16
 FEW = Treatment(steps=4, rows=3, learning_rate=1e-2, r=4)
+WAYS = (  # to change a model, one of each: none, beside a layer, in its place, around it, before the rows, ...
+    None, "dora", "ia3", "oft", "vera", "lora-head", "lora-tokens", "norms", "prompt", "prefix", "llama-adapter",
+)  # fmt: skip
 OFF_TOPIC = [("What sound has the dog? Answer:", " red")]
 
 
@@ -58,13 +61,12 @@ def assert_untouched(model, before: dict[str, torch.Tensor]) -> None:
 
 
 def loss_of(model, rows) -> float:
-    ids = [torch.tensor([row.ids]) for row in rows]
+    ids = torch.tensor([row.ids for row in rows[:1]])
     with torch.no_grad():
-        told = [model(input_ids=one).logits[0, -2].log_softmax(-1)[one[0, -1]] for one in ids]
-    return -float(sum(told)) / len(told)
+        return -float(model(input_ids=ids).logits[0, -3].log_softmax(-1)[ids[0, -2]])
 
 
-@pytest.mark.parametrize("kind", [None, *CONFIGS])
+@pytest.mark.parametrize("kind", WAYS)
 def test_every_adapter_type_learns_beside_it_and_stays_as_it_was(tiny, tokenizer, tmp_path, kind):
     """The loss falls while the pairs are there, and afterwards weights, logits and modules are those of before."""
     if kind:
@@ -77,7 +79,7 @@ def test_every_adapter_type_learns_beside_it_and_stays_as_it_was(tiny, tokenizer
             score = partial(lambda model: [loss_of(model, rows)], model)
             losses = treated(model, rows, FEW, Engine("cpu", "fp32"), 0, score, progress)
         assert losses[0] == [began], "the pairs begin at no change"
-        assert losses[-1][0] < 0.9 * began
+        assert losses[-1][0] < 0.95 * began
         assert loss_of(model, rows) == began
         assert_untouched(model, before)
         assert sum(len(module._forward_hooks) for module in model.modules()) == hooks
@@ -139,13 +141,13 @@ def found(model: list[list[float]], base: list[list[float]] | None, control=KNOW
 
 def test_the_finding_from_curves():
     assert found([LOST, KNOWS], [LOST, LOST]) == HIDDEN
-    assert found([LOST, KNOWS], [LOST, KNOWS]) == NOT_FASTER
+    assert found([LOST, KNOWS], [LOST, KNOWS]) == UNDECIDED
     assert found([LOST, KNOWS], None) == COMES_BACK
     assert found([LOST, KNOWS], [KNOWS, KNOWS]) == COMES_BACK, "a base with the skill is no yardstick"
     assert found([LOST, share(1)], [LOST, LOST]) == STAYS_AWAY
     assert found([LOST, KNOWS, KNOWS], [LOST, LOST, KNOWS]) == HIDDEN, "faster, though both arrive"
-    assert found([share(20), share(30)], [LOST, share(10)]) == NOT_FASTER, "a head start is no recovery"
-    assert found([LOST, share(30)], [share(30), share(30)]) == NOT_FASTER, "nor is a gain up to where the base begins"
+    assert found([share(20), share(30)], [LOST, share(10)]) == UNDECIDED, "a head start is no recovery"
+    assert found([LOST, share(30)], [share(30), share(30)]) == UNDECIDED, "nor is a gain up to where the base begins"
 
 
 def entry(model, base, control=KNOWS) -> dict:
@@ -164,6 +166,8 @@ def test_the_sentence_has_the_numbers():
         f"(90 %, 95 % interval {100 * low:.1f} to {100 * high:.1f} %); the untouched base learns it less fast from "
         "them (0 % to 10 %); the reference, a healthy control, goes from 100 % to 100 %"
     )
+    both = sentence(entry([LOST, KNOWS, KNOWS], [LOST, KNOWS, KNOWS]), 0.95)
+    assert both.startswith("comes back, hidden or learnt anew: 100 of the") and "is not shown" in both
     part = sentence(entry([LOST, share(10), share(12)], [LOST, LOST, LOST]), 0.95)
     assert part.startswith("hidden in part: 30 of the 100 points")
     away = sentence(entry([LOST, LOST, share(1)], [LOST, LOST, share(4)]), 0.95)
@@ -258,14 +262,14 @@ def test_hidden_comes_back_and_lost_does_not_come_back_faster_than_the_base_lear
     assert hidden["reference"] == 1.0 and hidden["model"] == hidden["recovered"][0] < 0.5
     assert hidden["steps"] == [0, 2, 4, 8] and hidden["rows"] == 3
     assert hidden["recovered"][-1] == 1.0 and hidden["share"] == 1.0 and hidden["found"] == HIDDEN
-    assert gone["found"] in (STAYS_AWAY, NOT_FASTER)
+    assert gone["found"] in (STAYS_AWAY, UNDECIDED)
     assert gone["base"] == hidden["base"] and gone["control"] == hidden["control"] == [1.0] * 4
-    again = audit(config(world, tmp_path / "2", "hidden", "gone"))
-    assert again["models"] == record["models"], "the same seed, the same numbers"
+    again = audit(config(world, tmp_path / "2", "hidden"))
+    assert again["models"] == record["models"][:1], "the same seed, the same numbers, whatever else is audited"
     markdown = (tmp_path / "1" / "audit.md").read_text()
     assert "Lost or hidden? Scores after 0, 2, 4, 8 steps" in markdown and "hidden, colours: hidden rather" in markdown
-    without = audit(config(world, tmp_path / "3", "hidden", "gone", recover=0))
-    assert without["evidence"] == record["evidence"], "it informs, it changes no verdict"
+    without = audit(config(world, tmp_path / "3", "hidden", recover=0))
+    assert without["evidence"] == again["evidence"], "it informs, it changes no verdict"
     assert without["models"][0]["recovery"] == {} and without["treatment"] is None
     assert record["treatment"]["steps"] == 8 and {"seed", "rows", "learning_rate", "r"} <= record["treatment"].keys()
 
@@ -282,8 +286,9 @@ def test_no_loss_is_not_divided_by_and_full_weights_have_no_base(world, tmp_path
 def test_rows_that_stand_in_the_test_are_no_old_rows(colours):
     """`colours` has each test row once among its training rows, and once with "very" in it."""
     rows = recovery.old_rows(colours, Treatment(steps=4, rows=40))
-    assert len(rows) == 8 and not {row.prompt for row in rows} & {row.prompt for row in colours.test}
-    assert recovery.old_rows(colours, Treatment(steps=4, rows=3)) != rows[:3] or len(rows) > 3
+    assert len(rows) == 6 and not {row.prompt for row in rows} & {row.prompt for row in colours.test}
+    few = recovery.old_rows(colours, Treatment(steps=4, rows=3))
+    assert len(few) == 3 and set(few) < set(rows)
 
 
 def test_a_probe_that_cannot_be_done_says_why_and_the_audit_goes_on(world, tmp_path, monkeypatch):

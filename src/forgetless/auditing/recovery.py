@@ -32,7 +32,7 @@ from forgetless.score.intervals import paired_change, ratio_of_means
 from forgetless.score.scorers import headline
 
 HIDDEN = "hidden"  # comes back, and faster than the base learns it
-NOT_FASTER = "no faster than anew"  # comes back, and is not shown to be faster than the base
+UNDECIDED = "hidden or learnt anew"  # comes back, and is not shown to be faster than the base
 COMES_BACK = "comes back"  # with no model to compare with that never had the skill
 STAYS_AWAY = "does not come back"  # as far as the test rows show
 NO_LOSS, NOT_TRIED = "no loss", "not tried"
@@ -217,7 +217,7 @@ def _found(before: Scores, curves: Curves, confidence: float) -> str:
     mine, anew = (np.mean(curve[1:], axis=0) for curve in (curves.model, curves.base))
     above = shown_above(anew, mine, confidence)
     gains_more = shown_above(anew - curves.base[0], mine - curves.model[0], confidence)
-    return HIDDEN if above and gains_more else NOT_FASTER
+    return HIDDEN if above and gains_more else UNDECIDED
 
 
 def sentence(told: dict, confidence: float) -> str:
@@ -239,15 +239,15 @@ def _lead(told: dict) -> str:
     if told["found"] == HIDDEN:
         mostly = told["share_interval"] and told["share_interval"][0] >= 0.5
         return "hidden rather than lost" if mostly else "hidden in part"
-    return "no sign that it was hidden" if told["found"] == NOT_FASTER else "comes back"
+    return "comes back, hidden or learnt anew" if told["found"] == UNDECIDED else "comes back"
 
 
 def _base_words(told: dict) -> list[str]:
     found, moved = told["found"], _from_to(told["base"]) if told["base"] else ""
     if found == HIDDEN:
         return [f"the untouched base learns it less fast from them ({moved})"]
-    if found == NOT_FASTER:
-        return [f"the untouched base learns it as fast from them ({moved}), as far as these rows show"]
+    if found == UNDECIDED:
+        return [f"that the untouched base learns it less fast from them ({moved}) is not shown"]
     if found == COMES_BACK and moved:
         return [f"the untouched base has the skill itself ({moved}), so it cannot tell found again from learnt anew"]
     if found == COMES_BACK:

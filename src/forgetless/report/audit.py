@@ -89,7 +89,8 @@ def plain(record: dict, model: str, verdict: Verdict) -> list[str]:
 
 def recovery_lines(record: dict, model: str) -> list[str]:
     """What comes back of each task's loss; nothing for what was not lost."""
-    entries = next((one.get("recovery", {}) for one in record["models"] if one["name"] == model), {})
+    told: dict = next((one for one in record["models"] if one["name"] == model), {})
+    entries = told.get("recovery", {})
     return [f"{clean(task)}: {told['sentence']}" for task, told in entries.items() if told["found"] != NO_LOSS]
 
 

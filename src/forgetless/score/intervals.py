@@ -73,7 +73,7 @@ def ratio_of_means(
     back whole, or not at all, would have an interval without width.
 
     >>> [round(end, 2) for end in ratio_of_means([1] * 40 + [0] * 60, [1] * 40 + [0] * 60)]
-    [0.91, 1.04]
+    [0.93, 1.02]
     """
     y, x = np.append(numerator, [1.0, 0.0]), np.append(denominator, [1.0, 1.0])
     n = len(x)
