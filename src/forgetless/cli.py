@@ -363,6 +363,8 @@ def _audit_parser() -> argparse.ArgumentParser:
     add("confidence", type=float, default=0.95)
     for name in ("window", "stride", "limit"):
         add(name, type=int)
+    add("recover", type=int, default=0, metavar="STEPS")
+    add("recover_rows", type=int, default=40, metavar="ROWS")
     add("precision", default="auto", choices=PRECISIONS)
     add("device", default="auto", choices=DEVICES)
     parser.add_argument("--verify", metavar="FILE", help="work the verdict of an evidence.json out again")

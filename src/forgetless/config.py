@@ -171,6 +171,10 @@ class AuditConfig:
     """a policy file, which gives the reference, rows and budgets"""
     weights: bool = False
     """summarise the update of each kind of layer too (singular values of every matrix: slow for large models)"""
+    recover: int = 0
+    """training steps on old rows of each of your tasks that a model lost, on a throw-away copy: how much comes back?"""
+    recover_rows: int = 40
+    """at most this many old rows for it"""
     show_text: bool = False
     """write the prompts and answers of the rows that turned into texts.jsonl"""
     precision: str = "auto"
@@ -187,6 +191,11 @@ class AuditConfig:
         for name in ("window", "stride", "limit"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UsageError(f"{name} must be 1 or above, not {value}")
+        if self.recover < 0 or self.recover_rows < 1:
+            raise UsageError(f"recover is a number of steps and recover_rows one of rows, not {self.recover} and "
+                             f"{self.recover_rows}")  # fmt: skip
+        if self.recover and not (self.tasks or self.policy):
+            raise UsageError("recover brings back your own tasks; give them with --tasks")
 
 
 def documentation(config: type) -> dict[str, str]:

@@ -11,6 +11,7 @@ from rich.table import Table
 from forgetless.auditing.budgets import Budget
 from forgetless.auditing.measuring import ask
 from forgetless.auditing.models import Opened, opened
+from forgetless.auditing.recovery import seconds_of_steps, treatment_of, untouched_base
 from forgetless.auditing.reference import hidden_states
 from forgetless.auditing.session import BATCH_TOKENS, AuditSession, prepare
 from forgetless.auditing.texts import ANSWER_TOKENS, OWN_ANSWERS, asked
@@ -44,10 +45,16 @@ def plan_audit(config: AuditConfig) -> None:
     scored = sum(rows[name] * seconds[name] for name in rows if name not in texts)
     total = (roles + models) * scored + (roles * PASSES + models * roles) * sum(texts.values())
     out.print(f"models: {models}, compared with {', '.join(session.roles)} on {session.engine.told}", markup=False)
-    minutes = max(1, round(total / 60))
-    out.print(f"time: about {minutes} min, less where the reference was measured before", markup=False)
+    out.print(f"time: about {_minutes(total)}, less where the reference was measured before", markup=False)
+    if session.config.recover:
+        most = _seconds_of_recovery(session, rows, seconds)
+        out.print(f"recovery: at most {_minutes(most)} more, if every model lost every task", markup=False)
     for note in dict.fromkeys(session.notes):
         out.print(f"note: {note}", markup=False, soft_wrap=True)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{max(1, round(seconds / 60))} min"
 
 
 def _rows(session: AuditSession) -> dict[str, int]:
@@ -91,6 +98,16 @@ def _seconds_a_row(session: AuditSession) -> dict[str, float]:
             windows = session.windows(replace(text, rows=few))
             seconds[text.name] = seconds_of(partial(_read, session, model, windows)) / len(few)
     return seconds
+
+
+def _seconds_of_recovery(session: AuditSession, rows: dict[str, int], seconds: dict[str, float]) -> float:
+    """All models, the reference and its base, every task: the steps, and the test rows at each checkpoint."""
+    subjects = len(session.models) + 1 + (untouched_base(session.reference) is not None)
+    checkpoints = len(treatment_of(session).checkpoints)
+    for _, model in opened([session.reference], session.engine.dtype, session.engine.device):
+        trained = sum(seconds_of_steps(session, model, task) for task in session.tasks)
+    scored = sum(rows[task.name] * seconds[task.name] for task in session.tasks)
+    return subjects * (trained + checkpoints * scored)
 
 
 def _time_answers(session: AuditSession, model: Opened, rows: Sequence[Row], length: int) -> float:

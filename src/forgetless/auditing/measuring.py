@@ -66,6 +66,7 @@ class Found:
     rows: dict[str, Rows] = field(default_factory=dict)
     divergences: dict[str, dict[tuple[str, str], Divergence]] = field(default_factory=dict)  # by (role, text)
     judge_errors: dict[str, JudgeError | str] = field(default_factory=dict)  # by judge; a text: why it has none
+    recovered: dict[str, dict[str, dict]] = field(default_factory=dict)  # task -> what came back, where asked for
 
 
 def measure(session: AuditSession) -> Found:
@@ -139,8 +140,7 @@ def _check_time(session: AuditSession, began: float) -> None:
 
 
 def _rows(session: AuditSession, subject: Subject, model: Opened) -> Rows:
-    options = tuple(dict.fromkeys(option for task in session.tasks for option in task.options))
-    scorer = Scorer(model, session.encoder(subject), session.engine, options, BATCH_TOKENS)
+    scorer = scorer_of(session, subject, model)
     scores, given = {}, {}
     prompts = [asked(prompt, "", session.chat) for prompt in session.prompts]
     with steps("rows", len(session.scored) + len(session.judged) + bool(prompts)) as progress:
@@ -154,6 +154,11 @@ def _rows(session: AuditSession, subject: Subject, model: Opened) -> Rows:
             given[OWN_ANSWERS] = ask(session, subject, model, prompts, ANSWER_TOKENS)
             progress.advance()
     return Rows(scores, given)
+
+
+def scorer_of(session: AuditSession, subject: Subject, model: Opened) -> Scorer:
+    options = tuple(dict.fromkeys(option for task in session.tasks for option in task.options))
+    return Scorer(model, session.encoder(subject), session.engine, options, BATCH_TOKENS)
 
 
 def ask(

@@ -10,6 +10,7 @@ from forgetless.auditing.measures import REFERENCE
 from forgetless.auditing.measuring import Found, Rows, Side
 from forgetless.auditing.models import Subject
 from forgetless.auditing.probes import agreement
+from forgetless.auditing.recovery import treatment_of
 from forgetless.auditing.sanity import counted, problems
 from forgetless.auditing.session import AuditSession
 from forgetless.auditing.texts import OWN_ANSWERS, Text, prompt_of
@@ -46,6 +47,7 @@ def audit_record(session: AuditSession, found: Found, evidence: dict) -> dict:
         "models": [_model(session, found, one, verdicts[one.name], evidence, groups) for one in session.models],
         "judges": {name: _judge(error, evidence) for name, error in found.judge_errors.items()},
         "metrics": _metrics(session, found),
+        "treatment": asdict(treatment_of(session)) if session.config.recover else None,
         "notes": session.notes,
     }
 
@@ -69,6 +71,7 @@ def _model(
         "refusals": _refusals(session, rows, evidence),
         "sanity": _sanity(session, rows),
         "weights": _weights(session, subject),
+        "recovery": found.recovered.get(subject.name, {}),
     }
 
 

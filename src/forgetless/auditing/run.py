@@ -1,7 +1,8 @@
 """An audit from its options to its files: `audit(AuditConfig(...))`.
 
 evidence.json    hashes, settings, the numbers of every row, findings and verdict: `--verify` works it out again
-audit.json       the same in tables: scores, flips, divergences, refusals, sanity, weights
+audit.json       the same in tables: scores, flips, divergences, refusals, sanity, weights,
+                 and what comes back of a loss
 audit.md         short enough for a pull request
 junit.xml        for a pipeline
 texts.jsonl      only with show_text: prompts and answers of the rows that turned, documents that moved furthest
@@ -17,6 +18,7 @@ from forgetless.auditing.evidence import exit_code, make_evidence, read_evidence
 from forgetless.auditing.history import begin, end
 from forgetless.auditing.measuring import Found, measure, measures_of
 from forgetless.auditing.record import audit_record, moved_texts, turned_texts
+from forgetless.auditing.recovery import recoveries
 from forgetless.auditing.session import AuditSession, prepare, weights_of
 from forgetless.auditing.verdict import Verdict
 from forgetless.config import AuditConfig
@@ -54,6 +56,8 @@ def audit(config: AuditConfig) -> dict:
 def _measured(session: AuditSession) -> tuple[dict, dict]:
     """The evidence and the record, both written."""
     found = measure(session)
+    if session.config.recover:
+        found.recovered = recoveries(session, found)
     measured = {one.name: measures_of(session, found, one.name) for one in session.models}
     data = {name: windows.content for name, windows in found.windows.items()}
     evidence = make_evidence(measured, session.terms, session.facts(data))

@@ -12,6 +12,7 @@ from rich.text import Text
 from forgetless.auditing import layouts
 from forgetless.auditing.budgets import MAX_DROP, written
 from forgetless.auditing.measures import REFERENCE
+from forgetless.auditing.recovery import NO_LOSS
 from forgetless.auditing.texts import OWN_ANSWERS
 from forgetless.auditing.verdict import PASS, REGRESSION, WORSE, Finding, Verdict
 from forgetless.auditing.where import CERTAINTY, DOCUMENTS, DOMAIN, PLACE, TOKEN_TYPE
@@ -42,7 +43,7 @@ def print_audit(record: dict, verdicts: Mapping[str, Verdict], console: Console)
     for name, verdict in verdicts.items():
         style = COLOURS.get(verdict.outcome, "yellow")
         console.print(Text(f"{names[name]}: {SAID[verdict.outcome]}", style=style))
-        for line in plain(record, name, verdict):
+        for line in [*plain(record, name, verdict), *recovery_lines(record, name)]:
             console.print(Text(f"  - {line}"))
         console.print()
     for table in tables(record):
@@ -62,6 +63,8 @@ def audit_markdown(record: dict, verdicts: Mapping[str, Verdict]) -> str:
         lines += [f"#### {escaped(table.title)}", ""]
         lines += [*pipe_table(table.head, table.rows), ""]
         lines += [*(f"- {escaped(note)}" for note in table.notes), ""] if table.notes else []
+    for name, short in short_names(record).items():
+        lines += [f"- {escaped(f'{short}, {line}')}" for line in recovery_lines(record, name)]
     lines += [f"- {escaped(clean(note))}" for note in dict.fromkeys(record["notes"])]
     return "\n".join(lines) + "\n"
 
@@ -91,6 +94,13 @@ def plain(record: dict, model: str, verdict: Verdict) -> list[str]:
     if quiet:
         lines.append(f"{quiet} more tasks or probes without a budget: no loss that these rows show")
     return lines + [clean(note) for note in verdict.notes]
+
+
+def recovery_lines(record: dict, model: str) -> list[str]:
+    """What comes back of each task's loss; nothing for what was not lost."""
+    told: dict = next((one for one in record["models"] if one["name"] == model), {})
+    entries = told.get("recovery", {})
+    return [f"{clean(task)}: {told['sentence']}" for task, told in entries.items() if told["found"] != NO_LOSS]
 
 
 def _fell(record: dict, told: dict, finding: Finding) -> str:
@@ -168,6 +178,7 @@ def tables(record: dict) -> list[Table]:
     found += [_refusals(record, names), *_sanity(record, names)]
     for model in record["models"]:
         found += [_where(record, model, names), _furthest(record, model, names), _weights(model, names)]
+    found.append(_recovery(record, names))
     return [table for table in found if table.rows]
 
 
@@ -283,6 +294,27 @@ def _furthest(record: dict, model: dict, names: dict[str, str]) -> Table:
     ]
     head = ["", "text", "tokens", "KL", "same word"]
     return Table(f"Documents where {names[model['name']]} moved furthest, nats per token", head, rows)
+
+
+def _recovery(record: dict, names: dict[str, str]) -> Table:
+    """Scores over the steps on old rows, of what was lost."""
+    told = [
+        (names[model["name"]], task, entry)
+        for model in record["models"]
+        for task, entry in model.get("recovery", {}).items()
+        if entry["steps"]
+    ]
+    rows = [
+        [name, clean(task), str(entry["rows"]), *(_curve(entry[who]) for who in ("recovered", "control", "base"))]
+        for name, task, entry in told
+    ]
+    after = ", ".join(map(str, told[0][2]["steps"])) if told else ""
+    title = f"Lost or hidden? Scores after {after} steps on old rows"
+    return Table(title, ["", "task", "old rows", "this model", "the reference", "its untouched base"], rows)
+
+
+def _curve(scores: list[float] | None) -> str:
+    return " → ".join(map(percent, scores)) if scores else "-"
 
 
 def _weights(model: dict, names: dict[str, str]) -> Table:

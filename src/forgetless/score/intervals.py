@@ -70,6 +70,30 @@ def paired_change(
     return Change(float(difference.mean()), low, high, _sign_flip(difference, seed), lost, gained, n)
 
 
+def ratio_of_means(
+    numerator: Sequence[float] | np.ndarray, denominator: Sequence[float] | np.ndarray, confidence: float = 0.95
+) -> tuple[float, float] | None:
+    """Interval of mean(numerator) / mean(denominator) over the same rows; None where the denominator may be 0.
+
+    All ρ for which Student's t does not reject mean(numerator - ρ denominator) = 0 (Fieller 1954). A row (1, 1) and a
+    row (0, 1) are added, as Agresti and Caffo (2000) add a success and a failure to shares: else a loss that comes
+    back whole, or not at all, would have an interval without width.
+
+    >>> [round(end, 2) for end in ratio_of_means([1] * 40 + [0] * 60, [1] * 40 + [0] * 60)]
+    [0.93, 1.02]
+    """
+    y, x = np.append(numerator, [1.0, 0.0]), np.append(denominator, [1.0, 1.0])
+    n = len(x)
+    q = t.ppf((1 + confidence) / 2, n - 1) ** 2 / n
+    (var_y, cov), (_, var_x) = np.cov(y, x)
+    # ρ² a - 2 ρ b + c <= 0
+    a, b, c = x.mean() ** 2 - q * var_x, x.mean() * y.mean() - q * cov, y.mean() ** 2 - q * var_y
+    if a <= 0:
+        return None
+    half = math.sqrt(max(b * b - a * c, 0.0))
+    return float((b - half) / a), float((b + half) / a)
+
+
 def mcnemar(lost: int, gained: int) -> float:
     """Exact two-sided p of "a row that changed was as likely to be lost as gained". (McNemar 1947)"""
     return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
