@@ -72,7 +72,7 @@ def task_charts(runs: list[tuple[str, int, dict]]) -> list[dict]:
             "desc": " ".join(told),
             "lines": lines,
             "ends": ends,
-            "majority": level,
+            "level": level,
             "y_ticks": [(y(tick), str(round(100 * tick))) for tick in (0, 0.5, 1)],
         })  # fmt: skip
     return charts
