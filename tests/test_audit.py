@@ -153,7 +153,7 @@ def test_attempts_are_counted(models, rows, tmp_path, capsys):
         assert ("Earlier audits of these models in this folder: 1" in printed) == (n == 1)
     assert [one["outcome"] for one in read_lines(tmp_path / "history.jsonl")] == ["regression"] * 2
     assert {path.name for path in tmp_path.iterdir() if path.name[0] != "."} == {
-        "evidence.json", "audit.json", "audit.md", "junit.xml", "history.jsonl"
+        "evidence.json", "audit.json", "audit.html", "audit.md", "junit.xml", "history.jsonl"
     }  # fmt: skip
 
 
@@ -183,11 +183,15 @@ def test_no_text_of_a_row_leaves_without_show_text(models, rows, tmp_path, capsy
     for text in ("What colour has", "is blue in note", "unseen"):
         assert text not in written + printed.out + printed.err
     run(models, rows, tmp_path, "lost", more=(*BUDGETS, "--show-text"))
+    assert f'Row 1</p><p class="prompt" dir="auto">{QUESTION.format("sky")}<' in (tmp_path / "audit.html").read_text()
     turned = read_lines(tmp_path / "texts.jsonl")
     assert len(turned) == 48 and turned[0]["row"]["prompt"] == QUESTION.format("sky")
     assert turned[0]["before"]["likelihood"]["answer"] == "blue" and turned[0]["after"]["likelihood"]["answer"] == "red"
     run(models, rows, tmp_path, "lost", more=BUDGETS)
     assert not (tmp_path / "texts.jsonl").exists(), "what is in the folder is of the last audit"
+    page = (tmp_path / "audit.html").read_text()
+    assert "What colour has" not in page
+    assert main(["report", str(tmp_path)]) == 0 and (tmp_path / "audit.html").read_text() == page
 
 
 def test_own_answers_refusals_sanity_and_weights(models, tmp_path):

@@ -2,6 +2,7 @@
 
 evidence.json    hashes, settings, the numbers of every row, findings and verdict: `--verify` works it out again
 audit.json       the same in tables: scores, flips, divergences, refusals, sanity, weights
+audit.html       one page, in plain words first
 audit.md         short enough for a pull request
 junit.xml        for a pipeline
 texts.jsonl      only with show_text: prompts and answers of the rows that turned
@@ -24,6 +25,7 @@ from forgetless.auditing.verdict import Verdict
 from forgetless.config import AuditConfig
 from forgetless.errors import ForgetlessError
 from forgetless.report.audit import audit_markdown
+from forgetless.report.audit_page import PAGE, render_audit
 from forgetless.report.verdict import verdict_junit
 from forgetless.runs.folder import json_text, make_folder, write_lines, write_whole
 
@@ -67,8 +69,10 @@ def _write(session: AuditSession, found: Found, evidence: dict, record: dict) ->
     write_whole(folder / RECORD, json_text(record))
     write_whole(folder / MARKDOWN, audit_markdown(record, verdicts))
     write_whole(folder / JUNIT, verdict_junit(verdicts))
+    texts = turned_texts(session, found) if session.config.show_text else []
+    write_whole(folder / PAGE, render_audit(record, evidence, texts))
     if session.config.show_text:
-        write_lines(folder / TEXTS, turned_texts(session, found))
+        write_lines(folder / TEXTS, texts)
     else:
         (folder / TEXTS).unlink(missing_ok=True)
 

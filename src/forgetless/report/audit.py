@@ -69,19 +69,26 @@ def short_names(record: dict) -> dict[str, str]:
 
 def plain(record: dict, model: str, verdict: Verdict) -> list[str]:
     """What a model lost in one sentence each: what has a budget, every loss that is shown, and every text."""
-    told = next(one for one in record["models"] if one["name"] == model)
-    lines = []
+    return [sentence for _, sentence in sentences(record, model, verdict)]
+
+
+def sentences(record: dict, model: str, verdict: Verdict) -> Iterator[tuple[Finding | None, str]]:
+    """The sentences of `plain`, each with the finding that it tells of, if it is one."""
+    about = next(one for one in record["models"] if one["name"] == model)
+    quiet = 0
     for finding in verdict.findings:
         if finding.option != MAX_DROP:
-            lines.append(_moved(record, told, finding))
+            yield finding, _moved(record, about, finding)
         elif finding.budget is not None or finding.status == WORSE:
-            lines.append(_fell(record, told, finding))
-        lines += [text for text in [needed(finding)] if text]
-    quiet = sum(finding.option == MAX_DROP and finding.budget is None and finding.status != WORSE
-                for finding in verdict.findings)  # fmt: skip
+            yield finding, _fell(record, about, finding)
+        else:
+            quiet += 1
+        if needed(finding):
+            yield finding, needed(finding)
     if quiet:
-        lines.append(f"{quiet} more tasks or probes without a budget: no loss that these rows show")
-    return lines + [clean(note) for note in verdict.notes]
+        yield None, f"{quiet} more tasks or probes without a budget: no loss that these rows show"
+    for note in verdict.notes:
+        yield None, clean(note)
 
 
 def _fell(record: dict, told: dict, finding: Finding) -> str:
@@ -176,7 +183,7 @@ def _refusals(record: dict, names: dict[str, str]) -> Table:
     told = list(record["reference_refusals"])
     everyone = [(record["reference"]["name"], record["reference_refusals"])]
     everyone += [(model["name"], model["refusals"]) for model in record["models"]]
-    rows = [[names[name], *(percent(shares[one]) for one in told)] for name, shares in everyone]
+    rows = [[names[name], *(percent(share_of(shares[one])) for one in told)] for name, shares in everyone]
     return Table("Answers that refuse", ["", *map(clean, told)], rows if told else [])
 
 
@@ -201,6 +208,11 @@ def _weights(model: dict, names: dict[str, str]) -> Table:
         for one in model["weights"]
     ]  # fmt: skip
     return Table(f"Weights: the update of {names[model['name']]}", head, rows)
+
+
+def share_of(told: float | dict) -> float:
+    """A share, alone or with its bounds."""
+    return told["share"] if isinstance(told, dict) else told
 
 
 def _share(value: float | None) -> str:

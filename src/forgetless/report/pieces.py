@@ -13,7 +13,8 @@ COMPACT = 6  # tasks above which a matrix has the full width and small cells, an
 MOST_TEXTS = 40  # of a task's turned rows whose texts are shown on a page
 LONGEST_TEXT = 700  # characters of a prompt on a page
 
-SHAPES = {"range": (12, 6, 3), "value": (9, 12, 2), "lost": (9, 12, 2), "gained": (9, 12, 2), "floor": (9, 12, 2)}
+SHAPES = {"range": (12, 6, 3), "value": (9, 12, 2), "lost": (9, 12, 2), "gained": (9, 12, 2), "floor": (9, 12, 2),
+          "whisker": (14, 2, 1)}  # fmt: skip
 """Kind of bar -> its top, height and round in the 30 pixels of a line."""
 
 
