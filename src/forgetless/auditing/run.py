@@ -25,7 +25,7 @@ from forgetless.auditing.verdict import Verdict
 from forgetless.config import AuditConfig
 from forgetless.errors import ForgetlessError
 from forgetless.report.audit import audit_markdown
-from forgetless.report.audit_page import PAGE, render_audit
+from forgetless.report.audit_page import redraw
 from forgetless.report.verdict import verdict_junit
 from forgetless.runs.folder import json_text, make_folder, write_lines, write_whole
 
@@ -69,12 +69,11 @@ def _write(session: AuditSession, found: Found, evidence: dict, record: dict) ->
     write_whole(folder / RECORD, json_text(record))
     write_whole(folder / MARKDOWN, audit_markdown(record, verdicts))
     write_whole(folder / JUNIT, verdict_junit(verdicts))
-    texts = turned_texts(session, found) if session.config.show_text else []
-    write_whole(folder / PAGE, render_audit(record, evidence, texts))
     if session.config.show_text:
-        write_lines(folder / TEXTS, texts)
+        write_lines(folder / TEXTS, turned_texts(session, found))
     else:
         (folder / TEXTS).unlink(missing_ok=True)
+    redraw(folder, show_text=session.config.show_text)
 
 
 def verdicts_in(file: Path) -> dict[str, Verdict]:
