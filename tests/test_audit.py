@@ -229,7 +229,7 @@ def test_attempts_are_counted(models, rows, tmp_path, capsys):
     assert [one["event"] for one in lines] == ["begun", "ended"] * 2
     assert [one["outcome"] for one in lines[1::2]] == ["regression"] * 2
     assert {path.name for path in tmp_path.iterdir() if path.name[0] != "."} == {
-        "evidence.json", "audit.json", "audit.md", "junit.xml", "history.jsonl"
+        "evidence.json", "audit.json", "audit.html", "audit.md", "junit.xml", "history.jsonl"
     }  # fmt: skip
 
 
@@ -283,6 +283,9 @@ def test_no_text_of_a_row_leaves_without_show_text(models, rows, tmp_path, capsy
     for text in ("What colour has", "is blue in note", "unseen"):
         assert text not in written + printed.out + printed.err
     run(models, rows, tmp_path, "lost", more=(*BUDGETS, "--show-text"))
+    assert (
+        f'Row 1</p><p class="prompt" dir="auto">{QUESTION.format(0, "sky")}<' in (tmp_path / "audit.html").read_text()
+    )
     lines = read_lines(tmp_path / "texts.jsonl")
     turned, moved = ([one for one in lines if key in one] for key in ("task", "document"))
     assert [set(one["row"]) for one in moved] == [{"text"}] * 5 and "note" in moved[0]["row"]["text"]
@@ -290,6 +293,9 @@ def test_no_text_of_a_row_leaves_without_show_text(models, rows, tmp_path, capsy
     assert turned[0]["before"]["likelihood"]["answer"] == "blue" and turned[0]["after"]["likelihood"]["answer"] == "red"
     run(models, rows, tmp_path, "lost", more=BUDGETS)
     assert not (tmp_path / "texts.jsonl").exists(), "what is in the folder is of the last audit"
+    page = (tmp_path / "audit.html").read_text()
+    assert "What colour has" not in page
+    assert main(["report", str(tmp_path)]) == 0 and (tmp_path / "audit.html").read_text() == page
 
 
 LABELLED = [

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 from scipy.stats import t
-from test_audit import QUESTION, taught
+from test_audit import taught
 from test_subjects import CHANGES_THE_BASE, CONFIGS, make_adapter, one
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from forgetless import AuditConfig, audit
-from forgetless.auditing import recovery
+from forgetless.auditing import recovery, session
 from forgetless.auditing.models import opened
 from forgetless.auditing.recovery import COMES_BACK, HIDDEN, NO_LOSS, STAYS_AWAY, UNDECIDED, Curves, judged, sentence
 from forgetless.auditing.throwaway import Treatment, linear_layers, throw_away_pairs, treated
@@ -38,6 +38,7 @@ FEW = Treatment(steps=4, rows=3, learning_rate=1e-2, r=4)
 WAYS = (  # to change a model, one of each: none, beside a layer, in its place, around it, before the rows, ...
     None, "dora", "ia3", "oft", "vera", "lora-head", "lora-tokens", "norms", "prompt", "prefix", "llama-adapter",
 )  # fmt: skip
+QUESTION = "What colour has the {}? Answer:"
 OFF_TOPIC = [("What sound has the dog? Answer:", " red")]
 
 
@@ -244,7 +245,8 @@ def always_red(model, base: str, folder: Path) -> None:
 
 @pytest.fixture
 def faster(monkeypatch):
-    """A rate for a model of 32 dimensions."""
+    """A rate for a model of 32 dimensions; and equal rows stand for as many others."""
+    monkeypatch.setattr(session, "_distinct_rows", lambda name, rows, notes: rows)
     told = lambda session: Treatment(session.config.recover, session.config.recover_rows, learning_rate=1e-2)  # noqa: E731
     monkeypatch.setattr(recovery, "treatment_of", told)
 
@@ -291,7 +293,7 @@ def test_rows_that_stand_in_the_test_are_no_old_rows(colours):
     assert len(few) == 3 and set(few) < set(rows)
 
 
-def test_a_probe_that_cannot_be_done_says_why_and_the_audit_goes_on(world, tmp_path, monkeypatch):
+def test_a_probe_that_cannot_be_done_says_why_and_the_audit_goes_on(world, tmp_path, monkeypatch, faster):
     def fail(*args, **options):
         raise RunError("step 1 on old rows: loss nan")
 

@@ -317,7 +317,8 @@ def _audit(arguments: list[str]) -> int:
         out.print(
             f"\nEarlier audits of these models in this folder: {len(earlier)}, the last {outcomes}", highlight=False
         )
-    out.print(f"\naudit: {record['path']} (audit.md, evidence.json)", soft_wrap=True, highlight=False, markup=False)
+    files = f"{record['path']} (audit.html, audit.md, evidence.json)"
+    out.print(f"\naudit: {files}", soft_wrap=True, highlight=False, markup=False)
     return record["exit_code"]
 
 
@@ -387,7 +388,10 @@ def _report(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="forgetless report", description=VERBS["report"][0], exit_on_error=False, allow_abbrev=False
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; several are drawn side by side")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN",
+        help="run folders, several are drawn side by side; or the folder of an audit",
+    )  # fmt: skip
     parser.add_argument(
         "--output_dir", "--output-dir", type=Path, help="where to write; default: the first run's folder"
     )
@@ -402,9 +406,13 @@ def _report(arguments: list[str]) -> int:
     told = _parsed(parser, arguments)
     if told is None:
         return 0
+    if any((folder / "audit.json").exists() for folder in told.runs):
+        return _audit_report(told)
     for folder in told.runs:
         if not (folder / "run.json").exists():
-            raise UsageError(f"{folder}: no run.json; give a run folder that `forgetless learn` wrote")
+            raise UsageError(
+                f"{folder}: no run.json or audit.json; give a folder that `forgetless learn` or `audit` wrote"
+            )
     summaries = [summarise(folder) for folder in told.runs]
     if told.show_text:
         summaries = [with_texts(one, folder) for one, folder in zip(summaries, told.runs, strict=True)]
@@ -413,6 +421,18 @@ def _report(arguments: list[str]) -> int:
         return 0
     for file in write_report(summaries, told.output_dir or told.runs[0]).values():
         out.print(str(file), soft_wrap=True, highlight=False)
+    return 0
+
+
+def _audit_report(told: argparse.Namespace) -> int:
+    """The page of an audit's folder, drawn again."""
+    from forgetless.errors import UsageError
+    from forgetless.progress import out
+    from forgetless.report.audit_page import redraw
+
+    if len(told.runs) > 1 or told.json:
+        raise UsageError("an audit is drawn by itself: give its folder alone, without --json (audit.json is in it)")
+    out.print(str(redraw(told.runs[0], told.output_dir, told.show_text)), soft_wrap=True, highlight=False)
     return 0
 
 

@@ -3,6 +3,7 @@
 evidence.json    hashes, settings, the numbers of every row, findings and verdict: `--verify` works it out again
 audit.json       the same in tables: scores, flips, divergences, refusals, sanity, weights,
                  and what comes back of a loss
+audit.html       one page, in plain words first
 audit.md         short enough for a pull request
 junit.xml        for a pipeline
 texts.jsonl      only with show_text: prompts and answers of the rows that turned, documents that moved furthest
@@ -24,6 +25,7 @@ from forgetless.auditing.verdict import Verdict
 from forgetless.config import AuditConfig
 from forgetless.errors import quoting
 from forgetless.report.audit import audit_markdown
+from forgetless.report.audit_page import redraw
 from forgetless.report.verdict import verdict_junit
 from forgetless.runs.folder import json_text, make_folder, write_lines, write_whole
 
@@ -77,6 +79,7 @@ def _write(session: AuditSession, found: Found, evidence: dict, record: dict) ->
         write_lines(folder / TEXTS, [*turned_texts(session, found), *moved_texts(found, record)])
     elif again:  # those of an earlier audit
         (folder / TEXTS).unlink(missing_ok=True)
+    redraw(folder, show_text=session.config.show_text)
 
 
 def verdicts_in(file: Path) -> dict[str, Verdict]:

@@ -80,20 +80,28 @@ def short_names(record: dict) -> dict[str, str]:
 
 def plain(record: dict, model: str, verdict: Verdict) -> list[str]:
     """What a model lost in one sentence each: what has a budget, every loss that is shown, and every text."""
-    told = next(one for one in record["models"] if one["name"] == model)
-    lines = []
+    return [sentence for _, sentence in sentences(record, model, verdict)]
+
+
+def sentences(record: dict, model: str, verdict: Verdict) -> Iterator[tuple[Finding | None, str]]:
+    """The sentences of `plain`, each with the finding that it tells of, if it is one."""
+    about = next(one for one in record["models"] if one["name"] == model)
+    quiet = 0
     for finding in verdict.findings:
         if finding.option != MAX_DROP:
-            lines.append(_moved(record, told, finding))
-            lines += _concentrated(record, told, finding)
+            yield finding, _moved(record, about, finding)
+            for sentence in _concentrated(record, about, finding):
+                yield None, sentence
         elif finding.budget is not None or finding.status == WORSE:
-            lines.append(_fell(record, told, finding))
-        lines += [text for text in [needed(finding)] if text]
-    quiet = sum(finding.option == MAX_DROP and finding.budget is None and finding.status != WORSE
-                for finding in verdict.findings)  # fmt: skip
+            yield finding, _fell(record, about, finding)
+        else:
+            quiet += 1
+        if needed(finding):
+            yield finding, needed(finding)
     if quiet:
-        lines.append(f"{quiet} more tasks or probes without a budget: no loss that these rows show")
-    return lines + [clean(note) for note in verdict.notes]
+        yield None, f"{quiet} more tasks or probes without a budget: no loss that these rows show"
+    for note in verdict.notes:
+        yield None, clean(note)
 
 
 def recovery_lines(record: dict, model: str) -> list[str]:

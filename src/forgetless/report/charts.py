@@ -25,8 +25,8 @@ def score_chart(summary: dict, width: int) -> dict:
     below = 90 if slanted else 40
     height = 250 + below
     box = {"left": 56, "top": 16, "right": width - 130, "bottom": height - below}
-    x = _scale(0, max(1, len(names) - 1), box["left"] + 16, box["right"] - 16)
-    y = _scale(0, 1, box["bottom"], box["top"])
+    x = scale(0, max(1, len(names) - 1), box["left"] + 16, box["right"] - 16)
+    y = scale(0, 1, box["bottom"], box["top"])
     series = [_score_line(summary, j, x, y) | _series(task["name"], j) for j, task in enumerate(tasks)]
     return {
         "kind": "scores",
@@ -58,13 +58,13 @@ def task_charts(runs: list[tuple[str, int, dict]]) -> list[dict]:
             if task["name"] not in names:
                 continue
             j, last = names.index(task["name"]), len(_moments(summary)) - 1
-            x = _scale(0, max(1, last), MINI["left"] + 4, MINI["right"] - 4)
-            y = _scale(0, 1, MINI["bottom"], MINI["top"])
+            x = scale(0, max(1, last), MINI["left"] + 4, MINI["right"] - 4)
+            y = scale(0, 1, MINI["bottom"], MINI["top"])
             line = _score_line(summary, j, x, y)
             if line["points"]:
                 lines.append(line | {"slot": slot})
                 told.append((f"{label}. " if len(runs) > 1 else "") + _told(summary, j))
-        y = _scale(0, 1, MINI["bottom"], MINI["top"])
+        y = scale(0, 1, MINI["bottom"], MINI["top"])
         ends = [(line["slot"], percent(line["last"])) for line in lines]
         level = y(task["majority"]["share"]) if task["majority"] else None
         charts.append({
@@ -72,7 +72,7 @@ def task_charts(runs: list[tuple[str, int, dict]]) -> list[dict]:
             "desc": " ".join(told),
             "lines": lines,
             "ends": ends,
-            "majority": level,
+            "level": level,
             "y_ticks": [(y(tick), str(round(100 * tick))) for tick in (0, 0.5, 1)],
         })  # fmt: skip
     return charts
@@ -102,8 +102,8 @@ def _score_line(summary: dict, j: int, x: Callable[[float], float], y: Callable[
     places = [None if score is None else (x(i), y(score)) for i, score in enumerate(scores)]
     known = [score for score in scores if score is not None]
     return {
-        "path": _path(places[learnt:]),
-        "faint": _path(places[: learnt + 1]),
+        "path": svg_path(places[learnt:]),
+        "faint": svg_path(places[: learnt + 1]),
         "points": points,
         "last": known[-1] if known else None,
     }
@@ -157,8 +157,8 @@ def step_chart(summary: dict, key: str, width: int, height: int, top: float = 0.
     box = {"left": 56, "top": 16, "right": width - (130 if named else 24), "bottom": height - below}
     levels = ticks(min(0.0, *values), max(top, *values) or 1.0, about=4)
     total = sum(steps for _, steps, _ in curves)
-    x = _scale(0, total, box["left"], box["right"])
-    y = _scale(levels[0], levels[-1], box["bottom"], box["top"])
+    x = scale(0, total, box["left"], box["right"])
+    y = scale(levels[0], levels[-1], box["bottom"], box["top"])
     slots = {task["name"]: j for j, task in enumerate(summary["tasks"])}
     series, rules, middles, start = [], [], [], 0
     for i, (task, steps, points) in enumerate(curves):
@@ -173,7 +173,7 @@ def step_chart(summary: dict, key: str, width: int, height: int, top: float = 0.
             }
             for step, value in points
         ]
-        path = _path([(mark["x"], mark["y"]) for mark in marks])
+        path = svg_path([(mark["x"], mark["y"]) for mark in marks])
         series.append(_series(task, slots.get(task, i)) | {"path": path, "faint": "", "points": marks})
         start += steps
     window = max(_window(steps) for _, steps, _ in curves)
@@ -214,7 +214,7 @@ def _window(steps: int) -> int:
     return max(1, math.ceil(steps / POINTS_PER_LINE))
 
 
-def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
     """From values to places on the drawing."""
     return lambda value: round(start + (end - start) * (value - low) / (high - low), 1)
 
@@ -232,7 +232,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [float(f"{i * step:.6g}") for i in range(first, max(last, first + 1) + 1)]
 
 
-def _path(places: list[tuple[float, float] | None]) -> str:
+def svg_path(places: list[tuple[float, float] | None]) -> str:
     """SVG path; a missing place is a gap."""
     parts, pen_up = [], True
     for place in places:

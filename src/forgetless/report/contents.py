@@ -213,9 +213,9 @@ def counts(summary: dict) -> list[dict]:
 def facts(summary: dict) -> dict[str, list[tuple[str, str]]]:
     """Configuration, model, method and versions, nested settings as dotted names."""
     return {
-        "configuration": list(_flat(summary["config"])),
-        "model and method": list(_flat({"model": summary["model"], "method": summary["method"]})),
-        "versions": list(_flat(summary["versions"])),
+        "configuration": flat(summary["config"]),
+        "model and method": flat({"model": summary["model"], "method": summary["method"]}),
+        "versions": flat(summary["versions"]),
     }
 
 
@@ -226,6 +226,11 @@ def notes(summary: dict) -> list[tuple[str, str]]:
         for task in summary["tasks"]
         for note in task["notes"]
     ]
+
+
+def flat(value: object) -> list[tuple[str, str]]:
+    """Settings by dotted name."""
+    return list(_flat(value))
 
 
 def _flat(value: object, name: str = "") -> Iterable[tuple[str, str]]:

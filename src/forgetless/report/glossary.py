@@ -201,3 +201,103 @@ OF_MEASURE = {
         ("number", "choice", "rouge_l", "sari", "code_similarity", "regex", "json_fields", "json_valid"), "answers"
     ),
 }
+
+_SHARED = (
+    "task", "row", "score", "headline", "not-scored", "points", "interval", *dict.fromkeys(OF_METRIC.values())
+)  # fmt: skip
+
+AUDIT_GLOSSARY = {
+    # ---- the verdict
+    "reference": (
+        "reference",
+        "The earlier model, or an earlier release, that every model is compared with on the same rows and tokens.",
+    ),
+    "verdict": (
+        "verdict",
+        "Pass: every budgeted loss is shown to be within its budget. Regression: one is shown to be over it. "
+        "Insufficient evidence: these rows show neither. Without a budget there is none.",
+    ),
+    "budget": (
+        "budget",
+        "The most that may be lost: points of a mean score on a task or probe, or nats per token of KL on a text.",
+    ),
+    "bound": (
+        "bound",
+        "How small and how large the loss may be, as far as these rows tell, each with the stated confidence. More "
+        "rows bring the two together.",
+    ),
+    "claim": (
+        "claim of a loss",
+        "Made only where the lower bound is above the budget, or above 0 without one. Many tasks mean many chances of "
+        "a false alarm, so the bounds are adjusted for their number (Holm).",
+    ),
+    "lost": ("loss", "The reference's mean score minus the model's on the same rows; below 0 is a gain."),
+    # ---- rows and answers
+    "turned": ("row that turned", "A row whose score is lower (worse) or higher (better) than the reference's."),
+    "same-answer": (
+        "same answer",
+        "The share of rows with the reference's answer, right or wrong. It can fall while the score stays.",
+    ),
+    "probe": ("probe", "Rows that ask what a model should still know or still do, beside the user's own tasks."),
+    "refusals": ("refusal", "An answer that declines what was asked."),
+    "over-refusals": (
+        "over-refusal",
+        "A refusal of a harmless prompt that only looks like a harmful one.",
+    ),
+    "judge": (
+        "judge",
+        "What decides whether an answer refuses: typical phrases (patterns), or which of two descriptions the "
+        "reference finds likelier after it (likelihood).",
+    ),
+    "sanity": (
+        "sanity",
+        "Problems that can be seen without knowing the right answer: empty, unfinished (ran into the limit), repeated, "
+        "broken characters, in another script than the prompt.",
+    ),
+    # ---- predictions
+    "kl": (
+        "KL divergence",
+        "How far the model's distribution over the next word is from the reference's, in nats (1 nat = 1.44 bits) a "
+        "token; 0 where they are equal. What was forgotten, whatever the right answer.",
+    ),
+    "cross-entropy": (
+        "cross-entropy",
+        "The forgetting loss: how surprised the model is by the reference's predictions. Entropy plus KL.",
+    ),
+    "entropy": (
+        "entropy",
+        "How unsure the reference is of the next word; the floor of the cross-entropy, which is not 0.",
+    ),
+    "agreement": ("same word", "How often both hold the same next word likeliest."),
+    "noise": (
+        "rounding noise",
+        "The KL of the reference against itself in another precision and other batches. Less than this is nothing.",
+    ),
+    "domain": ("domain", "What a document is about, or where it comes from."),
+    "token-type": ("kind of token", "What the predicted token is: a word, a part of one, a number, a sign, ..."),
+    "place": ("place", "How far into its document a token stands."),
+    "certainty": ("certainty", "The probability that the reference gives its likeliest word."),
+    "document": ("document", "One text, or one row's answer."),
+    # ---- weights
+    "norm": (
+        "norm of the update",
+        "The root of the sum of squares of all that changed (Frobenius); relative: divided by the layer's own.",
+    ),
+    "nuclear-norm": ("nuclear norm", "The sum of the update's singular values."),
+    "effective-rank": (
+        "effective rank",
+        "How many directions the update uses, counted by their size: exp of the entropy of its singular values.",
+    ),
+    "intruders": (
+        "intruder dimension",
+        "A leading direction of the changed layer that resembles none of the layer before.",
+    ),
+    # ---- lost or hidden
+    "recovery": (
+        "recovery",
+        "A copy of the model is trained for a few steps on a few old rows, and thrown away: what comes back at once "
+        "was not lost but hidden.",
+    ),
+    "control": ("healthy control", "The reference, given the same steps on the same rows: what the steps alone do."),
+} | {anchor: GLOSSARY[anchor] for anchor in _SHARED}
+"""The same for the page of an audit."""

@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from functools import partial
 
 from forgetless.report import charts, contents, words
 from forgetless.report.bounds import BOUNDS
 from forgetless.report.glossary import GLOSSARY, OF_FIGURE, OF_MEASURE, OF_METRIC
-from forgetless.report.words import NOT_SCORED, clean, number, percent, row_label
+from forgetless.report.pieces import COMPACT, LONGEST_TEXT, MOST_TEXTS, bar, cell, forest, heatmap, place, render, row
+from forgetless.report.words import clean, number, percent, row_label, signed
 
-COMPACT = 6  # tasks above which a matrix has the full width and small cells, and lines are drawn apart
 MOST_ROWS = 200  # of a task's turned rows that are listed by number; report.json has them all
-MOST_TEXTS = 40  # of a task's turned rows whose texts are shown on the page
-LONGEST_TEXT = 700  # characters of a prompt on the page
 
 
 def render_html(summaries: list[dict]) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=PackageLoader("forgetless", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "clean": clean,
-        "percent": percent,
-        "number": number,
-        "figure": words.figure,
-        "answer": contents.shown,
-        "whole": lambda text: text.replace(" %", "\u00a0%"),
-    }
-    return environment.get_template("page.html.jinja").render(view(summaries))
+    return render("page.html.jinja", view(summaries))
 
 
 def view(summaries: list[dict]) -> dict:
@@ -52,11 +34,9 @@ def view(summaries: list[dict]) -> dict:
         "ends": _ends(summaries),
         "changes": _changes(summaries, labels),
         "small_charts": _small_charts(summaries, labels),
-        "mini": charts.MINI,
         "metrics": [line | {"anchor": OF_METRIC.get(line["key"], "")} for line in contents.metrics(summaries)],
         "differences": contents.differences(summaries) + refused,
         "glossary": GLOSSARY,
-        "not_scored": NOT_SCORED,
         "texts": any("texts" in summary for summary in summaries),
     }
 
@@ -167,48 +147,37 @@ def _matrix(summary: dict, scores: dict, intervals: list | None = None, bounds: 
     tasks = summary["tasks"]
     rows = []
     if bounds is not None:
-        rows.append(_row("majority answer", "majority", [_majority_cell(task) for task in tasks]))
-    rows.append(_row("untouched base", "base", [_cell(one) for one in scores["base"]]))
+        rows.append(row("majority answer", "majority", [_majority_cell(task) for task in tasks]))
+    rows.append(row("untouched base", "base", [cell(one) for one in scores["base"]]))
     for i, (learned, line) in enumerate(zip(summary["learned"], scores["matrix"], strict=True)):
         ranges = intervals[i] if intervals else [None] * len(tasks)
         cells = [
-            _cell(score, interval, just_learnt=task["name"] == learned, later=_later(summary, i, task["name"]))
+            _score_cell(score, interval, just_learnt=task["name"] == learned, later=_later(summary, i, task["name"]))
             for task, score, interval in zip(tasks, line, ranges, strict=True)
         ]
-        rows.append(_row(row_label(summary, learned), "", cells, first=i == 0))
+        rows.append(row(row_label(summary, learned), "", cells, first=i == 0))
     for i, bound in enumerate(bounds or []):
-        rows.append(_row(bound["name"], bound["anchor"], [_cell(one) for one in bound["scores"]], first=i == 0))
-    return {"columns": tasks, "rows": rows, "compact": len(tasks) > COMPACT}
+        rows.append(row(bound["name"], bound["anchor"], [cell(one) for one in bound["scores"]], first=i == 0))
+    return heatmap(tasks, rows)
 
 
-def _row(name: str, anchor: str, cells: list[dict], first: bool = False) -> dict:
-    return {"name": name, "anchor": anchor, "cells": cells, "first": first}
-
-
-def _cell(
-    score: float | None, interval: list | None = None, just_learnt: bool = False, later: bool = False, title: str = ""
+def _score_cell(
+    score: float | None, interval: list | None = None, just_learnt: bool = False, later: bool = False
 ) -> dict:
-    """A score with its colour's share, and what the pointer shows."""
+    """A score with its interval."""
     between = f"{number(100 * interval[0])} to {number(100 * interval[1])}" if interval else ""
-    told = [title or percent(score)]
+    told = [percent(score)]
     told += [f"95 % interval {between}"] if between else []
     told += ["just learnt"] if just_learnt else ["not learnt yet"] if later else []
-    return {
-        "text": percent(score),
-        "heat": None if score is None else round(100 * score),
-        "between": between,
-        "just_learnt": just_learnt,
-        "later": later,
-        "title": "; ".join(told),
-    }
+    return cell(score, between, told, just_learnt, later)
 
 
 def _majority_cell(task: dict) -> dict:
     majority = task["majority"]
     if not majority:
-        return _cell(None, title="free answers: there is no commonest one to count")
+        return cell(None, told=["free answers: there is no commonest one to count"])
     told = f'always "{clean(majority["label"])}": {percent(majority["share"])}'
-    return _cell(majority["share"], title=told)
+    return cell(majority["share"], told=[told])
 
 
 def _later(summary: dict, row: int, task: str) -> bool:
@@ -236,15 +205,15 @@ def _ends(summaries: list[dict]) -> dict | None:
         base = first["headline"]["base"]
         majority = [task["majority"] and task["majority"]["share"] for task in first["tasks"]]
         rows = [
-            _row("majority answer", "majority", [*map(_majority_cell, first["tasks"]), _cell(contents.mean(majority))]),
-            _row("untouched base", "base", [*map(_cell, base), _cell(contents.mean(base))]),
+            row("majority answer", "majority", [*map(_majority_cell, first["tasks"]), cell(contents.mean(majority))]),
+            row("untouched base", "base", [*map(cell, base), cell(contents.mean(base))]),
         ]
     for i, (line, summary) in enumerate(zip(told["rows"], summaries, strict=True)):
         anchor = BOUNDS.get(summary["method"]["name"], ("", ""))[1]
-        cells = [_cell(*pair) for pair in zip(line["scores"], line["intervals"], strict=True)]
-        rows.append(_row(line["run"], anchor, [*cells, _cell(line["mean"])], first=not note and i == 0))
+        cells = [_score_cell(*pair) for pair in zip(line["scores"], line["intervals"], strict=True)]
+        rows.append(row(line["run"], anchor, [*cells, cell(line["mean"])], first=not note and i == 0))
     columns = [*first["tasks"], {"name": "mean", "test": sum(task["test"] for task in first["tasks"])}]
-    return {"columns": columns, "rows": rows, "compact": len(columns) > COMPACT + 1, "note": note}
+    return heatmap(columns, rows, more=1) | {"note": note}
 
 
 # ---- what turned, what the method did --------------------------------------------------------------
@@ -308,43 +277,37 @@ def _changes(summaries: list[dict], labels: list[str]) -> dict | None:
     entries = [(i, entry) for i, summary in enumerate(summaries) for entry in summary["forgotten"]]
     if not entries:
         return None
-    low = min(0.0, *(100 * entry["low"] for _, entry in entries))
-    high = max(0.0, *(100 * entry["high"] for _, entry in entries))
-    ticks = charts.ticks(low, high)
+    whos = labels if len(summaries) > 1 else None
     groups = [
         {
-            "task": task,
+            "name": clean(task),
             "lines": [
-                _change(entry, labels[i], i % charts.COLOURS, ticks) for i, entry in entries if entry["task"] == task
+                partial(_change, entry, whos[i] if whos else clean(task), i % charts.COLOURS)
+                for i, entry in entries
+                if entry["task"] == task
             ],
         }
         for task in dict.fromkeys(entry["task"] for _, entry in entries)
     ]
-    marks = [(_share(tick, ticks), _signed(tick)) for tick in ticks]
-    return {"groups": groups, "ticks": marks, "zero": _share(0, ticks)}
+    values = [100 * entry[side] for _, entry in entries for side in ("low", "high")]
+    return forest(groups, values, "points", signed)
 
 
-def _change(entry: dict, run: str, slot: int, ticks: list[float]) -> dict:
+def _change(entry: dict, who: str, slot: int, ticks: list[float]) -> dict:
     low, high = 100 * entry["low"], 100 * entry["high"]
+    text, between = signed(100 * entry["change"]), f"{signed(low)} to {signed(high)}"
     return {
-        "run": run,
+        "who": who,
         "slot": slot,
-        "left": _share(low, ticks),
-        "width": _share(high, ticks) - _share(low, ticks),
-        "at": _share(100 * entry["change"], ticks),
-        "text": _signed(100 * entry["change"]),
-        "between": f"{_signed(low)} to {_signed(high)}",
+        "bars": [bar("range", low, high, ticks)],
+        "at": place(100 * entry["change"], ticks),
+        "stops": [],
         "shown": high < 0 or low > 0,
+        "text": text,
+        "between": between,
+        "found": "",
+        "title": f"{clean(entry['task'])}: {text} points (95 % interval {between})",
+        "desc": f"{entry['lost']} lost, {entry['gained']} gained of {entry['n']} rows.",
         "p": words.p_value(entry["p"]),
         **{key: entry[key] for key in ("lost", "gained", "n", "learned", "now")},
     }
-
-
-def _share(value: float, ticks: list[float]) -> float:
-    """Where a value lies between the outer ticks, in percent."""
-    return 100 * (value - ticks[0]) / (ticks[-1] - ticks[0])
-
-
-def _signed(value: float) -> str:
-    text = number(abs(value))
-    return text if text == "0" else f"{'−' if value < 0 else '+'}{text}"

@@ -40,8 +40,7 @@ def verdict_markdown(verdicts: Mapping[str, Verdict]) -> str:
         shown = listed[:MOST_LINES]
         lines += [f"### {escaped(clean(model))}: {SAID[verdict.outcome]}", ""]
         if shown:
-            head = ["", "rows", "loss", f"{number(100 * verdict.confidence)} % bounds", "budget", "found"]
-            lines += [*pipe_table(head, [_cells(one) for one in shown]), ""]
+            lines += [*pipe_table(finding_head(verdict.confidence), [finding_cells(one) for one in shown]), ""]
         quiet = sum(one.status == NOT_SHOWN for one in verdict.findings)
         lines += [f"- {quiet} more without a budget: no loss shown"] if quiet else []
         lines += [f"- {len(listed) - len(shown)} more are in the evidence file"] if len(listed) > len(shown) else []
@@ -89,7 +88,13 @@ def amount(finding: Finding, value: float) -> str:
     return f"{number(100 * value)} pp" if finding.option == MAX_DROP else f"{value:.3g} nats/token"
 
 
-def _cells(finding: Finding) -> list[str]:
+def finding_head(confidence: float) -> list[str]:
+    """The columns of `finding_cells`."""
+    return ["", "rows", "loss", f"{number(100 * confidence)} % bounds", "budget", "found"]
+
+
+def finding_cells(finding: Finding) -> list[str]:
+    """A finding as a row of a table."""
     loss = "none" if finding.loss is None else amount(finding, finding.loss)
     budget = "" if finding.budget is None else written(finding.option, finding.budget)
     return [named(finding), f"{finding.rows:,}", loss, _bounds(finding), budget, _status(finding)]

@@ -65,6 +65,16 @@ def points(share: float) -> str:
     return f"{size} point" if size == "1" else f"{size} points"
 
 
+def signed(value: float) -> str:
+    """A difference with its sign.
+
+    >>> signed(-28.04), signed(3), signed(0)
+    ('−28', '+3', '0')
+    """
+    text = number(abs(value))
+    return text if text == "0" else f"{'−' if value < 0 else '+'}{text}"
+
+
 def p_value(p: float) -> str:
     """A probability as it is shown.
 
