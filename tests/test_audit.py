@@ -164,7 +164,7 @@ def test_a_second_audit_measures_the_reference_no_more(models, rows, tmp_path, m
     measure_rows = measuring._rows
     monkeypatch.setattr(measuring, "_rows", lambda s, one, m: measured.append(one.name) or measure_rows(s, one, m))
     monkeypatch.setattr(measuring, "yardstick", lambda *args, **options: pytest.fail("was kept"))
-    monkeypatch.setattr("forgetless.auditing.reference.write_states", lambda *args: pytest.fail("was kept"))
+    monkeypatch.setattr("forgetless.forgetting.reference.write_states", lambda *args: pytest.fail("was kept"))
     second = audit(config(models, rows, tmp_path / "2", limit=30))
     assert measured == [models["lost"]]
     assert first["evidence"] == second["evidence"]

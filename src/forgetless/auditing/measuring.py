@@ -8,12 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 from forgetless.auditing import measures
-from forgetless.auditing.divergence import Divergence, divergence
 from forgetless.auditing.judges import Exchange, Judge, LikelihoodJudge, patterns
-from forgetless.auditing.kept import cache_folder, kept
 from forgetless.auditing.measures import REFERENCE, Measure
 from forgetless.auditing.models import Opened, Subject, opened
-from forgetless.auditing.reference import Reference, computed, reference_of
 from forgetless.auditing.session import (
     BATCH_TOKENS,
     LIKELIHOOD,
@@ -22,11 +19,14 @@ from forgetless.auditing.session import (
     content_hash,
     judged_names,
 )  # fmt: skip
-from forgetless.auditing.texts import ANSWER_TOKENS, OWN_ANSWERS, Text, asked, own_answers, prompt_of
-from forgetless.auditing.windows import Windows
 from forgetless.auditing.yardstick import yardstick
 from forgetless.data.tasks import Row, Task
 from forgetless.errors import RunError
+from forgetless.forgetting.divergence import Divergence, divergence
+from forgetless.forgetting.kept import cache_folder, kept
+from forgetless.forgetting.reference import Reference, computed, reference_of
+from forgetless.forgetting.texts import ANSWER_TOKENS, OWN_ANSWERS, Text, asked, own_answers, prompt_of
+from forgetless.forgetting.windows import Windows
 from forgetless.model.head import Using
 from forgetless.progress import console, steps
 from forgetless.score.generation import Answer, answers

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from forgetless.auditing.divergence import Divergence
 from forgetless.auditing.measures import REFERENCE
 from forgetless.auditing.measuring import Found, Rows, Side
 from forgetless.auditing.models import Subject
 from forgetless.auditing.probes import agreement
 from forgetless.auditing.sanity import counted, problems
 from forgetless.auditing.session import AuditSession, judged_names
-from forgetless.auditing.texts import OWN_ANSWERS, prompt_of
 from forgetless.auditing.weights import by_module, weight_updates
 from forgetless.data.tasks import Task
+from forgetless.forgetting.divergence import Divergence
+from forgetless.forgetting.texts import OWN_ANSWERS, prompt_of
 from forgetless.score.metrics import metrics
 from forgetless.score.scorers import TaskScores, headline
 

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from forgetless.auditing.budgets import MAX_DROP, written
 from forgetless.auditing.measures import REFERENCE
-from forgetless.auditing.texts import OWN_ANSWERS
 from forgetless.auditing.verdict import PASS, REGRESSION, WORSE, Finding, Verdict
+from forgetless.forgetting.texts import OWN_ANSWERS
 from forgetless.report.markdown import escaped, pipe_table
 from forgetless.report.verdict import SAID, amount, named, needed, verdict_markdown
 from forgetless.report.words import clean, number, percent

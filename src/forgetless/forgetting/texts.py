@@ -9,12 +9,12 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from forgetless.auditing.windows import Windows, row_windows, text_windows
 from forgetless.data.batches import Encoder
 from forgetless.data.readers import alpaca_prompt, read_rows
 from forgetless.data.streams import JUDGED_SEED, sample
 from forgetless.data.tasks import Row
 from forgetless.errors import DataError, UsageError
+from forgetless.forgetting.windows import Windows, row_windows, text_windows
 
 OWN_ANSWERS = "own-answers"
 PROMPT_FILES = ("general_prompts.txt", "look_alikes.txt")
@@ -57,7 +57,7 @@ def own_answers(prompts: Sequence[str], answers: Sequence[str], chat: bool) -> T
 
 def general_prompts(limit: int | None = None) -> tuple[str, ...]:
     """The packaged prompts, as people write to an assistant; a smaller sample is part of a larger one."""
-    folder = resources.files("forgetless.auditing")
+    folder = resources.files("forgetless.forgetting")
     lines = [line.strip() for name in PROMPT_FILES for line in (folder / name).read_text("utf-8").splitlines()]
     prompts = [line for line in lines if line and not line.startswith("#")]
     return sample(prompts, limit, seed=JUDGED_SEED, name=OWN_ANSWERS, purpose="prompts")
