@@ -22,6 +22,7 @@ from forgetless.auditing.session import (
 from forgetless.auditing.yardstick import yardstick
 from forgetless.data.tasks import Row, Task
 from forgetless.errors import RunError
+from forgetless.forgetting import sides
 from forgetless.forgetting.divergence import Divergence, divergence
 from forgetless.forgetting.kept import cache_folder, kept
 from forgetless.forgetting.reference import Reference, computed, reference_of
@@ -29,7 +30,7 @@ from forgetless.forgetting.texts import ANSWER_TOKENS, OWN_ANSWERS, Text, asked,
 from forgetless.forgetting.windows import Windows
 from forgetless.model.head import Using
 from forgetless.progress import console, steps
-from forgetless.score.generation import Answer, answers
+from forgetless.score.generation import Answer
 from forgetless.score.options import OptionScorer
 from forgetless.score.scorers import Scorer, TaskScores, headline
 
@@ -154,11 +155,7 @@ def ask(
     session: AuditSession, subject: Subject, model: Opened, rows: Sequence[Row], max_new_tokens: int
 ) -> list[Answer]:
     """Greedy answers of up to `max_new_tokens`, or half of the longest sequence that all models take."""
-    encoder = session.encoder(subject)
-    room = min(max_new_tokens, session.max_length // 2)
-    contexts = [encoder.generation_context(row, room) for row in rows]
-    with session.engine.autocast():
-        return answers(model, subject.tokenizer, contexts, room, session.engine.device, BATCH_TOKENS)
+    return sides.ask(model, subject.tokenizer, rows, session.max_length, max_new_tokens, session.engine.autocast)
 
 
 def _kept_rows(session: AuditSession, subject: Subject, model: Opened) -> Rows:

@@ -34,6 +34,7 @@ from forgetless.model.base import find_model, load_base, load_tokenizer
 from forgetless.model.identity import (
     Identity,
     check_same,
+    config_digest,
     identify,
     open_tensors,
     template_digest,
@@ -49,7 +50,6 @@ CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # LoRA starts
 _PER_TASK = ("POLY", "MULTITASK_PROMPT_TUNING")
 _EMBEDDING = re.compile(rf"\.({'|'.join(EMBEDDING_LAYER_NAMES)})(\.base_layer|\.modules_to_save)?\.weight$")
 _FOUR_BIT = re.compile(r"-(unsloth-)?bnb-4bit$")
-_NOT_THE_FUNCTION = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 _SAMPLE = "The fox's 12,345 naïve jumps: f(x) = x**2;\n\n\tpreguntó «¿qué?» 你好 🙂"
 
 Opened = PreTrainedModel | PeftModel
@@ -75,7 +75,7 @@ class Subject:
     @property
     def decided_by(self) -> dict:
         """Hashes of all that its predictions depend on; equal for equal models, wherever they lie."""
-        return self.identity.as_json() | {"adapter": self.adapter_sha256, "config": _config_digest(self.base)}
+        return self.identity.as_json() | {"adapter": self.adapter_sha256, "config": config_digest(self.base)}
 
     @property
     def context(self) -> int | None:
@@ -386,7 +386,7 @@ def opened(
     """
     groups: dict[tuple[str, str], list[Subject]] = {}
     for subject in subjects:
-        groups.setdefault((subject.identity.weights, _config_digest(subject.base)), []).append(subject)
+        groups.setdefault((subject.identity.weights, config_digest(subject.base)), []).append(subject)
     for group in groups.values():
         shared = _SharedBase(group[0].base, dtype, device)
         try:
@@ -526,9 +526,3 @@ def _fingerprint(model: nn.Module) -> dict[str, tuple]:
         name: (tensor.shape, int(tensor.view(integers[tensor.element_size()]).sum(dtype=torch.int64)))
         for name, tensor in model.state_dict().items()
     }
-
-
-def _config_digest(folder: Path) -> str:
-    """sha256 of what config.json says about the function: equal weights may be run with another context or scale."""
-    config = {key: value for key, value in read_json(folder / "config.json").items() if key not in _NOT_THE_FUNCTION}
-    return text_digest(json.dumps(config, sort_keys=True))

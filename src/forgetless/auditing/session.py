@@ -20,14 +20,13 @@ from forgetless.data.batches import Encoder
 from forgetless.data.streams import JUDGED_SEED, load_stream, sample
 from forgetless.data.tasks import Row, Stream, Task
 from forgetless.errors import UsageError
-from forgetless.forgetting.texts import ANSWER_TOKENS, OWN_ANSWERS, Text, general_prompts, read_text
+from forgetless.forgetting.texts import ANSWER_TOKENS, LONGEST, OWN_ANSWERS, Text, general_prompts, read_text
 from forgetless.forgetting.windows import Windows
 from forgetless.learning.engine import Engine
 from forgetless.learning.session import fit_rows
 from forgetless.model.identity import json_digest
 from forgetless.score.rules import rules_of
 
-LONGEST = 2048  # tokens of a row: a prompt that is longer loses its beginning
 BATCH_TOKENS = 4096  # through a model at once
 JUDGED = ("refusals", "over_refusals")  # kinds of probes whose answers are judged
 PATTERNS, LIKELIHOOD = "patterns", "likelihood"  # judges

@@ -33,7 +33,12 @@ class Base:
     @property
     def context(self) -> int | None:
         """The longest sequence in tokens, where the configuration states one."""
-        return self.model.config.get_text_config().to_dict().get("max_position_embeddings")
+        return context_of(self.model)
+
+
+def context_of(model) -> int | None:
+    """The longest sequence in tokens that a model's configuration states, if it states one."""
+    return model.config.get_text_config().to_dict().get("max_position_embeddings")
 
 
 def transformer(model) -> PreTrainedModel:
