@@ -119,7 +119,7 @@ def test_another_reference(tiny, tmp_path, by_name):
 
 
 def test_by_default_own_answers_in_the_trainers_precision(tiny, tmp_path, monkeypatch):
-    """A step that changes nothing: both sides compute the same bits in bf16, also where it goes on from a checkpoint."""
+    """A step that changes nothing: the same bits on both sides in bf16, also when going on from a checkpoint."""
     monkeypatch.setattr(module, "PROMPTS", 2)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), LoraConfig(**LORA))
     run = trainer(tiny, tmp_path, model, learning_rate=0.0, max_steps=1, bf16=True, gradient_checkpointing=True)

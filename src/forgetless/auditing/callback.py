@@ -91,11 +91,8 @@ class ForgettingCallback(TrainerCallback):
                 "ForgettingCallback: FSDP and ZeRO-3 shard the weights, so no process has a model to measure; audit "
                 "the saved checkpoints with `forgetless audit` instead"
             )
-        self.trainer, self.tokenizer, self.text = (
-            trainer,
-            trainer.processing_class,
-            _text(text, trainer.processing_class),
-        )
+        self.trainer, self.tokenizer = trainer, trainer.processing_class
+        self.text = _text(text, self.tokenizer)
         self.using = trainer.accelerator.autocast  # the precision that the trainer computes in
         self.reference, self.every, self.max_kl, self.action = reference, every, max_kl, action
         self.folder = TemporaryDirectory(prefix="forgetless-")
