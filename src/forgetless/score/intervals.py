@@ -99,13 +99,31 @@ def _edge(beyond: Callable[[float], float], inside: float, end: float) -> float:
     return float(brentq(beyond, start, near_end, xtol=1e-12))
 
 
-def _bootstrap(difference: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
-    """Percentiles of the mean over resampled rows, widened as Student's t is (Hesterberg 2015, section 5.3)."""
-    n, rng = len(difference), np.random.default_rng(seed)
+def mean_per_token(
+    sums: Sequence[float] | np.ndarray, tokens: Sequence[int] | np.ndarray, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float] | None:
+    """Interval of Σ sums / Σ tokens over documents, which are drawn whole: tokens of one are not independent.
+
+    None for one document, which says nothing about others.
+    """
+    if len(sums) != len(tokens) or min(tokens, default=0) < 1:
+        raise ValueError("each document has a sum and at least one token")
+    return None if len(sums) == 1 else _bootstrap(np.asarray(sums, float), confidence, seed, np.asarray(tokens, float))
+
+
+def _bootstrap(
+    values: np.ndarray, confidence: float, seed: int, sizes: np.ndarray | None = None
+) -> tuple[float, float]:
+    """Percentiles of the mean over resampled rows, widened as Student's t is (Hesterberg 2015, section 5.3).
+
+    With `sizes` a row is a sum over as many units, and the mean is over all units: Σ values / Σ sizes.
+    """
+    n, rng = len(values), np.random.default_rng(seed)
     if n < 2:  # one row says nothing about others
         return -1.0, 1.0
-    weights = np.full(n, 1 / n)
-    means = np.concatenate([rng.multinomial(n, weights, CHUNK) @ difference / n for _ in range(DRAWS // CHUNK)])
+    sizes, weights = np.ones(n) if sizes is None else sizes, np.full(n, 1 / n)
+    draws = (rng.multinomial(n, weights, CHUNK) for _ in range(DRAWS // CHUNK))
+    means = np.concatenate([drawn @ values / (drawn @ sizes) for drawn in draws])
     tail = norm.cdf(math.sqrt(n / (n - 1)) * t.ppf((1 - confidence) / 2, n - 1))
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
