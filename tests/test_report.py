@@ -33,7 +33,7 @@ from forgetless.score.metrics import METRICS
 from forgetless.score.scorers import MEANINGS
 
 SECTIONS = [
-    "plain", "ends", "changes", "matrix", "over-time", "losses", "flips", "method", "metrics", "measures", "details",
+    "plain", "ends", "changes", "matrix", "over-time", "predictions", "losses", "flips", "method", "metrics", "measures", "details",
     "glossary",
 ]  # fmt: skip
 FILES = ["report.html", "report.json", "report.md"]

@@ -16,9 +16,7 @@ from forgetless.model.identity import config_digest
 from forgetless.runs.folder import FORGETTING, complete, read_json, write_json
 from forgetless.score.intervals import mean_per_token
 
-NO_ONE_MODEL = (
-    "each task has an adapter of its own, chosen by the task's name at test: there is no one model to measure"
-)
+NO_ONE_MODEL = "each task has an adapter of its own, chosen by the task's name at test, so no one model is deployed"
 
 
 def is_measured(session: Session, number: int) -> bool:
