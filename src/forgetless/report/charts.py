@@ -86,7 +86,7 @@ def _whisker(one: dict, y: Callable[[float], float], name: str) -> dict:
     """Where a point's interval ends, and what the pointer shows."""
     if one["low"] is None:
         return {"title": f"{name}: {words.nats(one['kl'])} nats per token"}
-    between = f"95 % interval {words.nats(one['low'])} to {words.nats(one['high'])}"
+    between = f"95 % interval {words.between(one)}"
     ends = {"low": y(max(one["low"], 0.0)), "high": y(one["high"])}
     return ends | {"title": f"{name}: {words.nats(one['kl'])} nats per token, {between}"}
 

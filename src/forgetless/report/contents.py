@@ -137,9 +137,7 @@ def borders(summary: dict) -> list[dict]:
         {
             "name": row_label(summary, one["after"]),
             "kl": words.nats(one["kl"]),
-            "between": "one document"
-            if one["low"] is None
-            else f"{words.nats(one['low'])} to {words.nats(one['high'])}",
+            "between": words.between(one),
             "per_document": words.nats(one["per_document"]),
             "cross_entropy": words.nats(one["cross_entropy"]),
             "entropy": words.nats(one["entropy"]),

@@ -128,7 +128,7 @@ GLOSSARY = {
     "entropy": ("entropy", "How undecided the base itself is about the next word, -Σ p log p. It is no loss."),
     "cross-entropy": (
         "cross-entropy",
-        "Entropy plus KL, -Σ p log q: the forgetting loss of scaling laws. Only what exceeds the entropy was forgotten.",
+        "Entropy plus KL, -Σ p log q: the loss of scaling laws for forgetting. Only what exceeds the entropy was lost.",
     ),
     "agreement": ("agreement", "The share of tokens at which both models hold the same word likeliest."),
     # ---- what a method does

@@ -99,11 +99,8 @@ def _metrics(summaries: list[dict], labels: list[str]) -> list[str]:
 def _borders(summary: dict, label: str) -> list[str]:
     rows = [list(row.values()) for row in contents.borders(summary)]
     head = ["", "KL, nats/token", "95 % interval", "a document", "cross-entropy", "base's entropy", "agreement"]
-    return (
-        [f"## Predictions against the untouched base, {escaped(label)}", "", *pipe_table(head, rows), ""]
-        if rows
-        else []
-    )
+    heading = f"## Predictions against the untouched base, {escaped(label)}"
+    return [heading, "", *pipe_table(head, rows), ""] if rows else []
 
 
 def _flips(summary: dict, label: str) -> list[str]:

@@ -181,10 +181,10 @@ def border_sentence(summary: dict) -> str:
     last = summary["forgetting"][-1]
     if "not_measured" in last:
         return f"How far predictions moved from the base's is not measured: {last['not_measured']}."
-    between = "" if last["low"] is None else f", 95 % interval {nats(last['low'])} to {nats(last['high'])}"
+    interval = "" if last["low"] is None else f", 95 % interval {between(last)}"
     return (
         f"A{row_label(summary, last['after'])[1:]}, predictions on {measured_on(last['text'])} are "
-        f"{nats(last['kl'])} nats per token from the base's own (KL{between}); at {percent(last['agree'])} of "
+        f"{nats(last['kl'])} nats per token from the base's own (KL{interval}); at {percent(last['agree'])} of "
         f"{last['text']['tokens']:,} tokens both hold the same word likeliest."
     )
 
@@ -194,6 +194,11 @@ def measured_on(text: dict) -> str:
     if text["name"] == OWN_ANSWERS:
         return f"the base's own answers to {text['documents']:,} general prompts"
     return f"{clean(text['name'])} ({text['documents']:,} documents)"
+
+
+def between(border: dict) -> str:
+    """The interval of a KL, which one document cannot give."""
+    return "one document" if border["low"] is None else f"{nats(border['low'])} to {nats(border['high'])}"
 
 
 def nats(value: float) -> str:
