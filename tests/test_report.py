@@ -391,6 +391,7 @@ def ran(tiny, tmp_path_factory) -> Path:
     learn(LearnConfig(
         model=tiny, stream=str(root / "stream.yaml"), method="ilora", output_dir=str(root / "run"), r=4, batch_size=4,
         learning_rate=2e-2, num_train_epochs=4.0, max_length=64, device="cpu", precision="fp32",
+        forgetting_prompts=0,
     ))  # fmt: skip
     return root / "run"
 

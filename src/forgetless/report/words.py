@@ -193,7 +193,8 @@ def measured_on(text: dict) -> str:
     """The text of a border, in words."""
     if text["name"] == OWN_ANSWERS:
         return f"the base's own answers to {text['documents']:,} general prompts"
-    return f"{clean(text['name'])} ({text['documents']:,} documents)"
+    many = text["documents"]
+    return f"{clean(text['name'])} ({many:,} document{'s' if many != 1 else ''})"
 
 
 def between(border: dict) -> str:
