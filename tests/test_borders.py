@@ -15,7 +15,7 @@ from forgetless.learning import stream as module
 from forgetless.report.summary import summarise
 
 CPU = {"device": "cpu", "precision": "fp32"}
-PROMPTS = 3
+PROMPTS = 10  # the fewest that give an interval
 
 
 def config(tiny: str, stream: Stream, folder: Path, **more) -> LearnConfig:
@@ -44,9 +44,9 @@ def test_a_border_says_what_an_audit_of_its_adapter_says(ran, tiny, tmp_path):
     for mine, model in zip(found, told["models"], strict=True):
         [theirs] = model["divergence"].values()
         assert {name: mine[name] for name in ("kl", "cross_entropy", "entropy", "agree")} == pytest.approx(
-            {name: theirs["per_token"][name] for name in ("kl", "cross_entropy", "entropy", "agree")}, abs=1e-6
+            {name: theirs["per_token"][name] for name in ("kl", "cross_entropy", "entropy", "agree")}, abs=6e-5
         )
-        assert mine["per_document"] == pytest.approx(theirs["per_document"]["kl"], abs=1e-6)
+        assert mine["per_document"] == pytest.approx(theirs["per_document"]["kl"], abs=6e-5)
         assert 0 < mine["low"] < mine["kl"] < mine["high"]
         assert mine["text"]["sha256"] == told["texts"][0]["sha256"] and mine["text"]["documents"] == PROMPTS
 
@@ -79,7 +79,7 @@ def test_another_text_is_measured_anew_at_every_border(ran, tiny, two, tmp_path,
     monkeypatch.setattr(module, "learn_task", lambda *args, **kwargs: pytest.fail("learnt again"))
     summary = learn(config(tiny, two, tmp_path / "run", forgetting_text=str(tmp_path / "notes.txt")))
     assert [one["text"]["name"] for one in summary["forgetting"]] == ["notes", "notes"]
-    assert summary["forgetting"][1]["low"] is None, "one document has no interval"
+    assert summary["forgetting"][1]["low"] is None, "a few documents have no interval"
     assert "predictions on notes (1 document) are" in (tmp_path / "run" / "report.md").read_text()
     with pytest.raises(UsageError, match=r"gone\.txt: cannot be read"):
         learn(config(tiny, two, tmp_path / "other", forgetting_text=str(tmp_path / "gone.txt")))

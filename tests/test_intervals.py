@@ -11,15 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest, norm
 
-from forgetless.score.intervals import (
-    holm,
-    least_detectable_drop,
-    mcnemar,
-    mean_per_token,
-    paired_change,
-    tango,
-    wilson,
-)  # fmt: skip
+from forgetless.score.intervals import holm, least_detectable_drop, mcnemar, paired_change, tango, wilson
 
 
 def rows(both: int, lost: int, gained: int, neither: int) -> tuple[list[int], list[int]]:
@@ -27,38 +19,6 @@ def rows(both: int, lost: int, gained: int, neither: int) -> tuple[list[int], li
     before = [1] * both + [1] * lost + [0] * gained + [0] * neither
     after = [1] * both + [0] * lost + [1] * gained + [0] * neither
     return before, after
-
-
-# -------------------------------------------------------------------------------- a mean over tokens
-
-
-def test_a_mean_per_token_by_hand():
-    # two documents of 1 and 3 tokens with 4 and 0 nats: resamples are 4/1, (4+0)/(1+3) twice, 0/3
-    assert mean_per_token([4.0, 0.0], [1, 3]) == pytest.approx((0.0, 4.0))
-    assert mean_per_token([2.0, 6.0, 4.0], [1, 3, 2]) == pytest.approx((2.0, 2.0)), "the same in every document"
-    assert mean_per_token([2.0], [5]) is None
-    for sums, tokens in (([1.0], [1, 2]), ([1.0, 1.0], [1, 0])):
-        with pytest.raises(ValueError, match="at least one token"):
-            mean_per_token(sums, tokens)
-
-
-def test_documents_of_one_length_are_rows_of_their_means():
-    rng = np.random.default_rng(1)
-    means = rng.random(30)
-    change = paired_change(np.zeros(30), means)
-    assert mean_per_token(means * 7, np.full(30, 7)) == pytest.approx((change.low, change.high))
-
-
-def test_the_mean_per_token_of_more_documents_lies_within():
-    """Documents of different length, of which long ones lose more: 95 % intervals hold the truth as often as said."""
-    rng, truth, inside = np.random.default_rng(0), (5 * 0.1 + 50 * 0.3) / 55, 0
-    for _ in range(200):
-        long = rng.random(60) < 0.5
-        tokens = np.where(long, 50, 5)
-        sums = tokens * np.where(long, 0.3, 0.1) * rng.exponential(1, 60)
-        low, high = mean_per_token(sums, tokens)
-        inside += low <= truth <= high
-    assert inside >= 180
 
 
 # ------------------------------------------------------------------------------------------ one share

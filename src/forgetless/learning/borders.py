@@ -6,7 +6,9 @@ cache, so a border costs one forward pass over the text. The main process measur
 
 from __future__ import annotations
 
-from forgetless.forgetting.divergence import Divergence, divergence
+import math
+
+from forgetless.forgetting.divergence import Divergence, Means, divergence
 from forgetless.forgetting.reference import Reference
 from forgetless.forgetting.sides import kept_side
 from forgetless.forgetting.texts import Text
@@ -14,9 +16,10 @@ from forgetless.forgetting.windows import Windows
 from forgetless.learning.session import Session
 from forgetless.model.identity import config_digest
 from forgetless.runs.folder import FORGETTING, complete, read_json, write_json
-from forgetless.score.intervals import mean_per_token
+from forgetless.score.intervals import ratio_intervals
 
 NO_ONE_MODEL = "each task has an adapter of its own, chosen by the task's name at test, so no one model is deployed"
+DECIMALS = 4  # of nats and shares
 
 
 def is_measured(session: Session, number: int) -> bool:
@@ -72,7 +75,8 @@ def _measured(session: Session, number: int, text: Text) -> dict:
 
 def _as_json(found: Divergence, text: Text, windows: Windows) -> dict:
     """Means in nats and shares, the 95 % interval over documents of the KL per token, and what they were taken on."""
-    interval = mean_per_token(found.documents.kl, found.documents.tokens)
+    documents = found.documents
+    interval = [_short(float(end[0])) for end in ratio_intervals(documents.kl[:, None], documents.tokens[:, None])]
     return {
         "text": {
             "name": text.name,
@@ -81,8 +85,17 @@ def _as_json(found: Divergence, text: Text, windows: Windows) -> dict:
             "tokens": windows.positions,
             "sha256": windows.content,
         },
-        "per_token": found.per_token.as_json(),
-        "per_document": found.per_document.as_json(),
-        "interval": None if interval is None else list(interval),
+        "per_token": _means(found.per_token),
+        "per_document": _means(found.per_document),
+        "interval": None if math.isnan(interval[0]) else interval,  # too few documents
         "notes": list(windows.notes),
     }
+
+
+def _means(means: Means) -> dict[str, float]:
+    return {name: _short(value) for name, value in means.as_json().items()}
+
+
+def _short(value: float) -> float:
+    """Four decimals: a model that was loaded again computes the same up to rounding, and is to give the same file."""
+    return round(value, DECIMALS)

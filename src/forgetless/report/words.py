@@ -198,8 +198,8 @@ def measured_on(text: dict) -> str:
 
 
 def between(border: dict) -> str:
-    """The interval of a KL, which one document cannot give."""
-    return "one document" if border["low"] is None else f"{nats(border['low'])} to {nats(border['high'])}"
+    """The interval of a KL, which few documents cannot give."""
+    return "too few documents" if border["low"] is None else f"{nats(border['low'])} to {nats(border['high'])}"
 
 
 def nats(value: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from scipy.optimize import brentq
 from scipy.stats import binom, binomtest, norm, t
 
 DRAWS = 5_000  # of the bootstrap and of the sign-flip test
+FEWEST_CLUSTERS = 10  # of which a ratio's interval is given
 CHUNK = 250  # draws held at once: 250 x 10,000 rows are 20 MB
 
 
@@ -99,34 +100,53 @@ def _edge(beyond: Callable[[float], float], inside: float, end: float) -> float:
     return float(brentq(beyond, start, near_end, xtol=1e-12))
 
 
-def mean_per_token(
-    sums: Sequence[float] | np.ndarray, tokens: Sequence[int] | np.ndarray, confidence: float = 0.95, seed: int = 0
-) -> tuple[float, float] | None:
-    """Interval of Σ sums / Σ tokens over documents, which are drawn whole: tokens of one are not independent.
+def ratio_intervals(
+    sums: np.ndarray, counts: np.ndarray, confidence: float = 0.95, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds of Σ_d sums[d, g] / Σ_d counts[d, g] for every group g: (groups,) each, from two of (clusters, groups).
 
-    None for one document, which says nothing about others.
+    What lies in one cluster d (the tokens of a document) is not independent, so whole clusters are resampled; how much
+    of a group each one holds then varies as well. Expanded percentiles as in `paired_change`, by the number of
+    clusters that have the group; NaN where that is below ten. Where clusters differ much, and their ratios are skewed,
+    simulated 95 % intervals hold the truth in 90 % of cases with 30 clusters, and with ten in no more than 80 %.
     """
-    if len(sums) != len(tokens) or min(tokens, default=0) < 1:
-        raise ValueError("each document has a sum and at least one token")
-    return None if len(sums) == 1 else _bootstrap(np.asarray(sums, float), confidence, seed, np.asarray(tokens, float))
+    n = len(sums)
+    with np.errstate(invalid="ignore"):  # a group of which nothing was drawn is 0 / 0: that draw says nothing of it
+        ratios = np.concatenate([(drawn @ sums) / (drawn @ counts) for drawn in _resamples(n, seed)])
+    bounds = np.full((2, sums.shape[1]), np.nan)
+    for group, holding in enumerate((counts > 0).sum(axis=0)):
+        if holding >= FEWEST_CLUSTERS:
+            tail = _tail(holding, confidence)
+            told = ratios[:, group]
+            bounds[:, group] = np.quantile(told[~np.isnan(told)], [tail, 1 - tail])
+    return bounds[0], bounds[1]
 
 
-def _bootstrap(
-    values: np.ndarray, confidence: float, seed: int, sizes: np.ndarray | None = None
-) -> tuple[float, float]:
-    """Percentiles of the mean over resampled rows, widened as Student's t is (Hesterberg 2015, section 5.3).
-
-    With `sizes` a row is a sum over as many units, and the mean is over all units: Σ values / Σ sizes.
-    """
-    n, rng = len(values), np.random.default_rng(seed)
+def _bootstrap(difference: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
+    """Percentiles of the mean over resampled rows, widened as Student's t is."""
+    n = len(difference)
     if n < 2:  # one row says nothing about others
         return -1.0, 1.0
-    sizes, weights = np.ones(n) if sizes is None else sizes, np.full(n, 1 / n)
-    draws = (rng.multinomial(n, weights, CHUNK) for _ in range(DRAWS // CHUNK))
-    means = np.concatenate([drawn @ values / (drawn @ sizes) for drawn in draws])
-    tail = norm.cdf(math.sqrt(n / (n - 1)) * t.ppf((1 - confidence) / 2, n - 1))
+    means = np.concatenate([drawn @ difference / n for drawn in _resamples(n, seed)])
+    tail = _tail(n, confidence)
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def _resamples(n: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each of n rows is drawn, (CHUNK, n) at a time, DRAWS in all."""
+    rng, draws = np.random.default_rng(seed), n * np.arange(CHUNK)[:, None]
+    for _ in range(DRAWS // CHUNK):  # counting drawn numbers takes a fifth of the time of rng.multinomial
+        drawn = rng.integers(n, size=(CHUNK, n)) + draws
+        yield np.bincount(drawn.ravel(), minlength=CHUNK * n).reshape(CHUNK, n).astype(float)
+
+
+def _tail(n: int, confidence: float) -> float:
+    """The percentile that a bootstrap over n rows takes: Φ(√(n/(n-1)) t_{n-1, (1-confidence)/2}).
+
+    (Hesterberg 2015, section 5.3)
+    """
+    return float(norm.cdf(math.sqrt(n / (n - 1)) * t.ppf((1 - confidence) / 2, n - 1)))
 
 
 def _sign_flip(difference: np.ndarray, seed: int) -> float:
