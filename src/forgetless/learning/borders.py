@@ -19,7 +19,7 @@ from forgetless.runs.folder import FORGETTING, complete, read_json, write_json
 from forgetless.score.intervals import ratio_intervals
 
 NO_ONE_MODEL = "each task has an adapter of its own, chosen by the task's name at test, so no one model is deployed"
-DECIMALS = 4  # of nats and shares
+DECIMALS = 5  # of nats and shares
 
 
 def is_measured(session: Session, number: int) -> bool:
@@ -97,5 +97,5 @@ def _means(means: Means) -> dict[str, float]:
 
 
 def _short(value: float) -> float:
-    """Four decimals: a model that was loaded again computes the same up to rounding, and is to give the same file."""
+    """Five decimals: a model that was loaded again computes the same up to rounding, and is to give the same file."""
     return round(value, DECIMALS)
