@@ -29,9 +29,9 @@ import torch
 from shared import peak, product_rate, reset_peak, sizes, versions
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from forgetless.auditing.divergence import compare_states, divergence
-from forgetless.auditing.reference import Reference, reference_of, write_states
-from forgetless.auditing.windows import Window, Windows
+from forgetless.forgetting.divergence import compare_states, divergence
+from forgetless.forgetting.reference import Reference, reference_of, write_states
+from forgetless.forgetting.windows import Window, Windows
 from forgetless.model.base import load_base
 from forgetless.model.head import Head
 

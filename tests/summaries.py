@@ -41,6 +41,16 @@ def steps(start: float, penalty: float | None = None, many: int = 38) -> list[di
     return found
 
 
+def borders(names: list[str], kl: float = 0.05) -> list[dict]:
+    """Predictions against the base's after each lesson; they move away with every one."""
+    text = {"name": "own-answers", "source": "greedy answers", "documents": 32, "tokens": 1234, "sha256": "ab" * 32}
+    return [
+        {"after": name, "kl": i * kl, "low": 0.8 * i * kl, "high": 1.3 * i * kl, "cross_entropy": 1.5 + i * kl,
+         "entropy": 1.5, "agree": 1 - i * kl / 2, "per_document": 1.1 * i * kl, "text": text}
+        for i, name in enumerate(names, start=1)
+    ]  # fmt: skip
+
+
 def summary(method: str = "sequential") -> dict:
     """A finished run over three tasks; `replay` forgets less."""
     forgets = method == "sequential"
@@ -127,6 +137,7 @@ def summary(method: str = "sequential") -> dict:
             for i, name in enumerate(("sst2", "bbc", "mmlu"))
         ],
         "warnings": [] if forgets else ["replay did not act on bbc: replayed rows = 0 (old rows learnt again)"],
+        "forgetting": borders(["sst2", "bbc", "mmlu"], 0.05 if forgets else 0.01),
         "config": {"stream": "demo", "lora": {"r": 8, "targets": ["q_proj", "v_proj"]}, "learning_rate": 1e-3},
         "versions": {"forgetless": "0.1.0", "torch": "2.9.0"},
     }  # fmt: skip
@@ -136,6 +147,7 @@ def joint() -> dict:
     told = summary()
     told |= {"name": "joint on demo", "learned": ["joint"], "forgotten": [], "flips": [], "folder": "joint"}
     told["method"]["name"] = "joint"
+    told["forgetting"] = borders(["joint"])
     told["headline"]["matrix"] = told["headline"]["matrix"][-1:]
     told["intervals"], told["losses"] = told["intervals"][-1:], {"joint": steps(2)}
     told["acts"], told["counts"] = (
@@ -156,6 +168,7 @@ def running() -> dict:
     told["intervals"] = [[between(score) for score in row] for row in told["headline"]["matrix"]]
     told["measures"] = {"likelihood": told["headline"] | {"meaning": "own option"}}
     told["losses"].pop("mmlu")
+    told["forgetting"].pop()
     told["acts"].pop()
     told["counts"]["after"].pop()
     told["metrics"]["bwt"] |= {"value": None, "why": "the matrix has 2 of 3 rows"}
@@ -173,6 +186,8 @@ def hostile() -> dict:
     told["learned"] = [new[name] for name in told["learned"]]
     told["forgotten"] = [entry | {"task": new[entry["task"]]} for entry in told["forgotten"]]
     told["forgotten"][0] |= {"change": -0.3, "low": -0.4, "high": -0.2}
+    for one in told["forgetting"]:
+        one |= {"after": new[one["after"]], "text": one["text"] | {"name": HOSTILE, "source": HOSTILE}}
     told["losses"] = {new[name]: records for name, records in told["losses"].items()}
     told["acts"] = [one | {"task": new[one["task"]]} for one in told["acts"]]
     told["flips"] = [flips(new[one["task"]], [(HOSTILE, "b")] * 3, []) for one in told["flips"]]
@@ -191,6 +206,7 @@ def many_tasks(tasks: int = 15, labels: int = 14, forgets: float = 0.04, method:
     options = [f"label number {k}" for k in range(labels)]
     told["tasks"] = [task(name, options, 0.2) for name in names]
     told["learned"] = names
+    told["forgetting"] = borders(names, 0.02)
 
     def score(i: int, j: int) -> float:
         if j > i:
@@ -221,6 +237,7 @@ def many_tasks(tasks: int = 15, labels: int = 14, forgets: float = 0.04, method:
 def per_task() -> dict:
     """One adapter per task: the bound that forgets nothing."""
     told = summary("per_task")
+    told["forgetting"] = [{"after": name, "not_measured": "no one model is deployed"} for name in told["learned"]]
     matrix = [[0.89, 0.28, 0.26], [0.89, 0.95, 0.26], [0.89, 0.95, 0.36]]
     told["headline"] = told["measures"]["likelihood"] = told["headline"] | {"matrix": matrix, "meaning": "own"}
     return told

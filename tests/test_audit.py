@@ -19,9 +19,9 @@ from forgetless.auditing.evidence import read_evidence
 from forgetless.auditing.judges import Exchange, Labelled, LikelihoodJudge
 from forgetless.auditing.models import opened
 from forgetless.auditing.session import prepare
-from forgetless.auditing.texts import topics
 from forgetless.cli import main
 from forgetless.errors import DownloadError, UsageError
+from forgetless.forgetting.texts import topics
 from forgetless.report import audit as report
 from forgetless.runs.folder import read_json, read_lines
 from forgetless.score.generation import generate
@@ -240,7 +240,7 @@ def test_a_second_audit_measures_the_reference_no_more(models, rows, tmp_path, m
     measure_rows = measuring._rows
     monkeypatch.setattr(measuring, "_rows", lambda s, one, m: measured.append(one.name) or measure_rows(s, one, m))
     monkeypatch.setattr(measuring, "yardstick", lambda *args, **options: pytest.fail("was kept"))
-    monkeypatch.setattr("forgetless.auditing.reference.write_states", lambda *args: pytest.fail("was kept"))
+    monkeypatch.setattr("forgetless.forgetting.reference.write_states", lambda *args: pytest.fail("was kept"))
     second = audit(config(models, rows, tmp_path / "2", limit=30))
     assert measured == [models["lost"]]
     assert first["evidence"] == second["evidence"]

@@ -28,14 +28,14 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from forgetless.auditing import reference as reference_module
-from forgetless.auditing.divergence import Divergence, compare, compare_states, divergence
-from forgetless.auditing.reference import Reference, hidden_states, reference_of, write_states
-from forgetless.auditing.windows import row_windows, text_windows
 from forgetless.auditing.yardstick import yardstick
 from forgetless.data.batches import Encoder
 from forgetless.data.tasks import Row
 from forgetless.errors import DataError, RunError, UsageError
+from forgetless.forgetting import reference as reference_module
+from forgetless.forgetting.divergence import Divergence, compare, compare_states, divergence
+from forgetless.forgetting.reference import Reference, hidden_states, reference_of, write_states
+from forgetless.forgetting.windows import row_windows, text_windows
 from forgetless.model.head import Head, hidden_at
 
 WORDS = 97

@@ -21,7 +21,8 @@ from forgetless.methods import METHODS
 from forgetless.model.base import load_base
 from forgetless.runs.folder import read_json, read_lines
 
-TRAIN = {"learning_rate": 2e-2, "num_train_epochs": 4.0, "batch_size": 4, "r": 4, "max_length": 64, "device": "cpu"}
+TRAIN = {"learning_rate": 2e-2, "num_train_epochs": 4.0, "batch_size": 4, "r": 4, "max_length": 64, "device": "cpu",
+         "forgetting_prompts": 0}  # fmt: skip
 
 
 def config(tiny, stream, folder, **more) -> LearnConfig:
@@ -440,6 +441,7 @@ def stream_file(tmp_path, two):
 
 
 FLAGS = ["--r", "4", "--batch-size", "4", "--max_length=64", "--device", "cpu", "--precision", "fp32"]
+FLAGS += ["--forgetting_prompts", "0"]
 
 
 def test_learn_command(stream_file, tiny, tmp_path, capsys):
@@ -465,8 +467,9 @@ def test_yaml_gives_the_options_and_flags_win(stream_file, tiny, tmp_path):
 
 def test_dry_run_trains_nothing(stream_file, tiny, tmp_path, capsys):
     flags = ["--stream", str(stream_file), "--model", tiny, "--output_dir", str(tmp_path / "run"), *FLAGS]
-    assert main(["learn", *flags, "--method", "ilora", "--dry-run"]) == 0
+    assert main(["learn", *flags, "--method", "ilora", "--dry-run", "--forgetting-prompts", "2"]) == 0
     told = capsys.readouterr().out
+    assert "after each of 2 lessons on 2 documents" in told
     for word in ("colours", "steps", "trainable", "time", "memory", "disk"):
         assert word in told
     assert not (tmp_path / "run").exists()

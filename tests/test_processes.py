@@ -17,7 +17,7 @@ from forgetless.cli import main
 def learn(folder: Path, stream: Path, tiny: str, method: str, processes: int) -> dict:
     flags = ["--stream", str(stream), "--model", tiny, "--method", method, "--output_dir", str(folder), "--r", "4"]
     flags += ["--batch_size", "6", "--micro_batch_size", "2", "--learning_rate", "1e-3", "--max_length", "64"]
-    flags += ["--device", "cpu", "--precision", "fp32", "--num_train_epochs", "2"]
+    flags += ["--device", "cpu", "--precision", "fp32", "--num_train_epochs", "2", "--forgetting_prompts", "2"]
     if processes == 1:
         assert main(["learn", *flags]) == 0
         return json.loads((folder / "summary.json").read_text())
@@ -60,4 +60,6 @@ def test_two_processes_equal_one(method, stream, tiny, tmp_path):
     for task in one["losses"]:
         for a, b in zip(one["losses"][task], both["losses"][task], strict=True):
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    for a, b in zip(one["forgetting"], both["forgetting"], strict=True):
+        assert a["kl"] == pytest.approx(b["kl"], abs=2e-5) and a["entropy"] == b["entropy"] > 1
     assert one["headline"] == both["headline"] and one["measures"] == both["measures"]

@@ -57,7 +57,7 @@ def test_links_lead_somewhere():
 def test_python_code_runs(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     [code] = blocks("python")
-    small = f'model="{tiny}", r=4, batch_size=4, max_length=64, device="cpu", precision="fp32", '
+    small = f'model="{tiny}", r=4, batch_size=4, max_length=64, device="cpu", precision="fp32", forgetting_prompts=0, '
     code = code.replace("LearnConfig(stream=", f"LearnConfig({small}stream=")
     code = code.replace("examples/", f"{ROOT}/examples/")
     exec(compile(code, "README.md", "exec"), {})

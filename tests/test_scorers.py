@@ -487,7 +487,8 @@ def test_the_fingerprint_knows_the_arguments():
 
 
 def config(tiny, stream, folder, **more):
-    told = {"r": 4, "batch_size": 4, "learning_rate": 3e-3, "max_length": 64, "device": "cpu", "precision": "fp32"}
+    told = {"r": 4, "batch_size": 4, "learning_rate": 3e-3, "max_length": 64, "device": "cpu", "precision": "fp32",
+            "forgetting_prompts": 0}  # fmt: skip
     return LearnConfig(stream=stream, model=tiny, output_dir=str(folder), **(told | more))
 
 

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from forgetless.auditing.divergence import Divergence
-from forgetless.auditing.texts import Text, general_prompts, own_answers, read_text, topics
 from forgetless.auditing.where import (
     CERTAINTIES,
     DOCUMENTS,
@@ -29,10 +27,12 @@ from forgetless.auditing.where import (
     by_token_type,
     where,
 )
-from forgetless.auditing.windows import Window, Windows, row_windows, text_windows
 from forgetless.data.batches import Encoder
 from forgetless.data.tasks import Row
 from forgetless.errors import DataError
+from forgetless.forgetting.divergence import Divergence
+from forgetless.forgetting.texts import Text, general_prompts, own_answers, read_text, topics
+from forgetless.forgetting.windows import Window, Windows, row_windows, text_windows
 from forgetless.score.intervals import ratio_intervals
 
 

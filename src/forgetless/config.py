@@ -9,6 +9,7 @@ from typing import Any
 
 from forgetless.data.tasks import Stream
 from forgetless.errors import UsageError, nearest
+from forgetless.forgetting.texts import PROMPTS
 from forgetless.learning.engine import DEVICES, PRECISIONS
 from forgetless.learning.step import TrainSettings
 from forgetless.methods import METHODS, Method
@@ -40,6 +41,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "max_grad_norm": _NOT_BELOW_0,
     "max_length": _ABOVE_0,
     "score_batch_tokens": _ABOVE_0,
+    "forgetting_prompts": _NOT_BELOW_0,
 }
 
 
@@ -71,6 +73,10 @@ class LearnConfig(TrainSettings, LoraSettings):
     """tokens scored at once"""
     on_bad_row: str = "error"
     """error: stop at the first row that cannot be used; skip: leave it out and count it"""
+    forgetting_prompts: int = PROMPTS
+    """after each task the base's own answers to this many general prompts show how far predictions moved; 0: off"""
+    forgetting_text: str = ""
+    """a file to be measured on instead: JSONL, JSON or Parquet rows, or plain text whose documents empty lines part"""
     report_to: list[str] = field(default_factory=list)
     """trackers: tensorboard, wandb, trackio, ..."""
     dry_run: bool = False
@@ -126,6 +132,8 @@ class LearnConfig(TrainSettings, LoraSettings):
             "stream",
             "model",
             "on_bad_row",
+            "forgetting_prompts",
+            "forgetting_text",
         }
         return {name: value for name, value in self.plain().items() if name not in free}
 

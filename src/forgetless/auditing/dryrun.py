@@ -12,13 +12,13 @@ from forgetless.auditing.budgets import Budget
 from forgetless.auditing.measuring import ask
 from forgetless.auditing.models import Opened, opened
 from forgetless.auditing.recovery import seconds_of_steps, treatment_of, untouched_base
-from forgetless.auditing.reference import hidden_states
 from forgetless.auditing.session import BATCH_TOKENS, AuditSession, prepare
-from forgetless.auditing.texts import ANSWER_TOKENS, OWN_ANSWERS, asked
 from forgetless.auditing.verdict import plan
-from forgetless.auditing.windows import Windows
 from forgetless.config import AuditConfig
 from forgetless.data.tasks import Row
+from forgetless.forgetting.reference import hidden_states
+from forgetless.forgetting.texts import ANSWER_TOKENS, OWN_ANSWERS, asked
+from forgetless.forgetting.windows import Windows
 from forgetless.progress import out, seconds_of
 from forgetless.score.scorers import Scorer
 

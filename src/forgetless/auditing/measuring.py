@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 from forgetless.auditing import measures
-from forgetless.auditing.divergence import Divergence, divergence
 from forgetless.auditing.judges import (
     LIKELIHOOD,
     PATTERNS,
@@ -21,19 +20,21 @@ from forgetless.auditing.judges import (
     labelled_answers,
     patterns,
 )
-from forgetless.auditing.kept import cache_folder, kept
 from forgetless.auditing.measures import REFERENCE, Measure
 from forgetless.auditing.models import Opened, Subject, opened
-from forgetless.auditing.reference import Reference, computed, reference_of
 from forgetless.auditing.session import BATCH_TOKENS, AuditSession, content_hash
-from forgetless.auditing.texts import ANSWER_TOKENS, OWN_ANSWERS, Text, asked, own_answers, prompt_of
-from forgetless.auditing.windows import Windows
 from forgetless.auditing.yardstick import yardstick
 from forgetless.data.tasks import Row, Task
 from forgetless.errors import DataError, ForgetlessError, RunError
+from forgetless.forgetting import sides
+from forgetless.forgetting.divergence import Divergence, divergence
+from forgetless.forgetting.kept import cache_folder, kept
+from forgetless.forgetting.reference import Reference, computed, reference_of
+from forgetless.forgetting.texts import ANSWER_TOKENS, OWN_ANSWERS, Text, asked, own_answers, prompt_of
+from forgetless.forgetting.windows import Windows
 from forgetless.model.head import Head, Using
 from forgetless.progress import console, steps
-from forgetless.score.generation import Answer, answers
+from forgetless.score.generation import Answer
 from forgetless.score.options import OptionScorer
 from forgetless.score.scorers import Scorer, TaskScores, headline
 
@@ -165,11 +166,7 @@ def ask(
     session: AuditSession, subject: Subject, model: Opened, rows: Sequence[Row], max_new_tokens: int
 ) -> list[Answer]:
     """Greedy answers of up to `max_new_tokens`, or half of the longest sequence that all models take."""
-    encoder = session.encoder(subject)
-    room = min(max_new_tokens, session.max_length // 2)
-    contexts = [encoder.generation_context(row, room) for row in rows]
-    with session.engine.autocast():
-        return answers(model, subject.tokenizer, contexts, room, session.engine.device, BATCH_TOKENS)
+    return sides.ask(model, subject.tokenizer, rows, session.max_length, max_new_tokens, session.engine.autocast)
 
 
 def _kept_rows(session: AuditSession, subject: Subject, model: Opened) -> Rows:

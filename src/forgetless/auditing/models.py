@@ -34,8 +34,8 @@ from forgetless.model.base import find_model, load_base, load_config, load_token
 from forgetless.model.identity import (
     Identity,
     check_same,
+    config_digest,
     identify,
-    json_digest,
     open_tensors,
     template_digest,
     text_digest,
@@ -50,7 +50,6 @@ CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # LoRA starts
 _PER_TASK = ("POLY", "MULTITASK_PROMPT_TUNING")
 _EMBEDDING = re.compile(rf"\.({'|'.join(EMBEDDING_LAYER_NAMES)})(\.base_layer|\.modules_to_save)?\.weight$")
 _FOUR_BIT = re.compile(r"-(unsloth-)?bnb-4bit$")
-_NOT_THE_FUNCTION = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 _SAMPLE = "The fox's 12,345 naïve jumps: f(x) = x**2;\n\n\tpreguntó «¿qué?» 你好 🙂"
 
 Opened = PreTrainedModel | PeftModel
@@ -76,12 +75,12 @@ class Subject:
     @property
     def decided_by(self) -> dict:
         """Hashes of all that its predictions depend on; equal for equal models, wherever they lie."""
-        return self.identity.as_json() | {"adapter": self.adapter_sha256, "config": _config_digest(self.base)}
+        return self.identity.as_json() | {"adapter": self.adapter_sha256, "config": config_digest(self.base)}
 
     @property
     def runs_as(self) -> tuple[str, str]:
         """Models of which this is equal share a base in memory: its weights, and how its configuration runs them."""
-        return self.identity.weights, _config_digest(self.base)
+        return self.identity.weights, config_digest(self.base)
 
     @property
     def context(self) -> int | None:
@@ -542,13 +541,3 @@ def _fingerprint(model: nn.Module) -> dict[str, tuple]:
         name: (tensor.shape, int(tensor.view(integers[tensor.element_size()]).sum(dtype=torch.int64)))
         for name, tensor in model.state_dict().items()
     }
-
-
-def _config_digest(folder: Path) -> str:
-    """sha256 of what the configuration says about the function and about where answers end: equal weights may be run
-    with another context or scale.
-    """
-    config = {key: value for key, value in read_json(folder / "config.json").items() if key not in _NOT_THE_FUNCTION}
-    generation = folder / "generation_config.json"
-    ends = read_json(generation).get("eos_token_id") if generation.is_file() else None
-    return json_digest([config, ends])

@@ -315,7 +315,7 @@ def _harmbench() -> list[str]:
 
 
 def _look_alikes() -> list[str]:
-    return _lines((resources.files("forgetless.auditing") / "look_alikes.txt").read_text(encoding="utf-8"))
+    return _lines((resources.files("forgetless.forgetting") / "look_alikes.txt").read_text(encoding="utf-8"))
 
 
 def _lines(text: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from forgetless.auditing.divergence import Divergence
 from forgetless.auditing.judges import LABELLED, JudgeError
 from forgetless.auditing.measures import REFERENCE
 from forgetless.auditing.measuring import Found, Rows, Side
@@ -13,11 +12,12 @@ from forgetless.auditing.probes import agreement
 from forgetless.auditing.recovery import treatment_of
 from forgetless.auditing.sanity import counted, problems
 from forgetless.auditing.session import AuditSession
-from forgetless.auditing.texts import OWN_ANSWERS, Text, prompt_of
 from forgetless.auditing.weights import by_module, weight_updates
 from forgetless.auditing.where import DOCUMENTS, Breakdown, breakdowns, where
 from forgetless.data.tasks import Task
 from forgetless.errors import ForgetlessError
+from forgetless.forgetting.divergence import Divergence
+from forgetless.forgetting.texts import OWN_ANSWERS, Text, prompt_of
 from forgetless.score.intervals import wilson
 from forgetless.score.metrics import metrics
 from forgetless.score.scorers import TaskScores, headline

@@ -16,20 +16,19 @@ from forgetless.auditing.measures import ANCHOR, KL_CLIP, REFERENCE
 from forgetless.auditing.models import Subject, compare, find_subjects
 from forgetless.auditing.policy import Policy, read_policy
 from forgetless.auditing.probes import Probe, load_probes
-from forgetless.auditing.texts import ANSWER_TOKENS, OWN_ANSWERS, Text, general_prompts, read_text
 from forgetless.auditing.verdict import Terms, over_the_clip
-from forgetless.auditing.windows import Windows
 from forgetless.config import AuditConfig
 from forgetless.data.batches import Encoder
 from forgetless.data.streams import JUDGED_SEED, load_stream, sample
 from forgetless.data.tasks import Row, Stream, Task
 from forgetless.errors import DataError, UsageError
+from forgetless.forgetting.texts import ANSWER_TOKENS, LONGEST, OWN_ANSWERS, Text, general_prompts, read_text
+from forgetless.forgetting.windows import Windows
 from forgetless.learning.engine import Engine
 from forgetless.learning.session import fit_rows
 from forgetless.model.identity import json_digest
 from forgetless.score.rules import rules_of
 
-LONGEST = 2048  # tokens of a row: a prompt that is longer loses its beginning
 BATCH_TOKENS = 4096  # through a model at once
 JUDGED = ("refusals", "over_refusals")  # kinds of probes whose answers are judged
 

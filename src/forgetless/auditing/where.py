@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from forgetless.auditing.divergence import Divergence
 from forgetless.auditing.sanity import scripts
-from forgetless.auditing.texts import Text
-from forgetless.auditing.windows import Windows
+from forgetless.forgetting.divergence import Divergence
+from forgetless.forgetting.texts import Text
+from forgetless.forgetting.windows import Windows
 from forgetless.score.intervals import ratio_intervals
 
 DOMAIN, TOKEN_TYPE, PLACE, CERTAINTY, DOCUMENTS = "domain", "token_type", "place", "certainty", "documents"

@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 import psutil
 import torch
 
-from forgetless.auditing.divergence import Divergence, compare_states
-from forgetless.auditing.reference import BATCH_TOKENS, Reference, hidden_states, write_states
+from forgetless.forgetting.divergence import Divergence, compare_states
+from forgetless.forgetting.reference import BATCH_TOKENS, Reference, hidden_states, write_states
 from forgetless.model.head import Head, Using
 
 

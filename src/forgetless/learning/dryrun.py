@@ -5,6 +5,8 @@ from __future__ import annotations
 import resource
 import statistics
 import sys
+import time
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,12 +14,17 @@ from rich.table import Table
 
 from forgetless.config import LearnConfig
 from forgetless.data.batches import Example, collate, split
+from forgetless.forgetting.reference import hidden_states
+from forgetless.forgetting.sides import answers_of, longest
+from forgetless.learning.borders import NO_ONE_MODEL
 from forgetless.learning.cells import scored_columns
 from forgetless.learning.session import Session, prepare
 from forgetless.learning.step import TrainSettings, count_steps, plan
 from forgetless.methods.incremental import Incremental
 from forgetless.progress import out, seconds_of
 from forgetless.score.scorers import Scorer
+
+TRIED = 8  # documents of the text that forgetting is measured on
 
 
 def plan_run(config: LearnConfig) -> None:
@@ -52,15 +59,18 @@ def plan_run(config: LearnConfig) -> None:
     rows = sum(len(tasks[j].test) for _, j in cells)
     trainable = sum(parameter.numel() for parameter in session.adapters.parameters())
     scoring = rows * row_seconds * len(session.method.views())
+    forgetting = _time_forgetting(session)
     facts = {
         "method": f"{config.method} {config.method_options or ''}: {session.method.summary}",
         "model": f"{config.model}, {session.adapters.base_parameters():,} parameters, "
                  f"on {session.engine.told}",
         "trainable": f"{trainable:,} parameters in {len(session.adapters.pairs())} layers, rank {config.r}",
         "scored": f"{len(cells)} cells of the matrix (cells={config.cells}), {rows:,} rows",
-        "time": f"about {_minutes(training + scoring)}: {total_steps} steps x {training / total_steps:.2f} s "
-                f"+ {rows:,} rows x {row_seconds:.3f} s"
-                + (f" x {len(session.method.views())} learners" if len(session.method.views()) > 1 else ""),
+        "forgetting": _forgetting(session),
+        "time": f"about {_minutes(training + scoring + forgetting)}: "
+                f"{total_steps} steps x {training / total_steps:.2f} s + {rows:,} rows x {row_seconds:.3f} s"
+                + (f" x {len(session.method.views())} learners" if len(session.method.views()) > 1 else "")
+                + (f" + {_minutes(forgetting)} for forgetting" if forgetting else ""),
         "memory": f"peak so far {_peak_gib(session):.1f} GiB, steps and one scoring batch included",
         "disk": f"about {_disk(session) / 2**20:.0f} MiB in {session.run.root}",
     }  # fmt: skip
@@ -111,6 +121,30 @@ def _time_scoring(session: Session) -> float:
         seconds += seconds_of(partial(scorer, task, sample))
         rows += len(sample)
     return seconds / rows
+
+
+def _forgetting(session: Session) -> str:
+    """On what forgetting is measured, and how often."""
+    if session.text is None or session.method.task_id:
+        return "not measured" + (f": {NO_ONE_MODEL}" if session.text else "")
+    return (
+        f"after each of {len(session.lessons)} lessons on {len(session.text.rows):,} documents: {session.text.source}"
+    )
+
+
+def _time_forgetting(session: Session) -> float:
+    """Seconds for the base's answers, if it is to answer, and for reading the text, by the base and at every border."""
+    text, model, using = session.text, session.adapters.model, session.engine.autocast
+    if text is None or session.method.task_id:
+        return 0.0
+    few, tokenizer, max_length = replace(text, rows=text.rows[:TRIED]), session.base.tokenizer, longest(model)
+    began = time.monotonic()
+    if few.open:
+        few = few.answered(answers_of(model, tokenizer, few, max_length, using))
+    answering = time.monotonic() - began
+    windows = few.windows(tokenizer, max_length)
+    reading = seconds_of(lambda: list(hidden_states(model, windows, using=using)))
+    return (answering + reading * (len(session.lessons) + 1)) * len(text.rows) / len(few.rows)
 
 
 def _cells(session: Session) -> list[tuple[int, int]]:

@@ -12,6 +12,8 @@ from forgetless.data.batches import Encoder
 from forgetless.data.streams import load_stream
 from forgetless.data.tasks import Row, Stream, Task
 from forgetless.errors import DataError, UsageError, quoted
+from forgetless.forgetting.reference import Reference
+from forgetless.forgetting.texts import Text, general_prompts, own_prompts, read_text
 from forgetless.learning.engine import Engine
 from forgetless.methods import Lesson, Method
 from forgetless.model.adapters import Adapters, LoraSettings
@@ -35,7 +37,9 @@ class Session:
     lessons: list[Lesson]
     notes: list[str]
     run: RunFolder
+    text: Text | None  # on which forgetting is measured at task borders
     steps_before: list[int] = field(default_factory=list)  # of each lesson trained in this session
+    side: Reference | None = None  # the base's, once it was needed
 
     def say(self, text: str) -> None:
         if self.engine.is_main:
@@ -79,7 +83,17 @@ def prepare(config: LearnConfig) -> Session:
     adapters = Adapters(base.model, config.part(LoraSettings), base.name, config.seed)
     method.start(adapters, encoder, config.seed)
     lessons = method.lessons(stream)
-    return Session(config, stream, method, engine, base, encoder, adapters, lessons, notes, RunFolder(folder))
+    text = _forgetting_text(config, chat=bool(base.tokenizer.chat_template))
+    return Session(config, stream, method, engine, base, encoder, adapters, lessons, notes, RunFolder(folder), text)
+
+
+def _forgetting_text(config: LearnConfig, chat: bool) -> Text | None:
+    """The text that is given, or general prompts for the base to answer; None where nothing is measured."""
+    if config.forgetting_text:
+        return read_text(config.forgetting_text)
+    if not config.forgetting_prompts:
+        return None
+    return own_prompts(general_prompts(config.forgetting_prompts), chat)
 
 
 def fit_rows(

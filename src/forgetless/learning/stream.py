@@ -12,6 +12,7 @@ from pathlib import Path
 from forgetless import __version__
 from forgetless.config import LearnConfig
 from forgetless.errors import RunError
+from forgetless.learning.borders import is_measured, measure_base, measure_lesson
 from forgetless.learning.cells import is_scored, score_base, score_lesson
 from forgetless.learning.session import Session, prepare
 from forgetless.learning.state import resume, save_state
@@ -54,16 +55,18 @@ def _learn(session: Session, base_scores: Path | None) -> dict:
         session.adapters.model, session.encoder, session.engine, session.stream.options, config.score_batch_tokens
     )
     score_base(session, scorer, base_scores)
+    measure_base(session)
     for number, lesson in enumerate(session.lessons):
         folder = run.task(number + 1, lesson.name)
         if number < finished:
-            if number == finished - 1 or not is_scored(session, number):
+            if number == finished - 1 or not (is_scored(session, number) and is_measured(session, number)):
                 resume(session, folder, number)
             session.say(f"{folder.name}: already learnt")
             session.steps_before.append(read_json(folder / "learned.json")["steps"])
         else:
             _learn_lesson(session, number, lesson, folder)
         score_lesson(session, scorer, number)
+        measure_lesson(session, number)
         _finish(session, "running")
     if config.report_to:
         session.engine.accelerator.end_training()

@@ -40,7 +40,12 @@ class Base:
     @property
     def context(self) -> int | None:
         """The longest sequence in tokens, where the configuration states one."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return context_of(self.model)
+
+
+def context_of(model) -> int | None:
+    """The longest sequence in tokens that a model's configuration states, if it states one."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def transformer(model) -> PreTrainedModel:

@@ -22,6 +22,7 @@ from forgetless.data.packages import cache_dir
 from forgetless.errors import RunError
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+_NOT_THE_FUNCTION = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -69,6 +70,18 @@ def text_digest(text: str) -> str:
 def json_digest(value: Any) -> str:
     """sha256 of a JSON value, whatever the order of its keys."""
     return text_digest(json.dumps(value, sort_keys=True))
+
+
+def config_digest(folder: Path) -> str:
+    """sha256 of what the configuration says about the function and about where answers end: equal weights may be run
+    with another context or scale.
+    """
+    told, generation = (
+        json.loads((folder / "config.json").read_text(encoding="utf-8")),
+        folder / "generation_config.json",
+    )
+    ends = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id") if generation.is_file() else None
+    return json_digest([{key: value for key, value in told.items() if key not in _NOT_THE_FUNCTION}, ends])
 
 
 def template_digest(template: str | dict[str, str] | None) -> str:

@@ -13,9 +13,9 @@ from forgetless.auditing import layouts
 from forgetless.auditing.budgets import MAX_DROP, written
 from forgetless.auditing.measures import REFERENCE
 from forgetless.auditing.recovery import NO_LOSS
-from forgetless.auditing.texts import OWN_ANSWERS
 from forgetless.auditing.verdict import PASS, REGRESSION, WORSE, Finding, Verdict
 from forgetless.auditing.where import CERTAINTY, DOCUMENTS, DOMAIN, PLACE, TOKEN_TYPE
+from forgetless.forgetting.texts import OWN_ANSWERS
 from forgetless.report.markdown import escaped, pipe_table
 from forgetless.report.verdict import SAID, amount, named, needed, verdict_markdown
 from forgetless.report.words import clean, number, percent

@@ -9,7 +9,6 @@ from pathlib import Path
 from forgetless.auditing.budgets import MAX_DROP, MAX_KL, written
 from forgetless.auditing.evidence import read_evidence, verdict_of
 from forgetless.auditing.measures import REFERENCE
-from forgetless.auditing.texts import OWN_ANSWERS
 from forgetless.auditing.verdict import (
     INSUFFICIENT,
     OVER,
@@ -22,6 +21,7 @@ from forgetless.auditing.verdict import (
     Verdict,
 )  # fmt: skip
 from forgetless.errors import RunError, UsageError
+from forgetless.forgetting.texts import OWN_ANSWERS
 from forgetless.report import charts, contents, words
 from forgetless.report.audit import sentences, short_names, tables
 from forgetless.report.glossary import AUDIT_GLOSSARY, OF_METRIC

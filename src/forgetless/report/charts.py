@@ -45,6 +45,52 @@ def score_chart(summary: dict, width: int) -> dict:
     }
 
 
+def border_chart(summary: dict, width: int) -> dict | None:
+    """KL from the untouched base after each lesson, with its interval; None where it was not measured."""
+    found = {one["after"]: one for one in summary.get("forgetting", []) if "kl" in one}
+    if not found:
+        return None
+    names = _moments(summary)
+    slanted = len(names) * 90 > width - 200
+    below = 90 if slanted else 40
+    box = {"left": 56, "top": 16, "right": width - 130, "bottom": 190}
+    levels = ticks(0.0, max(one["high"] or one["kl"] for one in found.values()) or 1.0, about=4)
+    x = scale(0, max(1, len(names) - 1), box["left"] + 16, box["right"] - 16)
+    y = scale(0.0, levels[-1], box["bottom"], box["top"])
+    points: list[dict] = [{"x": x(0), "y": y(0.0), "learnt": False, "title": "base: 0"}]
+    places: list[tuple[float, float] | None] = [(x(0), y(0.0))]
+    for i, learned in enumerate(summary["learned"], start=1):
+        one = found.get(learned)
+        places.append(None if one is None else (x(i), y(one["kl"])))
+        if one is not None:
+            points.append({"x": x(i), "y": y(one["kl"]), "learnt": False} | _whisker(one, y, names[i]))
+    series = [_series("KL", 0) | {"path": svg_path(places), "faint": "", "points": points}]
+    return {
+        "kind": "scores",
+        "desc": " ".join(f"{point['title']}." for point in points),
+        "width": width,
+        "height": 190 + below,
+        "box": box,
+        "x_name": "",
+        "y_name": "nats per token",
+        "slanted": slanted,
+        "x_ticks": [(x(i), _shorten(name, 18), name) for i, name in enumerate(names)],
+        "y_ticks": [(y(level), words.figure(level)) for level in levels],
+        "series": _spread(series, box["top"] + 4, box["bottom"]),
+        "rules": [],
+        "note": "",
+    }
+
+
+def _whisker(one: dict, y: Callable[[float], float], name: str) -> dict:
+    """Where a point's interval ends, and what the pointer shows."""
+    if one["low"] is None:
+        return {"title": f"{name}: {words.nats(one['kl'])} nats per token"}
+    between = f"95 % interval {words.between(one)}"
+    ends = {"low": y(max(one["low"], 0.0)), "high": y(one["high"])}
+    return ends | {"title": f"{name}: {words.nats(one['kl'])} nats per token, {between}"}
+
+
 def task_charts(runs: list[tuple[str, int, dict]]) -> list[dict]:
     """A small chart per task, all runs in it; for streams whose lines would hide one another in one chart.
 

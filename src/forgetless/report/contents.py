@@ -131,6 +131,23 @@ def checks(summary: dict) -> list[dict]:
     return lines
 
 
+def borders(summary: dict) -> list[dict]:
+    """Predictions against the untouched base's after each lesson, as the columns of a table; empty: not measured."""
+    return [
+        {
+            "name": row_label(summary, one["after"]),
+            "kl": words.nats(one["kl"]),
+            "between": words.between(one),
+            "per_document": words.nats(one["per_document"]),
+            "cross_entropy": words.nats(one["cross_entropy"]),
+            "entropy": words.nats(one["entropy"]),
+            "agree": words.percent(one["agree"]),
+        }
+        for one in summary.get("forgetting", [])
+        if "kl" in one
+    ]
+
+
 def logged(summary: dict) -> list[dict]:
     """What the method logged at its steps: for each lesson the mean over its steps and the last value."""
     lines = []

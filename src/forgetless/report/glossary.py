@@ -118,6 +118,19 @@ GLOSSARY = {
     ),
     "op": ("OP_t", "Average accuracy after each task over the tasks seen so far, as TRACE reports it."),
     "retention": ("retention", "What share of a task's just-learnt score is left, averaged over earlier tasks."),
+    # ---- against the base's own predictions
+    "kl": (
+        "KL",
+        "KL divergence: how much of what the base predicts the model no longer says, Σ p log(p / q) over the words of "
+        "the vocabulary, with p the base's probability of the next word and q the model's. In nats per token; 0 where "
+        "both say the same. The base's predictions are the measure, so no right answers are needed.",
+    ),
+    "entropy": ("entropy", "How undecided the base itself is about the next word, -Σ p log p. It is no loss."),
+    "cross-entropy": (
+        "cross-entropy",
+        "Entropy plus KL, -Σ p log q: the loss of scaling laws for forgetting. Only what exceeds the entropy was lost.",
+    ),
+    "agreement": ("agreement", "The share of tokens at which both models hold the same word likeliest."),
     # ---- what a method does
     "loss": (
         "loss",

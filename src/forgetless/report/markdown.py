@@ -30,6 +30,8 @@ def render_markdown(summaries: list[dict]) -> str:
     lines += ["Bold: just after the task was learnt. Intervals of 95 %: report.html and report.json.", ""]
     lines += _changes(runs) + _metrics(summaries, labels)
     for summary, label in runs:
+        lines += _borders(summary, label)
+    for summary, label in runs:
         lines += _flips(summary, label) + _method(summary, label)
     for summary, label in runs:
         lines += _details(summary, label)
@@ -92,6 +94,13 @@ def _metrics(summaries: list[dict], labels: list[str]) -> list[str]:
         for line in contents.metrics(summaries)
     ]
     return ["## Metrics", "", *pipe_table(["metric", *labels, "formula", "divisor"], rows), ""]
+
+
+def _borders(summary: dict, label: str) -> list[str]:
+    rows = [list(row.values()) for row in contents.borders(summary)]
+    head = ["", "KL, nats/token", "95 % interval", "a document", "cross-entropy", "base's entropy", "agreement"]
+    heading = f"## Predictions against the untouched base, {escaped(label)}"
+    return [heading, "", *pipe_table(head, rows), ""] if rows else []
 
 
 def _flips(summary: dict, label: str) -> list[str]:

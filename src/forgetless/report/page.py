@@ -57,6 +57,11 @@ def _run(summary: dict, label: str, bounds: list[dict], slot: int, wide: bool, l
         "tasks": summary["tasks"],
         "matrix": _matrix(summary, summary["headline"], summary["intervals"], bounds),
         "scores": charts.score_chart(summary, width),
+        "borders": {
+            "chart": charts.border_chart(summary, width),
+            "rows": contents.borders(summary),
+            "said": words.border_sentence(summary) if summary.get("forgetting") else "",
+        },
         "losses": losses,
         "figures": [_figure(summary, key) for key in contents.log_keys(summary)],
         "checks": [_barred(line) for line in contents.checks(summary)],

@@ -15,6 +15,10 @@ FLIP = ("row", "key", "before", "now")
 TASK = ("name", "fingerprint", "train", "validation", "test", "options", "headline", "majority")
 CHANGE = ("task", "learned", "now", "change", "low", "high", "p", "lost", "gained", "n")
 
+BORDER = (
+    "after", "kl", "low", "high", "cross_entropy", "entropy", "agree", "per_document", "text", "not_measured",
+)  # fmt: skip
+
 
 def render_json(summaries: list[dict]) -> str:
     """The record as text; `<` is escaped, so that it may stand inside a page."""
@@ -58,6 +62,7 @@ def _run(summary: dict, label: str, bounds: list[dict]) -> dict:
             for name, one in summary["views"].items()
         },
         "forgotten": _changes(summary["forgotten"]),
+        "forgetting": [{key: one[key] for key in BORDER if key in one} for one in summary.get("forgetting", [])],
         "flips": [_flips(one) for one in contents.flips(summary)],
         "metrics": summary["metrics"],
         "label_counts": {key: summary["counts"][key] for key in ("gold", "after")},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from forgetless.runs.folder import RunFolder, complete, read_json, read_lines
+from forgetless.runs.folder import FORGETTING, RunFolder, complete, read_json, read_lines
 from forgetless.score.intervals import mean_interval, paired_change, wilson
 from forgetless.score.metrics import metrics
 from forgetless.score.scorers import MEANINGS, OWN_MEANING, RIGHT_OR_WRONG, label_of
@@ -29,6 +29,7 @@ def summarise(root: Path) -> dict:
     pairs = paired_rows(tasks, lessons, folders, learned, "deployed")
     judged = _judged(run, folders, learned)
     method = told["method"]["name"]
+    borders = [{"after": lessons[i]["name"]} | border for i in learned if (border := _border(folders[i]))]
     return {
         "format": told["format"],
         "status": told["status"],
@@ -64,7 +65,7 @@ def summarise(root: Path) -> dict:
         ],
         "config": told["config"],
         "versions": told["versions"],
-    }  # fmt: skip
+    } | ({"forgetting": borders} if borders else {})  # fmt: skip
 
 
 def finished(run: RunFolder, lessons: list[dict]) -> tuple[list[Path], list[int]]:
@@ -82,6 +83,24 @@ def _scores(folder: Path, union: list[str]) -> dict:
         for cell in (cell for view in scored.values() for cell in view.values()):
             cell["scores"].pop("likelihood_union", None)
     return scored
+
+
+def _border(folder: Path) -> dict:
+    """Forgetting after a lesson, against the base's own predictions; empty where nobody asked for it."""
+    if not complete(folder / FORGETTING):
+        return {}
+    told = read_json(folder / FORGETTING / f"{FORGETTING}.json")
+    if "not_measured" in told:
+        return {"not_measured": told["not_measured"]}
+    low, high = told["interval"] or (None, None)
+    return {
+        "kl": told["per_token"]["kl"],
+        "low": low,
+        "high": high,
+        **{name: told["per_token"][name] for name in ("cross_entropy", "entropy", "agree")},
+        "per_document": told["per_document"]["kl"],
+        "text": told["text"],
+    }
 
 
 def _row(tasks: list[dict], scored: dict) -> list[float | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from forgetless.forgetting.texts import OWN_ANSWERS
 from forgetless.score.scorers import NO_OPTION, RIGHT_OR_WRONG
 
 NOT_SCORED = "not scored"
@@ -155,6 +156,7 @@ def sentences(summary: dict) -> list[str]:
     said = [forgotten_sentence(summary, entry) for entry in summary["forgotten"]]
     said = said or [_nothing_to_forget(summary)]
     said += _unscored_changes(summary)
+    said += [border_sentence(summary)] if summary.get("forgetting") else []
     if summary["forgotten"] and not at_once(summary):
         said.append(f"{clean(summary['learned'][-1])} was learnt last: nothing of it can be forgotten yet.")
     if summary["status"] != "complete":
@@ -182,6 +184,41 @@ def forgotten_sentence(summary: dict, entry: dict) -> str:
         f"(95 % interval {_range(entry)}), {_rows(summary, entry)}."
         f"{_no_skill(summary, entry)}{_one_answer(summary, entry)}"
     )
+
+
+def border_sentence(summary: dict) -> str:
+    """How far the last model's predictions are from the untouched base's."""
+    last = summary["forgetting"][-1]
+    if "not_measured" in last:
+        return f"How far predictions moved from the base's is not measured: {last['not_measured']}."
+    interval = "" if last["low"] is None else f", 95 % interval {between(last)}"
+    return (
+        f"A{row_label(summary, last['after'])[1:]}, predictions on {measured_on(last['text'])} are "
+        f"{nats(last['kl'])} nats per token from the base's own (KL{interval}); at {percent(last['agree'])} of "
+        f"{last['text']['tokens']:,} tokens both hold the same word likeliest."
+    )
+
+
+def measured_on(text: dict) -> str:
+    """The text of a border, in words."""
+    if text["name"] == OWN_ANSWERS:
+        return f"the base's own answers to {text['documents']:,} general prompts"
+    many = text["documents"]
+    return f"{clean(text['name'])} ({many:,} document{'s' if many != 1 else ''})"
+
+
+def between(border: dict) -> str:
+    """The interval of a KL, which few documents cannot give."""
+    return "too few documents" if border["low"] is None else f"{nats(border['low'])} to {nats(border['high'])}"
+
+
+def nats(value: float) -> str:
+    """Three digits, never `-0`: below 0 is rounding.
+
+    >>> nats(0.12345), nats(-1e-9)
+    ('0.123', '0')
+    """
+    return f"{max(value, 0.0):.3g}"
 
 
 def _nothing_to_forget(summary: dict) -> str:

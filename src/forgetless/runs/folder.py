@@ -7,6 +7,7 @@
     tasks/01-bbc/memory/           kept rows for replay: HOLDS TRAINING ROWS
     tasks/01-bbc/log.jsonl         a record a step
     tasks/01-bbc/scores/           predictions.jsonl (per row), scores.json
+    tasks/01-bbc/forgetting/       forgetting.json: predictions against the untouched base's own
     adapter/                       the last task's adapter
     matrix.json summary.json report.html report.md report.json
 
@@ -33,6 +34,7 @@ from forgetless.errors import RunError, short
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+FORGETTING = "forgetting"
 TIMES = "times"
 
 

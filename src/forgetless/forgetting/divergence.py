@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forgetless.auditing.reference import BATCH_TOKENS, Reference, Stream, hidden_states
-from forgetless.auditing.windows import Windows
 from forgetless.errors import DataError, RunError, UsageError
+from forgetless.forgetting.reference import BATCH_TOKENS, Reference, Stream, hidden_states
+from forgetless.forgetting.windows import Windows
 from forgetless.model.head import Head, Using
 
 

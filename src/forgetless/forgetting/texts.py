@@ -9,27 +9,44 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from forgetless.auditing.windows import Windows, row_windows, text_windows
 from forgetless.data.batches import Encoder
 from forgetless.data.readers import alpaca_prompt, read_rows
 from forgetless.data.streams import JUDGED_SEED, sample
 from forgetless.data.tasks import Row
 from forgetless.errors import DataError, UsageError
+from forgetless.forgetting.windows import Windows, row_windows, text_windows
+from forgetless.model.identity import json_digest
 
 OWN_ANSWERS = "own-answers"
 PROMPT_FILES = ("general_prompts.txt", "look_alikes.txt")
+PROMPTS = 32  # that are answered where many measurements are made
 ANSWER_TOKENS = 64  # of an own answer
+LONGEST = 2048  # tokens of a row: a prompt that is longer loses its beginning
 WINDOW = 512  # tokens
 ROWS = (".jsonl", ".json", ".parquet")
 
 
 @dataclass(frozen=True)
 class Text:
-    """Documents by name; a document is a row: one with a prompt is measured at its answer, a plain text everywhere."""
+    """Documents by name; a document is a row: one with a prompt is measured at its answer, a plain text everywhere.
+
+    An open text has prompts only, which the reference is to answer itself.
+    """
 
     name: str
     rows: tuple[Row, ...]
     source: str
+    open: bool = False
+
+    @property
+    def content(self) -> str:
+        """sha256 of the rows."""
+        return json_digest([row.content() for row in self.rows])
+
+    def answered(self, answers: Sequence[str]) -> Text:
+        """An open text with a reference's answers in their places."""
+        rows = tuple(_answered(row, answer) for row, answer in zip(self.rows, answers, strict=True))
+        return replace(self, rows=rows, open=False)
 
     @property
     def plain(self) -> bool:
@@ -64,14 +81,19 @@ def read_text(source: str, limit: int | None = None) -> Text:
     return Text(name, sample(rows, limit, seed=JUDGED_SEED, name=name, purpose="text"), source)
 
 
-def own_answers(prompts: Sequence[str], answers: Sequence[str], chat: bool) -> Text:
-    """A reference's answers as the text that it is compared on; the domain of a packaged prompt is its topic."""
-    topic = topics()
+def own_prompts(prompts: Sequence[str], chat: bool) -> Text:
+    """Prompts whose answers by a reference will be the text; the domain of a packaged prompt is its topic."""
+    topic, source = topics(), f"the reference's greedy answers of up to {ANSWER_TOKENS} tokens"
     rows = tuple(
-        replace(asked(prompt, answer, chat), source=f"prompt {number}", domain=topic.get(prompt, ""))
-        for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), start=1)
+        replace(asked(prompt, "", chat), source=f"prompt {number}", domain=topic.get(prompt, ""))
+        for number, prompt in enumerate(prompts, start=1)
     )
-    return Text(OWN_ANSWERS, rows, f"the reference's greedy answers of up to {ANSWER_TOKENS} tokens")
+    return Text(OWN_ANSWERS, rows, source, open=True)
+
+
+def own_answers(prompts: Sequence[str], answers: Sequence[str], chat: bool) -> Text:
+    """A reference's answers as the text that it is compared on."""
+    return own_prompts(prompts, chat).answered(answers)
 
 
 def general_prompts(limit: int | None = None) -> tuple[str, ...]:
@@ -83,7 +105,7 @@ def topics() -> dict[str, str]:
     """Packaged prompt -> what it is about: `[topic] prompt` in its file, or else the file's name."""
     found = {}
     for file in PROMPT_FILES:
-        for line in (resources.files("forgetless.auditing") / file).read_text("utf-8").splitlines():
+        for line in (resources.files("forgetless.forgetting") / file).read_text("utf-8").splitlines():
             if line.strip() and not line.startswith("#"):
                 topic, _, prompt = line[1:].partition("] ") if line.startswith("[") else (Path(file).stem, "", line)
                 found[prompt.strip()] = topic.replace("_", "-")
@@ -97,6 +119,11 @@ def asked(prompt: str, answer: str, chat: bool) -> Row:
     return Row(alpaca_prompt(prompt), answer)
 
 
+def _answered(row: Row, answer: str) -> Row:
+    messages = (*row.turns_before, ("assistant", answer)) if row.messages else ()
+    return replace(row, answer=answer, messages=messages)
+
+
 def prompt_of(row: Row) -> str:
     """What was asked: the first turn of a chat, or the prompt."""
     return row.messages[0][1] if row.messages else row.prompt
@@ -106,10 +133,10 @@ def _plain_text(source: str) -> tuple[Row, ...]:
     try:
         whole = Path(source).expanduser().read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UsageError(f"--text {source}: cannot be read ({error.strerror})") from error
+        raise UsageError(f"{source}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"--text {source}: not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
+        raise UsageError(f"{source}: not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
     parts = [part.strip() for part in whole.replace("\r\n", "\n").split("\n\n") if part.strip()]
     if not parts:
-        raise DataError(f"--text {source}: holds no text")
+        raise DataError(f"{source}: holds no text")
     return tuple(Row("", part, source=f"{source}: paragraph {n}") for n, part in enumerate(parts, start=1))

@@ -25,8 +25,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from forgetless.auditing.windows import Windows
 from forgetless.errors import RunError, UsageError
+from forgetless.forgetting.windows import Windows
 from forgetless.model.head import Head, Using, hidden_at
 from forgetless.model.identity import json_digest
 from forgetless.progress import console, steps

@@ -1,0 +1,44 @@
+"""Arrows between packages point one way: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "forgetless"
+NOT_ABOVE = {
+    "data": {"model", "score", "forgetting", "methods", "learning", "auditing", "report", "runs", "config"},
+    "runs": {"data", "model", "score", "forgetting", "methods", "learning", "auditing", "report", "config"},
+    "model": {"score", "forgetting", "methods", "learning", "auditing", "report", "config"},
+    "score": {"forgetting", "methods", "auditing", "report", "config"},
+    "forgetting": {"methods", "learning", "auditing", "report", "config"},
+    "methods": {"auditing", "report", "config", "runs", "forgetting", "score"},
+    "learning": {"auditing"},
+}
+"""Package -> what it must not import: each stands below these."""
+
+
+def imported(file: Path) -> set[str]:
+    """The packages of forgetless that a file imports anywhere."""
+    modules: list[str] = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            modules += [node.module, *(f"{node.module}.{one.name}" for one in node.names)]
+        elif isinstance(node, ast.Import):
+            modules += [one.name for one in node.names]
+    return {module.split(".")[1] for module in modules if module.startswith("forgetless.")}
+
+
+@pytest.mark.parametrize("package", NOT_ABOVE)
+def test_no_package_imports_one_above_it(package):
+    files = sorted((PACKAGE / package).glob("*.py"))
+    assert files
+    for file in files:
+        assert not imported(file) & NOT_ABOVE[package], file.name
+
+
+def test_imports_are_seen():
+    assert {"forgetting", "learning", "model"} <= imported(PACKAGE / "learning" / "borders.py")
+    assert "auditing" in imported(PACKAGE / "__init__.py")
