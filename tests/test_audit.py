@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from forgetless.auditing.judges import Exchange, Labelled, LikelihoodJudge
 from forgetless.auditing.models import opened
 from forgetless.auditing.session import prepare
 from forgetless.cli import main
-from forgetless.errors import DownloadError, UsageError
+from forgetless.errors import DataError, DownloadError, UsageError
 from forgetless.forgetting.texts import topics
 from forgetless.report import audit as report
 from forgetless.runs.folder import read_json, read_lines
@@ -437,6 +438,33 @@ def test_equal_rows_count_once(models, rows, tmp_path):
     assert run(models, text, tmp_path / "out", "kept", more=("--max-drop", "colours=10pp")) == 3
     record = read_json(tmp_path / "out" / "audit.json")
     assert record["columns"][0]["rows"] == 6 and "54 rows that repeat another" in " ".join(record["notes"])
+
+
+def test_a_changed_chat_template_is_each_models_own_or_one_for_both(models, tmp_path):
+    """The same weights behind a template that says something first: with one template for both nothing moved."""
+    tokenizer = AutoTokenizer.from_pretrained(models["april"])
+    tokenizer.chat_template = "The sky is blue. " + tokenizer.chat_template
+    shutil.copytree(models["april"], tmp_path / "same")
+    tokenizer.save_pretrained(tmp_path / "same")
+    rows = [{"messages": [{"role": "user", "content": f"colour of {key}?"}, {"role": "assistant", "content": value}]}
+            for key, value in COLOURS.items()]  # fmt: skip
+    (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def kl(template: str) -> float:
+        config = AuditConfig(
+            models["april"], [str(tmp_path / "same")], text=[str(tmp_path / "chats.jsonl")], chat_template=template,
+            output_dir=str(tmp_path / template), device="cpu", precision="fp32",
+        )  # fmt: skip
+        told = audit(config)
+        assert any("its chat template differs" in note for note in told["notes"])
+        return told["models"][0]["divergence"]["chats"]["per_token"]["kl"]
+
+    assert kl("own") > 1e-3 > 1e-6 > kl("reference")
+    assert read_evidence(tmp_path / "own" / "evidence.json")["settings"]["chat_template"] == "own"
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", "<|fin|>")
+    tokenizer.save_pretrained(tmp_path / "same")
+    with pytest.raises(DataError, match="chat_template=reference"):
+        kl("own")
 
 
 def test_names_of_models_are_distinct(models, rows, tmp_path):

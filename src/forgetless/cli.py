@@ -338,7 +338,7 @@ def _verify(file: str) -> int:
 def _audit_parser() -> argparse.ArgumentParser:
     import argparse
 
-    from forgetless.config import AuditConfig, documentation
+    from forgetless.config import TEMPLATES, AuditConfig, documentation
     from forgetless.learning.engine import DEVICES, PRECISIONS
 
     parser = argparse.ArgumentParser(
@@ -366,6 +366,7 @@ def _audit_parser() -> argparse.ArgumentParser:
         add(name, type=int)
     add("recover", type=int, default=0, metavar="STEPS")
     add("recover_rows", type=int, default=40, metavar="ROWS")
+    add("chat_template", default=TEMPLATES[0], choices=TEMPLATES)
     add("precision", default="auto", choices=PRECISIONS)
     add("device", default="auto", choices=DEVICES)
     parser.add_argument("--verify", metavar="FILE", help="work the verdict of an evidence.json out again")

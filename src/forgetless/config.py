@@ -138,6 +138,9 @@ class LearnConfig(TrainSettings, LoraSettings):
         return {name: value for name, value in self.plain().items() if name not in free}
 
 
+TEMPLATES = ("own", "reference")
+
+
 @dataclass(frozen=True)
 class AuditConfig:
     """What `audit` compares, on which rows, and the budgets."""
@@ -185,6 +188,8 @@ class AuditConfig:
     """at most this many old rows for it"""
     show_text: bool = False
     """write the prompts and answers of the rows that turned into texts.jsonl"""
+    chat_template: str = "own"
+    """own: each model is prompted in its own chat template; reference: all in the reference's"""
     precision: str = "auto"
     """auto, bf16 or fp32"""
     device: str = "auto"
@@ -196,6 +201,8 @@ class AuditConfig:
             raise UsageError("give a reference and at least one model: forgetless audit REFERENCE MODEL ...")
         if not 0.5 <= self.confidence < 1:
             raise UsageError(f"confidence must be from 0.5 to below 1, such as 0.95, not {self.confidence}")
+        if self.chat_template not in TEMPLATES:
+            raise UsageError(f"chat_template: no {self.chat_template!r}{nearest(self.chat_template, TEMPLATES)}")
         for name in ("window", "stride", "limit"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UsageError(f"{name} must be 1 or above, not {value}")

@@ -87,8 +87,11 @@ def measure(session: AuditSession) -> Found:
         else:
             console.print(f"model: {subject.name}", markup=False)
             found.rows[subject.name] = _rows(session, subject, model)
+            windows = _windows(session, found, subject)
             found.divergences[subject.name] = {
-                (role, name): divergence(side.states[name], model, using=session.engine.autocast, label=name)
+                (role, name): divergence(
+                    side.states[name], model, windows[name], using=session.engine.autocast, label=name
+                )
                 for role, side in found.sides.items()
                 for name in found.texts
             }
@@ -96,6 +99,13 @@ def measure(session: AuditSession) -> Found:
         _judge(session, found)
     _check_time(session, began)
     return found
+
+
+def _windows(session: AuditSession, found: Found, subject: Subject) -> dict[str, Windows]:
+    """The texts as they go through a model; their measured tokens are the reference's."""
+    if subject.identity.chat_template == session.reference.identity.chat_template:
+        return found.windows
+    return {name: session.windows_of(text, subject) for name, text in found.texts.items()}
 
 
 def measures_of(session: AuditSession, found: Found, model: str) -> list[Measure]:

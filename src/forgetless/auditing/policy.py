@@ -14,6 +14,7 @@
     anchor-budgets: {max-drop: {invoices: 5pp}}
     window: 512                            # of plain text, in tokens; and how far apart they begin
     stride: 256
+    chat-template: own                     # each model in its own; reference: all in the reference's
     confidence: 0.95
     time-limit: 30min
     waivers:
@@ -41,11 +42,13 @@ from forgetless.auditing.judges import judged_names
 from forgetless.auditing.measures import AGAINST, ANCHOR, KL_CLIP, REFERENCE
 from forgetless.auditing.probes import SAFETY
 from forgetless.auditing.verdict import Terms, Waiver
+from forgetless.config import TEMPLATES
 from forgetless.data.packages import sha256_of
 from forgetless.errors import UsageError, nearest
 
 KEYS = (
-    "reference", "anchor", "tasks", "texts", "probes", "judges", "window", "stride", "budgets", "anchor-budgets",
+    "reference", "anchor", "tasks", "texts", "probes", "judges", "window", "stride", "chat-template", "budgets",
+    "anchor-budgets",
     "confidence", "time-limit", "kl-clip", "waivers",
 )  # fmt: skip
 SOURCES = ("tasks", "texts", "probes", "judges")
@@ -96,6 +99,7 @@ class Policy:
     kl_clip: float  # nats per token
     window: int | None  # tokens, of plain text
     stride: int | None
+    chat_template: str  # "own" or "reference"
     waivers: tuple[Waiver, ...]
 
     def terms(self, today: datetime.date) -> Terms:
@@ -146,6 +150,7 @@ def read_policy(file: str | Path) -> Policy:
         kl_clip=_number(told.get("kl-clip", KL_CLIP), 1e-9, 1e9, f"{file}: kl-clip", "1.0 (nats per token)"),
         window=_tokens(told, "window", file),
         stride=_tokens(told, "stride", file),
+        chat_template=_one_of(told.get("chat-template", TEMPLATES[0]), TEMPLATES, f"{file}: chat-template"),
         waivers=waivers,
     )
 
@@ -282,6 +287,12 @@ def _tokens(told: dict, key: str, file: Path) -> int | None:
     if key in told and (isinstance(told[key], bool) or not isinstance(told[key], int) or told[key] < 1):
         raise UsageError(f"{file}: {key}: expected a number of tokens, such as 512; found {told[key]!r}")
     return told.get(key)
+
+
+def _one_of(told: Any, known: tuple[str, ...], place: str) -> str:
+    if told not in known:
+        raise UsageError(f"{place}: no {told!r}{nearest(str(told), known)}")
+    return told
 
 
 def _seconds(told: Any, place: str) -> float:

@@ -83,9 +83,14 @@ class AuditSession:
     def encoder(self, subject: Subject) -> Encoder:
         return Encoder(subject.tokenizer, self.max_length)
 
+    def windows_of(self, text: Text, subject: Subject) -> Windows:
+        """What goes through a model: of a chat the turns as its own template has them, else as the reference has it."""
+        tokenizer = subject.tokenizer if text.chat else self.reference.tokenizer
+        return text.windows(tokenizer, self.max_length, **self.cut)
+
     def windows(self, text: Text) -> Windows:
-        """The same tokens for every model: those of the reference's tokenizer and chat template."""
-        found = text.windows(self.reference.tokenizer, self.max_length, **self.cut)
+        """The tokens that are measured: those of the reference's tokenizer and chat template."""
+        found = self.windows_of(text, self.reference)
         longest = max(max(window.ids) for window in found.windows)
         for subject in (*self.roles.values(), *self.models):
             if longest >= subject.vocabulary:
@@ -108,7 +113,8 @@ class AuditSession:
                 "max_length": self.max_length,
                 "batch_tokens": BATCH_TOKENS,
                 "answer_tokens": ANSWER_TOKENS,
-                "chat_template": self.chat,
+                "chat": self.chat,
+                "chat_template": (self.policy or self.config).chat_template,
                 "kl_clip": self.kl_clip,
                 **self.cut,
                 "judges": {name: judge.sha256 for name, judge in self.judges.items()},
@@ -130,35 +136,14 @@ def prepare(config: AuditConfig) -> AuditSession:
     """Reads and checks everything; UsageError and DataError name what does not fit."""
     config.check()
     policy = _policy(config)
-    roles = {REFERENCE: _one(policy.reference if policy else config.reference, config, policy)}
-    if policy and policy.anchor:
-        roles[ANCHOR] = _one(policy.anchor, config, policy)
-    models = [one for spec in config.models for one in _find(spec, config)]
-    _distinct([one.name for one in models], "models", "give each once")
+    roles, models, notes = _subjects(config, policy)
     everyone = [*roles.values(), *models]
-    notes = [note for one in everyone for note in one.notes]
-    notes += [note for role in roles.values() for one in models for note in compare(role, one)]
     chat = all(one.chat_template for one in everyone)
     max_length = min([LONGEST, *(one.context for one in everyone if one.context)])
-    tasks = _policy_tasks(policy) if policy else _tasks(config)
-    probes = _policy_probes(policy, chat) if policy else load_probes(config.probes, limit=config.limit, chat=chat)
-    if policy:
-        policy.check_rows({task.name: content_hash(task) for task in (*tasks, *(probe.task for probe in probes))})
-    texts = _policy_texts(policy) if policy else tuple(read_text(source, config.limit) for source in config.text)
+    tasks, probes, texts = _rows(config, policy, chat, notes)
     prompts = () if texts or policy else general_prompts(config.limit)
-    if (policy or config).window or (policy or config).stride:
-        _check_plain(texts)
-    judges = own_judges(f"{one.path}:{one.name}" for one in policy.judges) if policy else own_judges(config.judge)
-    if judges and not any(probe.kind in JUDGED for probe in probes):
-        raise UsageError(
-            f"judge {', '.join(judges)}: no probe's answers are judged; name one, such as --probes advbench"
-        )
-    probes = _unseen(probes, [row for task in tasks for row in task.train])
-    encoder = Encoder(roles[REFERENCE].tokenizer, max_length)
-    tasks = tuple(_once(task, notes) for task in tasks)
-    probes = tuple(replace(probe, task=_once(probe.task, notes)) for probe in probes)
-    texts = tuple(replace(text, rows=_distinct_rows(text.name, text.rows, notes)) for text in texts)
-    tasks, probes = _fitting(tasks, probes, encoder, notes)
+    judges = _judges(config, policy, probes)
+    tasks, probes = _fitting(tasks, probes, Encoder(roles[REFERENCE].tokenizer, max_length), notes)
     _check_templates(everyone, (*tasks, *(probe.task for probe in probes)), max_length)
     engine = Engine(config.device, config.precision)
     if engine.processes > 1:
@@ -184,6 +169,29 @@ def weights_of(roles: dict[str, Subject], models: list[Subject]) -> dict[str, st
 
 
 # ---------------------------------------------------------------- models
+
+
+def _subjects(config: AuditConfig, policy: Policy | None) -> tuple[dict[str, Subject], list[Subject], list[str]]:
+    """The roles, the models, and what a reader should know of them; refuses what cannot be compared."""
+    roles = {REFERENCE: _one(policy.reference if policy else config.reference, config, policy)}
+    if policy and policy.anchor:
+        roles[ANCHOR] = _one(policy.anchor, config, policy)
+    models = [one for spec in config.models for one in _find(spec, config)]
+    _distinct([one.name for one in models], "models", "give each once")
+    notes = [note for one in (*roles.values(), *models) for note in one.notes]
+    notes += [note for role in roles.values() for one in models for note in compare(role, one)]
+    if (policy or config).chat_template == REFERENCE:
+        roles = {role: _prompted_as(one, roles[REFERENCE]) for role, one in roles.items()}
+        models = [_prompted_as(one, roles[REFERENCE]) for one in models]
+    return roles, models, notes
+
+
+def _prompted_as(subject: Subject, reference: Subject) -> Subject:
+    """The model with the reference's tokenizer and chat template."""
+    own = replace(
+        subject.identity, tokenizer=reference.identity.tokenizer, chat_template=reference.identity.chat_template
+    )
+    return replace(subject, tokenizer=reference.tokenizer, identity=own)
 
 
 def _find(spec: str, config: AuditConfig) -> list[Subject]:
@@ -213,6 +221,36 @@ def _usual_folder(config: AuditConfig, roles: dict[str, Subject], models: list[S
 
 
 # ---------------------------------------------------------------- rows
+
+
+def _rows(
+    config: AuditConfig, policy: Policy | None, chat: bool, notes: list[str]
+) -> tuple[tuple[Task, ...], tuple[Probe, ...], tuple[Text, ...]]:
+    """The user's tasks, probes without what stands in the tasks' training rows, and texts; each row once."""
+    if policy:
+        tasks, probes, texts = _policy_tasks(policy), _policy_probes(policy, chat), _policy_texts(policy)
+        policy.check_rows({task.name: content_hash(task) for task in (*tasks, *(probe.task for probe in probes))})
+    else:
+        tasks, probes = _tasks(config), load_probes(config.probes, limit=config.limit, chat=chat)
+        texts = tuple(read_text(source, config.limit) for source in config.text)
+    if (policy or config).window or (policy or config).stride:
+        _check_plain(texts)
+    probes = _unseen(probes, [row for task in tasks for row in task.train])
+    return (
+        tuple(_once(task, notes) for task in tasks),
+        tuple(replace(probe, task=_once(probe.task, notes)) for probe in probes),
+        tuple(replace(text, rows=_distinct_rows(text.name, text.rows, notes)) for text in texts),
+    )
+
+
+def _judges(config: AuditConfig, policy: Policy | None, probes: tuple[Probe, ...]) -> dict[str, OwnJudge]:
+    """The user's own judges."""
+    judges = own_judges(f"{one.path}:{one.name}" for one in policy.judges) if policy else own_judges(config.judge)
+    if judges and not any(probe.kind in JUDGED for probe in probes):
+        raise UsageError(
+            f"judge {', '.join(judges)}: no probe's answers are judged; name one, such as --probes advbench"
+        )
+    return judges
 
 
 def _tasks(config: AuditConfig) -> tuple[Task, ...]:
@@ -317,8 +355,7 @@ def _policy(config: AuditConfig) -> Policy | None:
     ]
     if config.reference:
         told.insert(0, "reference")
-    if config.confidence != AuditConfig.confidence:
-        told.append("confidence")
+    told += [name for name in ("confidence", "chat_template") if getattr(config, name) != getattr(AuditConfig, name)]
     if told:
         raise UsageError(f"--policy says what is compared on what; leave out {', '.join(told)}, or change the policy")
     policy = read_policy(config.policy)

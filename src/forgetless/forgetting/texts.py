@@ -53,6 +53,11 @@ class Text:
         """Without prompts, so that it is cut into windows."""
         return self.rows[0].shape == "text"
 
+    @property
+    def chat(self) -> bool:
+        """Turns, which stand in a chat template."""
+        return self.rows[0].shape == "chat"
+
     def windows(
         self, tokenizer: PreTrainedTokenizerBase, context: int, window: int | None = None, stride: int | None = None
     ) -> Windows:
