@@ -83,6 +83,8 @@ def case(
             {
                 "name": name, "identity": {"weights": "ab12" * 16, "adapter": "cd34" * 16}, "notes": [],
                 "outcome": told["outcome"], "findings": told["findings"], "scores": scores[name],
+                "changes": {column: {"change": -0.1, "low": -0.15, "high": -0.05, "p": 0.001, "lost": 9, "gained": 1}
+                            for column in columns},
                 "agreement": {column: 1 - 0.8 * lost for column in columns}, "divergence": divergences[name],
                 "refusals": {probe: refused(0.9 - 0.7 * lost) for probe in judged},
                 "sanity": {one: counts | {"repeated": round(40 * lost)} for one, counts in sanity.items()},

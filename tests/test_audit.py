@@ -114,6 +114,8 @@ def test_what_forgot_is_a_regression_and_what_did_not_passes(models, rows, tmp_p
     assert [one["scores"]["colours"]["likelihood"] for one in record["models"]] == [1.0, 0.0]
     assert [one["outcome"] for one in record["models"]] == ["pass", "regression"]
     assert [one["agreement"]["colours"] for one in record["models"]] == [1.0, 0.0]
+    change = record["models"][1]["changes"]["colours"]
+    assert (change["change"], change["lost"], change["gained"]) == (-1, 48, 0) and change["p"] == 2**-47
     kept, lost = (one["divergence"]["notes"]["per_token"] for one in record["models"])
     assert kept["kl"] < 1e-3 < lost["kl"] and kept["agree"] > 0.99
     assert lost["cross_entropy"] == pytest.approx(lost["entropy"] + lost["kl"])

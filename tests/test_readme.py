@@ -26,13 +26,14 @@ def blocks(kind: str) -> list[str]:
 
 
 def test_the_tree_is_the_tree():
-    """Each line: a folder, then its files without .py."""
+    """A folder with what it is for, and its files without .py beneath it."""
     told = next(block for block in blocks("") if "src/forgetless/" in block)
     said: dict[str, set[str]] = {}
     for line in told.splitlines():
-        found = re.match(r"(?:src/forgetless/|  )(\S*/)?\s+([\w .]+?)(?:  +\S.*)?$", line)
-        if found and line.startswith(("src/forgetless/", "  ")):
-            said[(found[1] or "").rstrip("/")] = set(found[2].split())
+        if folder := re.match(r"  (\S+)/ ", line):
+            last = said[folder[1].strip(".")] = set()
+        elif re.match(r" {10,}\S", line):
+            last |= set(line.split())
     package = ROOT / "src" / "forgetless"
     for folder in [package, *sorted(path for path in package.iterdir() if path.is_dir())]:
         files = {path.stem for path in folder.glob("*.py") if not path.stem.startswith("__")}

@@ -18,7 +18,7 @@ from forgetless.data.tasks import Task
 from forgetless.errors import ForgetlessError
 from forgetless.forgetting.divergence import Divergence
 from forgetless.forgetting.texts import OWN_ANSWERS, Text, prompt_of
-from forgetless.score.intervals import wilson
+from forgetless.score.intervals import paired_change, wilson
 from forgetless.score.metrics import metrics
 from forgetless.score.scorers import TaskScores, headline
 
@@ -62,6 +62,7 @@ def _model(
         "outcome": judged["outcome"],
         "findings": judged["findings"],
         "scores": {name: _means(one) for name, one in rows.scores.items()},
+        "changes": {task.name: _change(task, side.rows, rows, judged["confidence"]) for task in session.scored},
         "agreement": {task.name: _agreement(task, side.rows, rows) for task in session.scored},
         "divergence": {name: _divergence(one) for name, one in divergences.items()},
         "where": {
@@ -82,6 +83,12 @@ def _column(session: AuditSession, task: Task) -> dict:
 
 def _means(scores: TaskScores) -> dict[str, float | None]:
     return {measure: scores.mean(measure) for measure in scores.measures}
+
+
+def _change(task: Task, reference: Rows, model: Rows, confidence: float) -> dict:
+    """The headline's change with a two-sided interval and McNemar's p (other scores: bootstrap, sign-flip test)."""
+    before, after = (rows.scores[task.name].measures[headline(task)] for rows in (reference, model))
+    return asdict(paired_change(before, after, confidence))
 
 
 def _agreement(task: Task, reference: Rows, model: Rows) -> float | None:

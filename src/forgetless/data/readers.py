@@ -514,7 +514,8 @@ def _unanswered(item: Any) -> bool:
 def _kind(value: Any) -> str:
     kinds = {dict: "an object", list: "a list", str: "text", bool: "a truth value", int: "a number",
              float: "a number", type(None): "null"}  # fmt: skip
-    return f"{kinds.get(type(value), type(value).__name__)}: {quoted(str(value))}"
+    found = quoted(str(value)) if isinstance(value, str | dict | list) else value
+    return f"{kinds.get(type(value), type(value).__name__)}: {found}"
 
 
 def _check(on_bad_row: str, prompt: str | None, answer: str | None) -> None:

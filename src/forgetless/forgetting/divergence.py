@@ -168,15 +168,15 @@ def divergence(
 
 def compare_states(
     reference: Reference, states: Stream, head: Head, windows: Windows,
-    words: int | None = None,
+    words: int | None = None, chunk_bytes: int | None = None,
 ) -> Divergence:  # fmt: skip
-    """`divergence` for states that are there already."""
+    """`divergence` for states that are there already. `chunk_bytes` bounds one model's logits in fp32."""
     _check_targets(reference.windows, windows)
     shared = min(reference.head.vocabulary, head.vocabulary)
     if words is not None and not 1 <= words <= shared:
         raise UsageError(f"words={words}: the two vocabularies share their first {shared} words")
     vocabulary = max(reference.head.vocabulary, head.vocabulary)
-    size = max(1, _budget(head.device).chunk // (4 * vocabulary))
+    size = max(1, (chunk_bytes or _budget(head.device).chunk) // (4 * vocabulary))
     results = np.zeros((len(Measures._fields), windows.positions))
     for numbers, hidden in states:
         known = reference.states(numbers)

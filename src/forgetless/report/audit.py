@@ -18,7 +18,7 @@ from forgetless.auditing.where import CERTAINTY, DOCUMENTS, DOMAIN, PLACE, TOKEN
 from forgetless.forgetting.texts import OWN_ANSWERS
 from forgetless.report.markdown import escaped, pipe_table
 from forgetless.report.verdict import SAID, amount, named, needed, verdict_markdown
-from forgetless.report.words import clean, number, percent
+from forgetless.report.words import clean, number, p_value, percent
 
 COLUMNS = 6  # of scores in one table
 SAID_OF = {DOMAIN: "domain", TOKEN_TYPE: "type of token", PLACE: "place in the document", CERTAINTY: "entropy"}
@@ -182,7 +182,7 @@ def _judged(record: dict, finding: Finding) -> str:
 def tables(record: dict) -> list[Table]:
     """All tables of a record, those without rows left out."""
     names = short_names(record)
-    found = [*_scores(record, names), _texts(record, names), _agreement(record, names)]
+    found = [*_scores(record, names), _changes(record, names), _texts(record, names), _agreement(record, names)]
     found += [_refusals(record, names), *_sanity(record, names)]
     for model in record["models"]:
         found += [_where(record, model, names), _furthest(record, model, names), _weights(model, names)]
@@ -201,6 +201,26 @@ def _scores(record: dict, names: dict[str, str]) -> Iterator[Table]:
             [names[name], *(percent(scores[one["name"]][one["measure"]]) for one in part)] for name, scores in everyone
         ]
         yield Table("Scores", ["", *(f"{clean(one['name'])} ({one['rows']:,})" for one in part)], rows)
+
+
+def _changes(record: dict, names: dict[str, str]) -> Table:
+    """Every model on every task or probe, row by row against the reference."""
+    sure = f"{number(100 * record['confidence'])} % interval"
+    rows = [
+        [
+            names[model["name"]], clean(name), f"{number(100 * one['change'])} pp",
+            f"{number(100 * one['low'])} to {number(100 * one['high'])}", str(one["lost"]), str(one["gained"]),
+            p_value(one["p"]),
+        ]
+        for model in record["models"]
+        for name, one in model["changes"].items()
+    ]  # fmt: skip
+    head = ["", "task", "change", sure, "rows worse", "better", "p"]
+    notes = (
+        "two-sided, each by itself: right-or-wrong rows by Tango's interval and McNemar's exact test, other scores by"
+        " a paired bootstrap and a sign-flip test; what decides are the bounds at the top",
+    )
+    return Table("Change on the same rows", head, rows, notes if rows else ())
 
 
 def _texts(record: dict, names: dict[str, str]) -> Table:
