@@ -30,6 +30,7 @@ SAID = {
     None: "no verdict, since no budget was given",
 }
 MOST_LINES = 40  # findings that a Markdown table lists
+MOST_QUIET = 10  # findings that are only named
 
 
 def verdict_markdown(verdicts: Mapping[str, Verdict]) -> str:
@@ -41,8 +42,10 @@ def verdict_markdown(verdicts: Mapping[str, Verdict]) -> str:
         lines += [f"### {escaped(clean(model))}: {SAID[verdict.outcome]}", ""]
         if shown:
             lines += [*pipe_table(finding_head(verdict.confidence), [finding_cells(one) for one in shown]), ""]
-        quiet = sum(one.status == NOT_SHOWN for one in verdict.findings)
-        lines += [f"- {quiet} more without a budget: no loss shown"] if quiet else []
+        quiet = [f"{named(one)} (a loss from {_least(one)} would show)" for one in verdict.findings
+                 if one.status == NOT_SHOWN]  # fmt: skip
+        lines += [f"- No loss shown: {escaped(', '.join(quiet[:MOST_QUIET]))}"] if quiet else []
+        lines += [f"- {len(quiet) - MOST_QUIET} more without a budget: no loss shown"] if quiet[MOST_QUIET:] else []
         lines += [f"- {len(listed) - len(shown)} more are in the evidence file"] if len(listed) > len(shown) else []
         lines += [f"- {escaped(text)}" for text in (*map(needed, shown), *map(clean, verdict.notes)) if text]
         lines += [""]
@@ -90,14 +93,19 @@ def amount(finding: Finding, value: float) -> str:
 
 def finding_head(confidence: float) -> list[str]:
     """The columns of `finding_cells`."""
-    return ["", "rows", "loss", f"{number(100 * confidence)} % bounds", "budget", "found"]
+    return ["", "rows", "loss", f"{number(100 * confidence)} % bounds", "budget", "shown from", "found"]
 
 
 def finding_cells(finding: Finding) -> list[str]:
     """A finding as a row of a table."""
     loss = "none" if finding.loss is None else amount(finding, finding.loss)
     budget = "" if finding.budget is None else written(finding.option, finding.budget)
-    return [named(finding), f"{finding.rows:,}", loss, _bounds(finding), budget, _status(finding)]
+    return [named(finding), f"{finding.rows:,}", loss, _bounds(finding), budget, _least(finding), _status(finding)]
+
+
+def _least(finding: Finding) -> str:
+    """The least loss above the budget (without one: at all) that as many rows typically show."""
+    return "-" if finding.least_shown is None else amount(finding, finding.least_shown)
 
 
 def named(finding: Finding) -> str:
