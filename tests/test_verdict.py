@@ -41,7 +41,7 @@ from forgetless.auditing.verdict import (
 )
 from forgetless.data.packages import sha256_of
 from forgetless.errors import DataError, RunError, UsageError
-from forgetless.report.verdict import verdict_junit, verdict_markdown
+from forgetless.report.verdict import bounds, verdict_junit, verdict_markdown
 from forgetless.score.bounds import Betting
 from forgetless.score.intervals import holm
 
@@ -164,7 +164,8 @@ def test_divergence_is_bounded_per_document_and_clipped_aloud():
     text = Divergence("manual", kl_sum=(2.0,) * 299 + (5_000.0,), tokens=(1_000,) * 300)
     verdict = judge([text], terms(Budget(MAX_KL, "manual", 0.05)))
     finding = verdict.findings[0]
-    assert finding.loss == pytest.approx((299 * 0.002 + 1.0) / 300) and finding.clipped == 1
+    assert finding.loss == pytest.approx((299 * 0.002 + 5.0) / 300) and finding.clipped == 1
+    assert finding.high < 0.05 and bounds(finding) == f"{finding.low:.3g} or more", "what is bounded is clipped"
     assert (finding.status, finding.lost) == (UNCLEAR, None), "beyond the clip nothing is bounded"
     assert verdict.notes[0].startswith("manual: 1 of 300 documents moved by more than 1 nats per token")
     assert judge([text], terms()).findings[0].status == MEASURED

@@ -39,6 +39,10 @@ class Scores:
         return np.asarray(self.before, float) - np.asarray(self.after, float)
 
     @property
+    def mean(self) -> float:
+        return float(self.losses.mean())
+
+    @property
     def right_or_wrong(self) -> bool:
         return bool(np.isin([*self.before, *self.after], (0, 1)).all())
 
@@ -77,6 +81,11 @@ class Divergence:
     @property
     def losses(self) -> np.ndarray:
         return np.clip(self.per_token, 0.0, self.clip)  # below 0 is rounding
+
+    @property
+    def mean(self) -> float:
+        """As measured, without the clip."""
+        return float(self.per_token.mean())
 
     @property
     def clipped(self) -> int:

@@ -69,9 +69,9 @@ class Finding:
     against: str
     status: str
     rows: int
-    loss: float | None  # the mean; None without rows
+    loss: float | None  # the mean, without the clip; None without rows
     low: float  # with the confidence, Holm-adjusted, the loss is no smaller
-    high: float  # with the confidence, the loss is no larger
+    high: float  # with the confidence, the loss is no larger; no bound where documents lie beyond the clip
     p: float | None  # of "within its budget" (without a budget: "nothing lost"), Holm-adjusted
     budget: float | None
     lost: int | None  # rows that score less than before, and more; None for a divergence
@@ -119,7 +119,7 @@ def judge(measures: Sequence[Measure], terms: Terms) -> Verdict:
     rest = [one for one in measures if not any(one is claim.measure for claim in claims)]
     claims += [_Claim(one, None, _test(one, confidence), 1 - confidence, None) for one in rest]
     findings = tuple(_finding(claim, confidence, waived) for claim in claims)
-    notes += [_clipped(one) for one in measures if isinstance(one, Divergence) and one.clipped]
+    notes += [_clipped(one) for one in measures if isinstance(one, Divergence) and one.clipped and _key(one) in limits]
     return Verdict(outcome(findings), confidence, findings, tuple(notes))
 
 
@@ -207,7 +207,7 @@ def _finding(claim: _Claim, confidence: float, waived: set[tuple]) -> Finding:
         against=measure.against,
         status=status,
         rows=rows,
-        loss=float(losses.mean()) if rows else None,
+        loss=measure.mean if rows else None,
         low=low,
         high=high,
         p=claim.p,

@@ -170,10 +170,12 @@ def _above(record: dict, told: dict, text: str, kind: str) -> list[dict]:
 def _judged(record: dict, finding: Finding) -> str:
     if finding.budget is None:
         return ""
-    high = amount(finding, finding.high)
+    bound = (
+        f"at least {amount(finding, finding.low)}" if finding.clipped else f"at most {amount(finding, finding.high)}"
+    )
     sure = f"{number(100 * record['confidence'])} %"
     limit = written(finding.option, finding.budget)
-    return f"; at most {high} with {sure} confidence, budget {limit}: {finding.status}{' (waived)' * finding.waived}"
+    return f"; {bound} with {sure} confidence, budget {limit}: {finding.status}{' (waived)' * finding.waived}"
 
 
 # ---------------------------------------------------------------- in tables

@@ -26,7 +26,7 @@ from forgetless.report import charts, contents, words
 from forgetless.report.audit import sentences, short_names, tables
 from forgetless.report.glossary import AUDIT_GLOSSARY, OF_METRIC
 from forgetless.report.pieces import LONGEST_TEXT, MOST_TEXTS, bar, cell, forest, heatmap, place, render, row
-from forgetless.report.verdict import SAID, amount, finding_cells, finding_head, named
+from forgetless.report.verdict import SAID, amount, bounds, finding_cells, finding_head, named
 from forgetless.report.words import clean, number, percent, signed
 from forgetless.runs.folder import read_json, read_lines, write_whole
 from forgetless.score.intervals import wilson
@@ -224,7 +224,7 @@ def _losses(
     noise = {one["name"]: one["noise"]["kl"] for one in record["texts"]} if option == MAX_KL else {}
     labels = [names[model["name"]] for model in record["models"]]
     groups = _grouped((named(one), partial(_loss, one, labels[i], i, scale, noise)) for i, one in found)
-    ends = [scale * value for _, one in found for value in (one.low, one.high, one.budget or 0.0)]
+    ends = [scale * value for _, one in found for value in (one.low, one.high, one.loss or 0.0, one.budget or 0.0)]
     drop = option == MAX_DROP
     table = [[labels[i], *finding_cells(one)] for i, one in found]
     head = ["model", "task or probe" if drop else "text", *finding_head(record["confidence"])[1:]]
@@ -234,7 +234,7 @@ def _losses(
         "anchor": "lost" if drop else "kl",
         "about": "in points of the mean score; left of 0 is a gain"
         if drop
-        else "in nats per token, the mean over documents, each clipped as the evidence says",
+        else "in nats per token, the mean over documents",
         "forest": forest(
             _headed(groups, labels), ends, "points lost" if drop else "nats/token", lambda tick: _minus(plain(tick))
         ),
@@ -249,7 +249,6 @@ def _loss(finding: Finding, who: str, i: int, scale: int, noise: dict[str, float
     stops = [("limit", place(scale * finding.budget, ticks))] if finding.budget is not None else []
     stops += [("noise", place(noise[finding.name], ticks))] if finding.name in noise else []
     loss = "no rows" if finding.loss is None else amount(finding, finding.loss).replace(" nats/token", "")
-    between = f"{number(low)} to {number(high)}" if scale == 100 else f"{low:.3g} to {high:.3g}"
     budget = "" if finding.budget is None else f", budget {written(finding.option, finding.budget)}"
     return _line(
         who, i, _minus(loss),
@@ -257,10 +256,10 @@ def _loss(finding: Finding, who: str, i: int, scale: int, noise: dict[str, float
         at=None if finding.loss is None else place(scale * finding.loss, ticks),
         stops=stops,
         shown=finding.status in SIGNS and finding.status != UNCLEAR,
-        between=_minus(between),
+        between=_minus(bounds(finding)),
         found=finding.status + ", waived" * finding.waived,
         sign=SIGNS.get(finding.status, ""),
-        title=f"{who}, {named(finding)}: {loss} lost ({between}){budget}: {finding.status}",
+        title=f"{who}, {named(finding)}: {loss} lost ({bounds(finding)}){budget}: {finding.status}",
         desc=f"{finding.rows} rows or documents.",
     )  # fmt: skip
 

@@ -71,7 +71,7 @@ def sentence(finding: Finding) -> str:
     """One line: `invoices: 1.5 pp lost (0.2 to 3.1) on 400 rows, budget 2pp: insufficient evidence`."""
     loss = "no rows" if finding.loss is None else f"{amount(finding, finding.loss)} lost"
     budget = "" if finding.budget is None else f", budget {written(finding.option, finding.budget)}"
-    return f"{named(finding)}: {loss} ({_bounds(finding)}) on {finding.rows:,} rows{budget}: {_status(finding)}"
+    return f"{named(finding)}: {loss} ({bounds(finding)}) on {finding.rows:,} rows{budget}: {_status(finding)}"
 
 
 def needed(finding: Finding) -> str:
@@ -100,7 +100,7 @@ def finding_cells(finding: Finding) -> list[str]:
     """A finding as a row of a table."""
     loss = "none" if finding.loss is None else amount(finding, finding.loss)
     budget = "" if finding.budget is None else written(finding.option, finding.budget)
-    return [named(finding), f"{finding.rows:,}", loss, _bounds(finding), budget, _least(finding), _status(finding)]
+    return [named(finding), f"{finding.rows:,}", loss, bounds(finding), budget, _least(finding), _status(finding)]
 
 
 def _least(finding: Finding) -> str:
@@ -113,11 +113,12 @@ def named(finding: Finding) -> str:
     return clean(finding.name) + ("" if finding.against == REFERENCE else f" (against the {finding.against})")
 
 
-def _bounds(finding: Finding) -> str:
+def bounds(finding: Finding) -> str:
+    """`0.2 to 3.1`; of a text with documents beyond the clip only the lower one is a bound."""
     low, high = finding.low, finding.high
     if finding.option == MAX_DROP:
         return f"{number(100 * low)} to {number(100 * high)}"
-    return f"{low:.3g} to {high:.3g}"
+    return f"{low:.3g} or more" if finding.clipped else f"{low:.3g} to {high:.3g}"
 
 
 def _status(finding: Finding) -> str:
