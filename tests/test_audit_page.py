@@ -129,6 +129,13 @@ def test_groups_of_few_documents_have_no_interval_and_what_was_not_tried_no_curv
     assert "nothing was lost" in render_audit(record, evidence)
 
 
+def test_more_answers_that_are_none_are_said_in_words():
+    """Of 157 answers 20 are repeated where none was; of `may-replay`'s none are."""
+    page = parsed("two").text
+    assert "20 of 157 answers to general prompts are one thing repeated; the reference has 0 of 157" in page
+    assert page.count("are one thing repeated") == 3 and "are empty" not in page  # and to each judge's prompts
+
+
 def test_names_are_text():
     page = parsed("odd")
     assert "<script" not in drawn("odd") and "\x1b" not in drawn("odd")

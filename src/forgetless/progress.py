@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(stderr=True, highlight=False)  # what is going on
-out = Console(highlight=False)  # results
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # results
 
 
 class Steps:

@@ -19,8 +19,12 @@ from forgetless.forgetting.texts import OWN_ANSWERS
 from forgetless.report.markdown import escaped, pipe_table
 from forgetless.report.verdict import SAID, amount, named, needed, verdict_markdown
 from forgetless.report.words import clean, number, p_value, percent
+from forgetless.score.intervals import wilson
 
 COLUMNS = 6  # of scores in one table
+PROBLEMS = ("empty", "unfinished", "repeated", "broken_characters", "other_script")
+SAID_OF_PROBLEM = {"empty": "empty", "unfinished": "unfinished", "repeated": "one thing repeated",
+                   "broken_characters": "broken characters", "other_script": "in another script"}  # fmt: skip
 SAID_OF = {DOMAIN: "domain", TOKEN_TYPE: "type of token", PLACE: "place in the document", CERTAINTY: "entropy"}
 MOST_GROUPS, MOST_DOCUMENTS = 3, 3  # of one breakdown, and of one text, in a table
 LARGE, DENSE = 0.2, 2.0  # a share of the change that is worth a sentence, and how often its share of the tokens it is
@@ -35,6 +39,7 @@ class Table:
     head: list[str]
     rows: list[list[str]]
     notes: tuple[str, ...] = ()  # what stands beneath it
+    detail: bool = False  # for the files only, not for a terminal
 
 
 def print_audit(record: dict, verdicts: Mapping[str, Verdict], console: Console) -> None:
@@ -47,6 +52,8 @@ def print_audit(record: dict, verdicts: Mapping[str, Verdict], console: Console)
             console.print(Text(f"  - {line}"))
         console.print()
     for table in tables(record):
+        if table.detail:
+            continue
         console.print(_rich(table))
         for note in table.notes:
             console.print(Text(note, style="dim"))
@@ -102,6 +109,22 @@ def sentences(record: dict, model: str, verdict: Verdict) -> Iterator[tuple[Find
         yield None, f"{quiet} more tasks or probes without a budget: no loss that these rows show"
     for note in verdict.notes:
         yield None, clean(note)
+    for sentence in _broken(record, about):
+        yield None, sentence
+
+
+def _broken(record: dict, told: dict) -> Iterator[str]:
+    """Answers that are no answers, where there are more than chance would give: their intervals lie apart."""
+    for prompts, counts in told["sanity"].items():
+        before = record["reference_sanity"][prompts]
+        for kind in PROBLEMS:
+            was, now = (one.get(kind, 0) for one in (before, counts))
+            if now > was and wilson(now, counts["answers"])[0] > wilson(was, before["answers"])[1]:
+                said = "general prompts" if prompts == OWN_ANSWERS else clean(prompts)
+                yield (
+                    f"{now} of {counts['answers']} answers to {said} are {SAID_OF_PROBLEM[kind]}; the reference has "
+                    f"{was} of {before['answers']}"
+                )
 
 
 def recovery_lines(record: dict, model: str) -> list[str]:
@@ -282,7 +305,7 @@ def _rate(told: dict) -> str:
 
 
 def _sanity(record: dict, names: dict[str, str]) -> Iterator[Table]:
-    kinds = ("answers", "empty", "unfinished", "repeated", "broken_characters", "other_script")
+    kinds = ("answers", *PROBLEMS)
     everyone = [(record["reference"]["name"], record["reference_sanity"])]
     everyone += [(model["name"], model["sanity"]) for model in record["models"]]
     for prompts in record["reference_sanity"]:
@@ -305,7 +328,9 @@ def _where(record: dict, model: dict, names: dict[str, str]) -> Table:
         for kind, said in SAID_OF.items()
         for group in sorted(_above(record, model, text, kind), key=lambda one: -one["share_of_kl"])[:MOST_GROUPS]
     ]  # fmt: skip
-    return Table(f"Where {names[model['name']]} moved more than on the whole text, nats per token", head, rows)
+    return Table(
+        f"Where {names[model['name']]} moved more than on the whole text, nats per token", head, rows, detail=True
+    )
 
 
 def _furthest(record: dict, model: dict, names: dict[str, str]) -> Table:
@@ -323,7 +348,7 @@ def _furthest(record: dict, model: dict, names: dict[str, str]) -> Table:
         if one["kl"] > noise[text]
     ]
     head = ["", "text", "tokens", "KL", "same word"]
-    return Table(f"Documents where {names[model['name']]} moved furthest, nats per token", head, rows)
+    return Table(f"Documents where {names[model['name']]} moved furthest, nats per token", head, rows, detail=True)
 
 
 def _recovery(record: dict, names: dict[str, str]) -> Table:

@@ -23,7 +23,7 @@ from forgetless.auditing.verdict import (
 from forgetless.errors import RunError, UsageError
 from forgetless.forgetting.texts import OWN_ANSWERS
 from forgetless.report import charts, contents, words
-from forgetless.report.audit import sentences, short_names, tables
+from forgetless.report.audit import PROBLEMS, sentences, short_names, tables
 from forgetless.report.glossary import AUDIT_GLOSSARY, OF_METRIC
 from forgetless.report.pieces import LONGEST_TEXT, MOST_TEXTS, bar, cell, forest, heatmap, place, render, row
 from forgetless.report.verdict import SAID, amount, bounds, finding_cells, finding_head, named
@@ -47,8 +47,6 @@ WHERE = {
     "documents": ("By document", "document", "the documents whose predictions moved most"),
 }
 """Way of grouping the tokens of a text -> heading, glossary anchor, what it tells."""
-
-PROBLEMS = ("empty", "unfinished", "repeated", "broken_characters", "other_script")
 
 
 def render_audit(record: dict, evidence: dict, texts: Sequence[dict] = ()) -> str:
