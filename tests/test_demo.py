@@ -33,14 +33,13 @@ def test_demo(users_cache, all_cores, tmp_path, capsys):
         assert all(entry["n"] == 24 for entry in summary["forgotten"])
     assert summaries[0]["headline"]["base"] == summaries[1]["headline"]["base"]
     assert summaries[0]["headline"]["matrix"][0] == summaries[1]["headline"]["matrix"][0]  # the first task is the same
-    moved = [entry["kl"] for entry in summaries[0]["forgetting"]]
-    folder = str(tmp_path / "demo" / "sequential")
-    told = ["--limit", "32", "--output_dir", str(tmp_path / "audit"), "--max-kl", "0.5"]
-    assert main(["audit", "smollm2-135m-instruct", folder, *told]) in (0, 2, 3)
-    audited = read_json(tmp_path / "audit" / "audit.json")["models"]
-    found = [one["divergence"]["own-answers"]["per_token"]["kl"] for one in audited]
-    assert found == pytest.approx(moved, rel=0.02), "the audit of a run finds what was measured at its borders"
-    assert all(entry["kl"] > 0.01 for entry in summaries[0]["forgetting"])
+    last = summaries[0]["forgetting"][-1]
+    adapter = str(tmp_path / "demo" / "sequential" / "tasks" / "03-mmlu" / "adapter")
+    told = ["--limit", "32", "--output_dir", str(tmp_path / "audit"), "--max-kl", "0.001"]
+    assert main(["audit", "smollm2-135m-instruct", adapter, *told]) in (2, 3), "it moved far more than that"
+    [audited] = read_json(tmp_path / "audit" / "audit.json")["models"]
+    means = audited["divergence"]["own-answers"]["per_token"]
+    assert means["kl"] == pytest.approx(last["kl"], rel=0.02) and last["kl"] > 0.01, "as at the run's last border"
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "sst2" in page and "http://" not in page
     before = (tmp_path / "demo" / "replay" / "tasks" / "03-mmlu" / "times.json").read_bytes()
