@@ -12,11 +12,11 @@ from forgetless.auditing.budgets import Budget
 from forgetless.auditing.measuring import ask
 from forgetless.auditing.models import Opened, opened
 from forgetless.auditing.recovery import seconds_of_steps, treatment_of, untouched_base
-from forgetless.auditing.session import BATCH_TOKENS, AuditSession, prepare
+from forgetless.auditing.session import AuditSession, prepare
 from forgetless.auditing.verdict import plan
 from forgetless.config import AuditConfig
 from forgetless.data.tasks import Row
-from forgetless.forgetting.reference import hidden_states
+from forgetless.forgetting.reference import BATCH_TOKENS, hidden_states
 from forgetless.forgetting.texts import ANSWER_TOKENS, OWN_ANSWERS, asked
 from forgetless.forgetting.windows import Windows
 from forgetless.progress import out, seconds_of

@@ -22,14 +22,14 @@ from forgetless.auditing.judges import (
 )
 from forgetless.auditing.measures import REFERENCE, Measure
 from forgetless.auditing.models import Opened, Subject, opened
-from forgetless.auditing.session import BATCH_TOKENS, AuditSession, content_hash
+from forgetless.auditing.session import AuditSession, content_hash
 from forgetless.auditing.yardstick import yardstick
 from forgetless.data.tasks import Row, Task
 from forgetless.errors import DataError, ForgetlessError, RunError
 from forgetless.forgetting import sides
 from forgetless.forgetting.divergence import Divergence, divergence
 from forgetless.forgetting.kept import cache_folder, kept
-from forgetless.forgetting.reference import Reference, computed, reference_of
+from forgetless.forgetting.reference import BATCH_TOKENS, Reference, computed, reference_of
 from forgetless.forgetting.texts import ANSWER_TOKENS, OWN_ANSWERS, Text, asked, own_answers, prompt_of
 from forgetless.forgetting.windows import Windows
 from forgetless.model.head import Head, Using

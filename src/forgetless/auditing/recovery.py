@@ -15,7 +15,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from transformers import AutoConfig
 
 from forgetless.auditing.contamination import contamination
 from forgetless.auditing.measures import REFERENCE
@@ -26,6 +25,7 @@ from forgetless.auditing.throwaway import Scores, Treatment, treated
 from forgetless.data.streams import sample
 from forgetless.data.tasks import Row, Task
 from forgetless.errors import DataError, RunError
+from forgetless.model.base import load_config
 from forgetless.progress import Steps, seconds_of, steps
 from forgetless.report.words import number, percent, points
 from forgetless.score.intervals import paired_change, ratio_of_means
@@ -94,7 +94,7 @@ def untouched_base(reference: Subject) -> Subject | None:
     """What the reference's adapter was put on, asked in the reference's tokens; None where it does not know them."""
     if reference.adapter is None:
         return None
-    known = AutoConfig.from_pretrained(reference.base).get_text_config().vocab_size
+    known = load_config(reference.base).get_text_config().vocab_size
     return replace(reference, adapter=None, adapter_sha256=None) if known == reference.vocabulary else None
 
 

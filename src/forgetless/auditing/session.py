@@ -22,6 +22,7 @@ from forgetless.data.batches import Encoder
 from forgetless.data.streams import JUDGED_SEED, load_stream, sample
 from forgetless.data.tasks import Row, Stream, Task
 from forgetless.errors import DataError, UsageError
+from forgetless.forgetting.reference import BATCH_TOKENS
 from forgetless.forgetting.texts import ANSWER_TOKENS, LONGEST, OWN_ANSWERS, Text, general_prompts, read_text
 from forgetless.forgetting.windows import Windows
 from forgetless.learning.engine import Engine
@@ -29,7 +30,6 @@ from forgetless.learning.session import fit_rows
 from forgetless.model.identity import json_digest
 from forgetless.score.rules import rules_of
 
-BATCH_TOKENS = 4096  # through a model at once
 JUDGED = ("refusals", "over_refusals")  # kinds of probes whose answers are judged
 
 

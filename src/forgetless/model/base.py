@@ -63,7 +63,7 @@ def load_base(name: str, dtype: torch.dtype, device: torch.device | str = "cpu")
     tokenizer = load_tokenizer(folder)
     identity = identify(folder, tokenizer.chat_template)
     transformers_logging.disable_progress_bar()  # loading takes seconds
-    with named_errors(folder):
+    with _named_errors(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
@@ -83,13 +83,13 @@ def load_base(name: str, dtype: torch.dtype, device: torch.device | str = "cpu")
 
 def load_config(folder: Path) -> PreTrainedConfig:
     """What config.json says; no code of the folder's is run."""
-    with named_errors(folder):
+    with _named_errors(folder):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The folder's tokenizer; it can end an answer and pad a row."""
-    with named_errors(folder):
+    with _named_errors(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise RunError(f"{folder}: the tokenizer has no end-of-sequence token, so answers would never end.")
@@ -99,7 +99,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 @contextmanager
-def named_errors(folder: Path) -> Iterator[None]:
+def _named_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:
@@ -109,7 +109,7 @@ def named_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def is_folder(name: str) -> bool:
+def _is_folder(name: str) -> bool:
     try:
         return Path(name).expanduser().is_dir()
     except OSError:  # a name longer than a path may be
@@ -120,7 +120,7 @@ def find_model(name: str) -> Path:
     """The local folder of a model, fetched if need be."""
     if name in PACKAGED_MODELS:
         return packaged_model(name)
-    if is_folder(name):
+    if _is_folder(name):
         return Path(name).expanduser()
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UsageError(f"model {name!r}: no such folder")

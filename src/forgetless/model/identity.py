@@ -76,10 +76,8 @@ def config_digest(folder: Path) -> str:
     """sha256 of what the configuration says about the function and about where answers end: equal weights may be run
     with another context or scale.
     """
-    told, generation = (
-        json.loads((folder / "config.json").read_text(encoding="utf-8")),
-        folder / "generation_config.json",
-    )
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    generation = folder / "generation_config.json"
     ends = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id") if generation.is_file() else None
     return json_digest([{key: value for key, value in told.items() if key not in _NOT_THE_FUNCTION}, ends])
 
