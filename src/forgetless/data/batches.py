@@ -6,6 +6,7 @@ before it is split, so any split into micro-batches and any number of processes 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from forgetless.data.tasks import Row
 from forgetless.errors import DataError
+
+LEAST_SHARED = 8  # tokens with which rows begin alike
 
 
 @dataclass(frozen=True)
@@ -212,8 +215,10 @@ def weigh(examples: list[Example], total: float, *, memory: bool = False) -> lis
 
 
 def split(examples: list[Example], size: int) -> list[list[Example]]:
-    """Micro-batches of at most `size` examples, of similar length, the longest first."""
-    ordered = sorted(examples, key=lambda example: -len(example.ids))
+    """Micro-batches of at most `size` examples: those that begin alike together, then by length, the longest first."""
+    begins = Counter(example.ids[:LEAST_SHARED] for example in examples)
+    shared = {ids: place for place, (ids, count) in enumerate(begins.most_common()) if count > 1}
+    ordered = sorted(examples, key=lambda one: (shared.get(one.ids[:LEAST_SHARED], len(begins)), -len(one.ids)))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 

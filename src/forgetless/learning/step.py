@@ -29,7 +29,7 @@ class TrainSettings:
     """optimizer steps a task; -1: as many as the epochs need"""
     batch_size: int = 8
     """rows of a step, over all processes"""
-    micro_batch_size: int = 4
+    micro_batch_size: int = 8
     """rows that go through the model at once: smaller saves memory, larger keeps a GPU busier; the step is the same"""
     lr_scheduler_type: str = "linear"
     """linear, cosine, constant, constant_with_warmup, ..."""

@@ -7,38 +7,89 @@ for, so that logit scaling and soft-caps stay the model's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
+
+from forgetless.model.attention import BLOCKED, PACKED
+from forgetless.model.packing import pack
 
 
 @contextmanager
-def _only(head: nn.Module, keep: Tensor) -> Iterator[None]:
-    def select(module: nn.Module, inputs: tuple) -> tuple:
-        hidden, *rest = inputs  # (batch, length, width)
-        return (hidden[keep].unsqueeze(0), *rest)  # (1, kept, width)
+def _only(head: nn.Module, select: Callable[[Tensor], Tensor]) -> Iterator[list[bool]]:
+    """`select` (batch, length, width) -> (kept, width) before the head; the list is not empty once it was called."""
+    called: list[bool] = []
 
-    handle = head.register_forward_pre_hook(select)
+    def before(module: nn.Module, inputs: tuple) -> tuple:
+        hidden, *rest = inputs
+        called.append(True)
+        return (select(hidden).unsqueeze(0), *rest)  # (1, kept, width)
+
+    handle = head.register_forward_pre_hook(before)
     try:
-        yield
+        yield called
     finally:
         handle.remove()
 
 
-def logits_at(model, keep: Tensor, *, hidden: bool = False, **inputs: Tensor):
+def logits_at(
+    model,
+    keep: Tensor,
+    *,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    position_ids: Tensor | None = None,
+    sees: Tensor | None = None,
+    hidden: bool = False,
+):
     """Logits (kept, vocabulary) at the True positions of `keep` (batch, length), in row-major order.
 
+    Rows are right-padded, `attention_mask` (batch, length) is 1 where there is a token. `position_ids` and `sees`
+    (batch, 1, length, length) are for rows that branch, as in `pack`. A model that can is given the rows packed.
     With `hidden=True` returns `(logits, hidden_states)`, the latter a tuple of (batch, length, width).
     """
-    with _only(model.get_output_embeddings(), keep):
+    packed = pack(input_ids, attention_mask, position_ids, sees) if packs(model) else None
+    if packed:
+        inputs = packed.inputs
+
+        def select(states: Tensor) -> Tensor:
+            return states[0, packed.place[keep]]
+
+    else:
+        mask = attention_mask if sees is None else _mask(model, sees)
+        inputs = {"input_ids": input_ids, "attention_mask": mask}
+        inputs |= {} if position_ids is None else {"position_ids": position_ids}
+
+        def select(states: Tensor) -> Tensor:
+            return states[keep]
+
+    with _only(model.get_output_embeddings(), select) as called:
         output = model(**inputs, use_cache=False, output_hidden_states=hidden)
     # A model that does not call its output embedding as a module gives all rows: select here.
-    logits = output.logits[0] if output.logits.shape[:2] != keep.shape else output.logits[keep]
+    logits = output.logits[0] if called else select(output.logits)
     if logits.shape[0] != int(keep.sum()):
         raise RuntimeError(f"expected logits at {int(keep.sum())} positions, got {logits.shape[0]}")
-    return (logits, output.hidden_states) if hidden else logits
+    if not hidden:
+        return logits
+    states = output.hidden_states
+    return logits, tuple(state[0, packed.place] for state in states) if packed else states
+
+
+def packs(model) -> bool:
+    """Whether the model takes rows without padding; not if an adapter puts virtual tokens before them."""
+    prompts = isinstance(model, PeftModel) and any(one.is_prompt_learning for one in model.peft_config.values())
+    return model.config._attn_implementation == PACKED and not prompts
+
+
+def _mask(model, sees: Tensor) -> Tensor:
+    """`sees` as the model's attention takes it."""
+    if model.config._attn_implementation in ("sdpa", BLOCKED, PACKED):
+        return sees
+    zeros = torch.zeros(sees.shape, dtype=model.dtype, device=sees.device)
+    return zeros.masked_fill_(~sees, torch.finfo(model.dtype).min)
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:

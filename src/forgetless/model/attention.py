@@ -17,7 +17,10 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from forgetless.model.packing import Packed, pack
+
 BLOCKED = "blocked"  # the name under which transformers finds it
+PACKED = "packed"  # the same, in a model that also takes rows packed (`packing.py`)
 TRIAL = "blocked trial"
 BLOCK = 2**23  # attention weights in memory at once
 
@@ -93,9 +96,16 @@ def _attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
+    packed: Packed | None = None,
     **more,
 ) -> tuple[Tensor, None]:
     """transformers' attention function; what is not plain masked attention goes to torch's fused one."""
+    if packed is not None:
+
+        def each(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+            return _attend(module, q, k, v, seen, dropout, scaling, is_causal, **more)[0].transpose(1, 2)
+
+        return packed.attend(query, key, value, each).transpose(1, 2).contiguous(), None
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     square = query.shape[2] == key.shape[2]
     if attention_mask is None and causal and square:
@@ -142,6 +152,8 @@ def use_blocked_attention(model: PreTrainedModel) -> None:
     except (RuntimeError, TypeError, ValueError):  # the model asks for more than plain masked attention
         same = False
     model.set_attn_implementation(BLOCKED if same else "sdpa")
+    if same and _takes_packed(model):
+        model.set_attn_implementation(PACKED)
 
 
 def _trial(model: PreTrainedModel) -> Tensor:
@@ -152,6 +164,37 @@ def _trial(model: PreTrainedModel) -> Tensor:
     return logits.detach()[mask.bool()].float()
 
 
+def _takes_packed(model: PreTrainedModel) -> bool:
+    """Whether packed rows give what padded ones give.
+
+    A row must not change by a bit when another one's own tokens do, and must change with the beginning they share. In
+    16 bits values are compared loosely, since the rounding of one layer grows in the next.
+    """
+    if model.config.get_text_config().to_dict().get("sliding_window"):  # `Packed` knows of no window
+        return False
+    ids = torch.tensor([[*range(3, 15), 5, 6, 7], [*range(3, 15), 8, 0, 0], [9, 4, *range(8, 18), 0, 0, 0]])
+    mask, others, beginning = (ids > 0).long(), ids.clone(), ids.clone()
+    others[0, 12:], beginning[:2, 0] = torch.tensor([11, 12, 13]), 4
+
+    def packed_rows(tokens: Tensor) -> Tensor:
+        packed = pack(tokens.to(model.device), mask)
+        embedded = model.get_input_embeddings()(packed.ids).detach().requires_grad_()
+        inputs = {name: value for name, value in packed.inputs.items() if name != "input_ids"}
+        return model(inputs_embeds=embedded, use_cache=False, **inputs).logits[0, packed.place].detach().float()
+
+    try:
+        told = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits
+        own, beside, after = packed_rows(ids), packed_rows(others), packed_rows(beginning)
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    real, told = mask.bool(), told.detach().float()
+    apart = torch.equal(own[1:][real[1:]], beside[1:][real[1:]]) and not torch.equal(own[1, 12], after[1, 12])
+    difference, size = (own - told)[real].abs(), told[real].abs().max()
+    near = difference.max() <= 1e-4 * size if model.dtype == torch.float32 else difference.median() <= 0.02 * size
+    return apart and bool(near)
+
+
 AttentionInterface.register(BLOCKED, _attend)
-for name in (BLOCKED, TRIAL):
+AttentionInterface.register(PACKED, _attend)
+for name in (BLOCKED, PACKED, TRIAL):
     AttentionMaskInterface.register(name, sdpa_mask)

@@ -19,7 +19,6 @@ from torch import Tensor
 from forgetless.data.batches import Encoder
 from forgetless.data.tasks import Row
 from forgetless.model.answers import logits_at
-from forgetless.model.attention import BLOCKED
 from forgetless.model.base import transformer
 
 
@@ -151,26 +150,20 @@ class OptionScorer:
                 keep[b, places] = True
                 wanted += [(b, p, token, one.row, number) for p, token in zip(places, tokens, strict=True)]
                 start += inner
-        inputs = {"input_ids": ids.to(self.device)}
+        inputs = {"input_ids": ids.to(self.device), "attention_mask": (segment >= 0).long().to(self.device)}
         if shared:
-            inputs |= {"position_ids": positions.to(self.device), "attention_mask": self._mask(segment)}
-        else:
-            inputs |= {"attention_mask": (segment >= 0).long().to(self.device)}
+            inputs |= {"position_ids": positions.to(self.device), "sees": self._sees(segment)}
         with torch.no_grad():
-            logp = logits_at(self.model, keep.to(self.device), hidden=False, **inputs).float().log_softmax(-1)
+            logp = logits_at(self.model, keep.to(self.device), **inputs).float().log_softmax(-1)
         order = keep.flatten().cumsum(0).view_as(keep) - 1  # place of (row, position) among the kept
         sequence, p, token, row, option = (torch.tensor(column) for column in zip(*wanted, strict=True))
         found = logp[order[sequence, p].to(self.device), token.to(self.device)].cpu().double()
         table.index_put_((row, option), found.to(table.dtype), accumulate=True)
 
-    def _mask(self, segment: Tensor) -> Tensor:
+    def _sees(self, segment: Tensor) -> Tensor:
         """(rows, 1, length, length): a token sees the tokens before it that are context or of its own option."""
         length = segment.shape[1]
         query, key = segment.unsqueeze(2), segment.unsqueeze(1)
         before = torch.ones(length, length, dtype=torch.bool).tril()
         sees = before & ((key == 0) | (key == query))
-        sees = sees.unsqueeze(1).to(self.device)
-        if self.model.config._attn_implementation in ("sdpa", BLOCKED):
-            return sees
-        dtype = self.model.dtype
-        return torch.zeros(sees.shape, dtype=dtype, device=self.device).masked_fill_(~sees, torch.finfo(dtype).min)
+        return sees.unsqueeze(1).to(self.device)
