@@ -41,14 +41,14 @@ class Packed:
 
     @property
     def inputs(self) -> dict:
-        """For the model's forward: the mask is a stand-in that is handed on as it is, `packed` reaches the attention."""
+        """For the model's forward: the mask is a stand-in, handed on as it is; `packed` is what the attention reads."""
         stand_in = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=self.ids.device)
         return {"input_ids": self.ids, "position_ids": self.positions, "attention_mask": stand_in, "packed": self}
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
         """Attention of each row by itself: q (1, heads, n, width), k, v (1, groups, n, width) -> as q."""
         sizes = [size for group in self.groups for size in (group.shared, group.rest)]
-        pieces = zip(*(x.split(sizes, dim=2) for x in (q, k, v)), strict=True)
+        pieces = iter(zip(q.split(sizes, 2), k.split(sizes, 2), v.split(sizes, 2), strict=True))
         out: list[Tensor] = []
         for group in self.groups:
             shared, rest = next(pieces), next(pieces)

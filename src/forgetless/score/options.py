@@ -150,11 +150,14 @@ class OptionScorer:
                 keep[b, places] = True
                 wanted += [(b, p, token, one.row, number) for p, token in zip(places, tokens, strict=True)]
                 start += inner
-        inputs = {"input_ids": ids.to(self.device), "attention_mask": (segment >= 0).long().to(self.device)}
-        if shared:
-            inputs |= {"position_ids": positions.to(self.device), "sees": self._sees(segment)}
         with torch.no_grad():
-            logp = logits_at(self.model, keep.to(self.device), **inputs).float().log_softmax(-1)
+            logits = logits_at(
+                self.model, keep.to(self.device), input_ids=ids.to(self.device),
+                attention_mask=(segment >= 0).long().to(self.device),
+                position_ids=positions.to(self.device) if shared else None,
+                sees=self._sees(segment) if shared else None,
+            )  # fmt: skip
+        logp = logits.float().log_softmax(-1)
         order = keep.flatten().cumsum(0).view_as(keep) - 1  # place of (row, position) among the kept
         sequence, p, token, row, option = (torch.tensor(column) for column in zip(*wanted, strict=True))
         found = logp[order[sequence, p].to(self.device), token.to(self.device)].cpu().double()
