@@ -40,6 +40,10 @@ RATES, SEEDS = (5e-4, 1e-3, 2e-3), (0, 1, 2)
 OPTIONS = {"replay": {"memory": "10%"}, "ilora": {"memory": "10%", "gamma": 0.1}, "nlora": {"lam": 1e-5}}
 TRIAL = {"train": 150, "validation": 100, "test": 1}
 FINAL = {"train": 400, "validation": 100, "test": 400}
+PROTOCOL: dict[str, dict] = {
+    "trial": {"cells": "last", "score_on": "validation", "forgetting_prompts": 0},
+    "test": {"cells": "ends", "score_on": "test"},
+}
 
 
 def records() -> list[dict]:
@@ -77,8 +81,7 @@ def run(data: Path, stage: str, method: str, seed: int, rate: float, folder: Pat
     )  # fmt: skip
     config = LearnConfig(
         stream=stream, method=method, method_options=OPTIONS.get(method, {}), seed=seed, learning_rate=rate,
-        max_length=256, output_dir=str(folder), cells="last" if stage == "trial" else "seen",
-        score_on="validation" if stage == "trial" else "test",
+        max_length=256, output_dir=str(folder), **PROTOCOL[stage],
     )  # fmt: skip
     summary = learn(config, base if base.exists() else None)
     if stage == "test" and not base.exists():
@@ -92,6 +95,7 @@ def run(data: Path, stage: str, method: str, seed: int, rate: float, folder: Pat
         "rows": rows, **summary["headline"], "forgotten": summary["forgotten"],
         "metrics": {name: metric["value"] for name, metric in summary["metrics"].items()},
         "trainable": summary["model"]["trainable"], "precision": summary["model"]["precision"],
+        "kl": [border.get("per_token", {}).get("kl") for border in summary.get("forgetting", [])],
         "warnings": summary["warnings"], "learning_cpu_minutes": round(spent / 60, 2),
         "threads": torch.get_num_threads(), "versions": summary["versions"],
     }  # fmt: skip
@@ -109,6 +113,13 @@ def shown(values: list[float]) -> str:
         return "–"
     mean, half = mean_and_half([100 * value for value in values])
     return f"{mean:.1f}" + ("" if half is None else f" ± {half:.1f}")
+
+
+def nats(values: list[float]) -> str:
+    if not values:
+        return "–"
+    mean, half = mean_and_half(values)
+    return f"{mean:.2f}" + ("" if half is None else f" ± {half:.2f}")
 
 
 def page(done: list[dict]) -> str:
@@ -136,7 +147,7 @@ def _trials(method: str, done: list[dict]) -> list[str]:
 def _bounds(test: dict) -> list[dict]:
     told = {"base, untouched": test["base"], "majority answer": [one["share"] for one in test["majority"]]}
     return [
-        {"scores": [name, "", *(f"{100 * value:.1f}" for value in [*values, statistics.mean(values)]), "", ""]}
+        {"scores": [name, "", *(f"{100 * value:.1f}" for value in [*values, statistics.mean(values)]), "", "", ""]}
         for name, values in told.items()
     ]
 
@@ -150,12 +161,13 @@ def _line(name: str, tests: list[dict]) -> dict | None:
         return None
     ends = [one["matrix"][-1] for one in mine]
     changes = [one["metrics"]["bwt"] for one in mine if one["metrics"].get("bwt") is not None]
+    moved = [one["kl"][-1] for one in mine if one["kl"] and one["kl"][-1] is not None]
     gains = [one["average"] - other["average"] for one, other in pairs]
     times = [one["learning_cpu_minutes"] / other["learning_cpu_minutes"] for one, other in pairs]
     label = f"{name} (bound)" if kind.bound else name
     return {
         "scores": [label, len(mine), *(shown(list(column)) for column in zip(*ends, strict=True)),
-                   shown([one["average"] for one in mine]), shown(changes), shown(gains)],
+                   shown([one["average"] for one in mine]), shown(changes), shown(gains), nats(moved)],
         "costs": [label, "yes" if kind.old_rows else "no", "yes" if kind.task_id else "no", kind.extra_memory,
                   kind.extra_compute.replace("|", "\\|"), f"{statistics.median(times):.2f}" if times else "–",
                   "yes" if kind.stock_peft else "no"],

@@ -201,7 +201,9 @@ def test_every_tasks_adapter_loads_in_stock_peft(tiny, three, tmp_path):
             assert torch.allclose(session.adapters.model(ids).logits, logits[number], atol=1e-5)
 
 
-@pytest.mark.parametrize("cells, scored", [("all", [3, 3, 3, 3]), ("seen", [3, 1, 2, 3]), ("last", [0, 0, 0, 3])])
+@pytest.mark.parametrize(
+    "cells, scored", [("all", [3, 3, 3, 3]), ("seen", [3, 1, 2, 3]), ("ends", [3, 1, 1, 3]), ("last", [0, 0, 0, 3])]
+)
 def test_only_the_cells_asked_for_are_scored(cells, scored, tiny, three, tmp_path):
     summary = learn(config(tiny, three, tmp_path / "run", cells=cells, method="per_task"))
     rows = [summary["headline"]["base"], *summary["headline"]["matrix"]]

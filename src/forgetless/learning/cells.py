@@ -17,7 +17,8 @@ def scored_columns(session: Session, number: int) -> list[int]:
     every = list(range(len(session.stream.tasks)))
     if session.config.cells == "all" or number == len(session.lessons) - 1:
         return every
-    return every[: session.lessons[number].last_task + 1] if session.config.cells == "seen" else []
+    last = session.lessons[number].last_task
+    return {"seen": every[: last + 1], "ends": [last], "last": []}[session.config.cells]
 
 
 def is_scored(session: Session, number: int) -> bool:

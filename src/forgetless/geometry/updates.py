@@ -1,0 +1,152 @@
+"""The update ΔW = s B A that an adapter adds to each layer, kept as factors; read from anybody's PEFT folder.
+
+Σ_i w_i s_i B_i A_i = [w_1 s_1 B_1 ... w_n s_n B_n] [A_1; ...; A_n]          exactly, the ranks add up
+<ΔW_i, ΔW_j> = s_i s_j Σ_kl (B_i^T B_j ∘ A_i A_j^T)_kl                        no product is formed
+B = Q R, A^T = P S:  B A = Q (R S^T) P^T                                      the singular values of R S^T
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from peft.utils.other import get_pattern_key
+from safetensors.torch import save_file
+from torch import Tensor
+
+from forgetless.errors import RunError, UsageError
+from forgetless.model.adapters import Pair
+from forgetless.model.identity import open_tensors
+from forgetless.runs.folder import read_json
+
+_FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?P<side>[AB])(?:\.\w+)?\.weight")
+_NOT_A_PRODUCT = {
+    "use_dora": "DoRA scales whole weights",
+    "bias": "it trains biases",
+    "modules_to_save": "it brings whole modules",
+    "trainable_token_indices": "it brings embeddings of single tokens",
+    "layer_replication": "it repeats layers",
+    "alora_invocation_tokens": "it acts after certain tokens only",
+}
+
+
+@dataclass(frozen=True)
+class Update:
+    """A LoRA adapter: a pair for each layer it changes, by the layer's name in the base."""
+
+    name: str
+    base: str  # as its configuration names it
+    layers: Mapping[str, Pair]
+
+
+def read_update(folder: Path, name: str | None = None) -> Update:
+    """The pairs of a plain LoRA folder of any trainer: ranks and alphas may differ from layer to layer, rsLoRA too.
+
+    Raises UsageError for what is no such product, RunError for files that are no adapter.
+    """
+    told = read_json(folder / CONFIG_NAME)
+    if not isinstance(told, dict) or told.get("peft_type") != "LORA":
+        kind = told.get("peft_type") if isinstance(told, dict) else None
+        raise UsageError(f"{folder}: is no LoRA adapter (peft_type {kind}); merge it into full weights and give these")
+    for key, why in _NOT_A_PRODUCT.items():
+        if told.get(key) not in (None, False, "none", [], {}):
+            raise UsageError(
+                f"{folder / CONFIG_NAME}: {key}={told[key]!r}: {why}, so its update is more than a product of two "
+                "factors; merge it into full weights and give these"
+            )
+    sides: dict[str, dict[str, Tensor]] = {}
+    weights = folder / SAFETENSORS_WEIGHTS_NAME
+    with open_tensors(weights) as tensors:
+        for key in sorted(tensors.keys()):
+            found = _FACTOR.fullmatch(key)
+            if not found:
+                raise UsageError(f"{weights}: {key} is no factor of a linear layer; merge it into full weights")
+            sides.setdefault(found["layer"], {})[found["side"]] = tensors.get_tensor(key).float()
+    layers = {layer: _pair(pair, layer, told, weights) for layer, pair in sides.items()}
+    if not layers:
+        raise RunError(f"{weights}: holds no tensors; restore it from a copy")
+    return Update(name or str(folder), told.get("base_model_name_or_path") or "", layers)
+
+
+def _pair(sides: dict[str, Tensor], layer: str, told: dict, file: Path) -> Pair:
+    if sides.keys() != {"A", "B"} or sides["A"].shape[0] != sides["B"].shape[1]:
+        shapes = {side: tuple(tensor.shape) for side, tensor in sides.items()}
+        raise RunError(f"{file}: the factors of {layer} are {shapes}, no A (rank, in) and B (out, rank)")
+    rank = sides["A"].shape[0]
+    alphas = told.get("alpha_pattern") or {}
+    alpha = alphas.get(get_pattern_key(alphas.keys(), layer), told["lora_alpha"])
+    return Pair(sides["A"], sides["B"], alpha / (math.sqrt(rank) if told.get("use_rslora") else rank))
+
+
+# ------------------------------------------------------------------------------------------- arithmetic
+
+
+def weighted(updates: Sequence[Mapping[str, Pair]], weights: Sequence[float]) -> dict[str, Pair]:
+    """Σ w_i ΔW_i of each layer that any of them changes, as pairs of scale 1; what weighs nothing adds no rank.
+
+    A layer that all weigh nothing in keeps a zero pair of the first update's rank, so that the layers stay the same.
+    """
+    summed = {}
+    for layer in dict.fromkeys(layer for update in updates for layer in update):
+        given = [(update[layer], w) for update, w in zip(updates, weights, strict=True) if layer in update]
+        parts = [(pair, w) for pair, w in given if w] or given[:1]
+        A = torch.cat([pair.A for pair, _ in parts])
+        B = torch.cat([w * pair.scale * pair.B for pair, w in parts], dim=1)
+        summed[layer] = Pair(A, B, 1.0)
+    return summed
+
+
+def inner(a: Pair, b: Pair) -> float:
+    """<ΔW_a, ΔW_b>, the sum of the entries' products, in fp64."""
+    left, right = a.B.double().T @ b.B.double(), a.A.double() @ b.A.double().T
+    return float(a.scale * b.scale * (left * right).sum())
+
+
+def norm(pair: Pair) -> float:
+    """‖ΔW‖_F."""
+    return math.sqrt(max(0.0, inner(pair, pair)))
+
+
+def difference(a: Pair, b: Pair) -> float:
+    """‖ΔW_a - ΔW_b‖_F; of nearly equal products exact only up to √(fp64's rounding) of their norm."""
+    return math.sqrt(max(0.0, inner(a, a) - 2 * inner(a, b) + inner(b, b)))
+
+
+def compressed(pair: Pair, rank: int) -> Pair:
+    """The nearest update of a rank (Eckart and Young, 1936), its singular values shared between both factors."""
+    Q, R = torch.linalg.qr(pair.B.double())
+    P, S = torch.linalg.qr(pair.A.double().T)
+    U, sigma, V = torch.linalg.svd(pair.scale * R @ S.T)
+    root = sigma[:rank].sqrt()
+    B, A = Q @ U[:, :rank] * root, root[:, None] * (V[:rank] @ P.T)
+    return Pair(A.float(), B.float(), 1.0)
+
+
+# ---------------------------------------------------------------------------------------------- folders
+
+
+def write_update(layers: Mapping[str, Pair], folder: Path, base: str) -> None:
+    """A plain PEFT adapter folder with these products, each pair's scale put into B; equal tensors, equal bytes."""
+    ranks = {layer: pair.A.shape[0] for layer, pair in layers.items()}
+    rank = max(ranks.values())
+    other = {re.escape(layer): own for layer, own in ranks.items() if own != rank}
+    config = LoraConfig(
+        r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=sorted(layers), rank_pattern=other,
+        alpha_pattern=other, task_type="CAUSAL_LM",
+    )  # fmt: skip
+    told = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    told |= {"inference_mode": True, "base_model_name_or_path": base}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_NAME).write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
+    tensors = {}
+    for layer, pair in layers.items():
+        tensors[f"base_model.model.{layer}.lora_A.weight"] = pair.A.float().contiguous()
+        tensors[f"base_model.model.{layer}.lora_B.weight"] = (pair.scale * pair.B.float()).contiguous()
+    save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
