@@ -60,7 +60,7 @@ class LearnConfig(TrainSettings, LoraSettings):
     output_dir: str = ""
     """the run folder; default runs/<stream>-<method>-seed<seed>"""
     cells: str = "all"
-    """cells of the matrix that are scored: all, seen (tasks learnt so far), ends (a task when learnt; all at the end), last"""
+    """cells of the matrix to score: all, seen (tasks learnt so far), ends (a task when learnt, all at the end), last"""
     score_on: str = "test"
     """test, or validation: choose methods and options on validation rows, and judge them on test rows once"""
     seed: int = 0

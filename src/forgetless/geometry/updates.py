@@ -81,7 +81,7 @@ def _pair(sides: dict[str, Tensor], layer: str, told: dict, file: Path) -> Pair:
         raise RunError(f"{file}: the factors of {layer} are {shapes}, no A (rank, in) and B (out, rank)")
     rank = sides["A"].shape[0]
     alphas = told.get("alpha_pattern") or {}
-    alpha = alphas.get(get_pattern_key(alphas.keys(), layer), told["lora_alpha"])
+    alpha = float(alphas.get(get_pattern_key(list(alphas), layer)) or told["lora_alpha"])
     return Pair(sides["A"], sides["B"], alpha / (math.sqrt(rank) if told.get("use_rslora") else rank))
 
 

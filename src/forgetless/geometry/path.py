@@ -1,0 +1,135 @@
+"""The straight path between two models; a point on it is a folder that anybody can load.
+
+    W(α) = (1 - α) W_before + α W_after,   0 <= α <= 1
+
+It is the path of the products. For two LoRA adapters on one base, W(α) = W + (1 - α) ΔW_before + α ΔW_after is an
+adapter of both ranks together; the base stands for ΔW = 0. Otherwise whole weights are mixed in fp32, tensor by
+tensor, and rounded to the precision in which the later model has them. What is measured is what is written.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from forgetless.auditing.models import Opened, Subject, find_subjects, opened
+from forgetless.errors import UsageError
+from forgetless.geometry.updates import read_update, weighted, write_update
+from forgetless.model.adapters import Pair
+from forgetless.model.identity import open_tensors, tensor_files, weight_files
+
+
+@dataclass(frozen=True)
+class AdapterPath:
+    """Between two LoRA adapters on one base, or between the base and an adapter."""
+
+    before: Subject
+    after: Subject
+    start: Mapping[str, Pair]
+    end: Mapping[str, Pair]
+
+    def update(self, alpha: float) -> dict[str, Pair]:
+        """ΔW(α) of each layer."""
+        return weighted([self.start, self.end], [1 - alpha, alpha])
+
+    def write(self, alpha: float, folder: Path) -> None:
+        """A plain PEFT adapter folder."""
+        write_update(self.update(alpha), folder, str(self.after.base))
+
+    def points(
+        self, alphas: Sequence[float], folder: Path, dtype: torch.dtype, device: torch.device
+    ) -> Iterator[tuple[float, Opened]]:
+        """The model at each α in turn, ready for inference, good until the next; the base is loaded once."""
+        places = [folder / f"{alpha:.6f}" for alpha in alphas]
+        for alpha, place in zip(alphas, places, strict=True):
+            self.write(alpha, place)
+        subjects = [replace(self.after, name=place.name, adapter=place) for place in places]
+        for alpha, (_, model) in zip(alphas, opened(subjects, dtype, device), strict=True):
+            yield alpha, model
+
+
+@dataclass(frozen=True)
+class WeightPath:
+    """Between the whole weights of two models."""
+
+    before: Subject
+    after: Subject
+
+    def write(self, alpha: float, folder: Path) -> None:
+        """Whole weights beside the later model's configuration and tokenizer; one file is in memory at a time."""
+        folder.mkdir(parents=True, exist_ok=True)
+        others = tensor_files(weight_files(self.before.base))
+        for file in self.after.base.iterdir():
+            if file.is_file() and file.suffix != ".safetensors":
+                shutil.copyfile(file, folder / file.name)
+        for file in weight_files(self.after.base):
+            mixed = {}
+            with open_tensors(file) as tensors:
+                for name in tensors.keys():  # noqa: SIM118
+                    mixed[name] = _mixed(self._before(name, others), tensors.get_tensor(name), alpha)
+            save_file(mixed, folder / file.name, metadata={"format": "pt"})
+
+    def _before(self, name: str, others: Mapping[str, Path]) -> Tensor:
+        if name not in others:
+            raise UsageError(f"{self.before.name}: has no tensor {name}, which {self.after.name} has; no path")
+        with open_tensors(others[name]) as tensors:
+            return tensors.get_tensor(name)
+
+    def points(
+        self, alphas: Sequence[float], folder: Path, dtype: torch.dtype, device: torch.device
+    ) -> Iterator[tuple[float, Opened]]:
+        """The model at each α in turn, ready for inference, good until the next; one lies on disk at a time."""
+        for alpha in alphas:
+            place = folder / f"{alpha:.6f}"
+            self.write(alpha, place)
+            for _, model in opened(find_subjects(str(place)), dtype, device):
+                yield alpha, model
+            shutil.rmtree(place)
+
+
+def straight_path(before: Subject, after: Subject) -> AdapterPath | WeightPath:
+    """The path between two models. Raises UsageError where there is none."""
+    if before.adapter is None and after.adapter is None:
+        _check_shapes(before, after)
+        return WeightPath(before, after)
+    if before.runs_as != after.runs_as:
+        raise UsageError(
+            f"{before.name} and {after.name} have different bases; a path needs one base or whole weights of both: "
+            "`forgetless merge` writes an adapter into its base"
+        )
+    start, end = (read_update(one.adapter, one.name).layers if one.adapter else {} for one in (before, after))
+    for layer in start.keys() & end.keys():
+        shapes = [(pair.B.shape[0], pair.A.shape[1]) for pair in (start[layer], end[layer])]
+        if shapes[0] != shapes[1]:
+            raise UsageError(f"{layer}: {before.name} changes {shapes[0]}, {after.name} {shapes[1]} entries; no path")
+    return AdapterPath(before, after, start, end)
+
+
+def _check_shapes(before: Subject, after: Subject) -> None:
+    def shapes(folder: Path) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for file in weight_files(folder):
+            with open_tensors(file) as tensors:
+                found |= {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        return found
+
+    ours, theirs = shapes(before.base), shapes(after.base)
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise UsageError(
+                f"{name}: shape {ours.get(name)} in {before.name}, {theirs.get(name)} in {after.name}; there is no "
+                "path between models of different architectures or vocabularies"
+            )
+
+
+def _mixed(before: Tensor, after: Tensor, alpha: float) -> Tensor:
+    """(1 - α) before + α after, the ends exactly as they are."""
+    if alpha in (0.0, 1.0) or not after.is_floating_point():
+        return (after if alpha else before).to(after.dtype)
+    return torch.lerp(before.float(), after.float(), alpha).to(after.dtype)
