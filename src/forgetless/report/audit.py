@@ -17,7 +17,7 @@ from forgetless.auditing.verdict import PASS, REGRESSION, WORSE, Finding, Verdic
 from forgetless.auditing.where import CERTAINTY, DOCUMENTS, DOMAIN, PLACE, TOKEN_TYPE
 from forgetless.forgetting.texts import OWN_ANSWERS
 from forgetless.report.markdown import escaped, pipe_table
-from forgetless.report.verdict import SAID, amount, named, needed, verdict_markdown
+from forgetless.report.verdict import amount, counted, in_words, named, needed, verdict_markdown
 from forgetless.report.words import clean, number, p_value, percent
 from forgetless.score.intervals import wilson
 
@@ -46,8 +46,8 @@ def print_audit(record: dict, verdicts: Mapping[str, Verdict], console: Console)
     """The verdict on every model in words, then the tables, then what a reader should know."""
     names = short_names(record)
     for name, verdict in verdicts.items():
-        style = COLOURS.get(verdict.outcome, "yellow")
-        console.print(Text(f"{names[name]}: {SAID[verdict.outcome]}", style=style))
+        style = "yellow" if verdict.waived else COLOURS.get(verdict.outcome, "yellow")
+        console.print(Text(f"{names[name]}: {in_words(verdict)}", style=style))
         for line in [*plain(record, name, verdict), *recovery_lines(record, name)]:
             console.print(Text(f"  - {line}"))
         console.print()
@@ -198,7 +198,8 @@ def _judged(record: dict, finding: Finding) -> str:
     )
     sure = f"{number(100 * record['confidence'])} %"
     limit = written(finding.option, finding.budget)
-    return f"; {bound} with {sure} confidence, budget {limit}: {finding.status}{' (waived)' * finding.waived}"
+    sure += f" confidence, {counted(finding)}" if finding.clip else " confidence"
+    return f"; {bound} with {sure}, budget {limit}: {finding.status}{' (waived)' * finding.waived}"
 
 
 # ---------------------------------------------------------------- in tables

@@ -26,7 +26,7 @@ from forgetless.report import charts, contents, words
 from forgetless.report.audit import PROBLEMS, sentences, short_names, tables
 from forgetless.report.glossary import AUDIT_GLOSSARY, OF_METRIC
 from forgetless.report.pieces import LONGEST_TEXT, MOST_TEXTS, bar, cell, forest, heatmap, place, render, row
-from forgetless.report.verdict import SAID, amount, bounds, finding_cells, finding_head, named
+from forgetless.report.verdict import amount, bounds, finding_cells, finding_head, in_words, named
 from forgetless.report.words import clean, number, percent, signed
 from forgetless.runs.folder import read_json, read_lines, write_whole
 from forgetless.score.intervals import wilson
@@ -111,15 +111,15 @@ def _title(record: dict, names: dict[str, str]) -> str:
 
 def _model(record: dict, model: dict, verdict: Verdict, names: dict[str, str], i: int) -> dict:
     """A model's verdict and sentences, what is over its budget first."""
-    badge, _, rest = SAID[verdict.outcome].partition(": ")
+    badge, _, rest = in_words(verdict).partition(": ")
     told = sorted(sentences(record, model["name"], verdict), key=lambda one: _rank(one[0]))
     lines = [_sentence(*one) for one in told]
     first = FIRST if len(record["models"]) <= 2 else FIRST_OF_MANY
     return {
         "label": names[model["name"]],
         "slot": i % charts.COLOURS,
-        "badge": verdict.outcome or "no verdict",
-        "sign": BADGES[verdict.outcome],
+        "badge": badge if rest else "no verdict",
+        "sign": "unsure" if verdict.waived else BADGES[verdict.outcome],
         "verdict": f"{_capital(rest or badge)}. {_lead(verdict)}".strip(),
         "lines": lines[:first],
         "more": lines[first:],
