@@ -14,7 +14,8 @@ from summaries import HOSTILE
 
 from forgetless.auditing.evidence import verdict_of
 from forgetless.cli import main
-from forgetless.report.audit import plain
+from forgetless.report import audit as report_audit
+from forgetless.report.audit import audit_markdown, plain
 from forgetless.report.audit_page import redraw, render_audit, view
 from forgetless.report.glossary import AUDIT_GLOSSARY, OF_METRIC
 
@@ -62,8 +63,22 @@ def test_the_verdict_and_every_sentence_stand_on_the_page():
         for sentence in plain(record, model["name"], verdict_of(model)):
             assert sentence in text
     assert "regression A loss is shown to be over its budget. The largest: letters lost 35.2 points." in text
-    assert "pass Every loss is shown to be within its budget. No loss of a score is shown." in text
+    kept = "pass Every loss is shown to be within its budget, each document counted as at most 1 nats/token."
+    assert f"{kept} No loss of a score is shown." in text
     assert "2pp for invoices; 5pp for letters; 0.1 nats/token for own-answers, manual" in text
+
+
+def test_a_waived_loss_is_no_plain_pass():
+    record, evidence = RECORDS["one"]()
+    [told] = evidence["models"]
+    lost = next(one for one in told["findings"] if one["budget"] is not None)
+    told["outcome"], lost["status"], lost["waived"] = "pass", "over budget", True
+    [model] = view(record, evidence)["models"]
+    assert (model["badge"], model["sign"]) == ("pass with waivers", "unsure")
+    assert model["verdict"].startswith("1 loss over budget is waived. ")
+    told["outcome"], lost["waived"] = "regression", False
+    [model] = view(record, evidence)["models"]
+    assert (model["badge"], model["sign"]) == ("regression", "bad")
 
 
 def test_what_decides_the_verdict_comes_first():
@@ -171,6 +186,19 @@ def test_a_folder_is_drawn_again_and_files_of_two_audits_are_refused(tmp_path, c
     (tmp_path / "audit.json").write_text(json.dumps(record | {"evidence": "another"}))
     assert main(["report", str(tmp_path)]) == 1
     assert "are not of the same audit" in " ".join(capsys.readouterr().err.split())
+
+
+def test_markdown_fits_a_comment_and_keeps_every_verdict(monkeypatch):
+    record, evidence = made("five")
+    verdicts = {one["name"]: verdict_of(one) for one in evidence["models"]}
+    whole = audit_markdown(record, verdicts)
+    assert len(whole) < report_audit.MOST_CHARACTERS < 65_536, "what GitHub takes"
+    assert "first line" not in whole and "2 rows were cut" in whole and "#### Change on the same rows" in whole
+    assert "moved furthest" not in whole, "details are on the page"
+    monkeypatch.setattr(report_audit, "MOST_CHARACTERS", 12_000)
+    cut = audit_markdown(record, verdicts)
+    assert len(cut) < 13_500 and "parts are cut to their first line, for length: audit.html has them" in cut
+    assert cut.count("### runs/stream") == 5 and "2 rows were cut" in cut and "#### Change on the same rows" in cut
 
 
 def test_every_word_is_explained_and_used():

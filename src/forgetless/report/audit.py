@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -22,6 +22,7 @@ from forgetless.report.words import clean, number, p_value, percent
 from forgetless.score.intervals import wilson
 
 COLUMNS = 6  # of scores in one table
+MOST_CHARACTERS = 60_000  # of the Markdown before it is cut: GitHub takes 65,536 in a comment
 PROBLEMS = ("empty", "unfinished", "repeated", "broken_characters", "other_script")
 SAID_OF_PROBLEM = {"empty": "empty", "unfinished": "unfinished", "repeated": "one thing repeated",
                    "broken_characters": "broken characters", "other_script": "in another script"}  # fmt: skip
@@ -39,7 +40,7 @@ class Table:
     head: list[str]
     rows: list[list[str]]
     notes: tuple[str, ...] = ()  # what stands beneath it
-    detail: bool = False  # for the files only, not for a terminal
+    detail: bool = False  # for the page only, not for a terminal or a pull request
 
 
 def print_audit(record: dict, verdicts: Mapping[str, Verdict], console: Console) -> None:
@@ -63,17 +64,31 @@ def print_audit(record: dict, verdicts: Mapping[str, Verdict], console: Console)
 
 
 def audit_markdown(record: dict, verdicts: Mapping[str, Verdict]) -> str:
-    """Verdicts, findings and tables, short enough for a pull request."""
-    lines = [f"## What was forgotten, against {escaped(clean(record['reference']['name']))}", ""]
-    lines += [verdict_markdown(verdicts)]
-    for table in tables(record):
-        lines += [f"#### {escaped(table.title)}", ""]
-        lines += [*pipe_table(table.head, table.rows), ""]
-        lines += [*(f"- {escaped(note)}" for note in table.notes), ""] if table.notes else []
-    for name, short in short_names(record).items():
-        lines += [f"- {escaped(f'{short}, {line}')}" for line in recovery_lines(record, name)]
-    lines += [f"- {escaped(clean(note))}" for note in dict.fromkeys(record["notes"])]
-    return "\n".join(lines) + "\n"
+    """Verdicts, findings, notes and tables, short enough for a pull request; what does not fit is on the page."""
+    parts = [f"## What was forgotten, against {escaped(clean(record['reference']['name']))}\n"]
+    parts += [verdict_markdown({name: verdict}) for name, verdict in verdicts.items()]
+    told = [f"{short}, {line}" for name, short in short_names(record).items() for line in recovery_lines(record, name)]
+    parts += [_listed(lines) for lines in (told, map(clean, dict.fromkeys(record["notes"])))]
+    parts += [
+        "\n".join([f"#### {escaped(table.title)}", "", *pipe_table(table.head, table.rows), "", _listed(table.notes)])
+        for table in tables(record)
+        if not table.detail
+    ]
+    return _fitted([part for part in parts if part])
+
+
+def _listed(lines: Iterable[str]) -> str:
+    return "".join(f"- {escaped(line)}\n" for line in lines)
+
+
+def _fitted(parts: list[str]) -> str:
+    """The parts one after another; of one that does not fit any more the first line, which says what it is."""
+    text, cut = "", 0
+    for part in parts:
+        fits = len(text) + len(part) < MOST_CHARACTERS
+        text += f"{part if fits else part.splitlines()[0]}\n"
+        cut += not fits
+    return f"{text}- {cut} parts are cut to their first line, for length: audit.html has them\n" if cut else text
 
 
 def short_names(record: dict) -> dict[str, str]:
