@@ -121,6 +121,18 @@ def test_cross_entropy_is_drawn_as_entropy_and_kl():
     assert line["text"] == "KL 0.225" and line["found"] == "same word 70 %, 7,300 × the rounding"
 
 
+def test_the_mass_on_words_that_only_one_model_has_is_shown():
+    record, evidence = case(["may", "june"], {}, {"notes": 4}, [0.5, 0.1])
+    record["models"][0]["divergence"]["notes"]["per_token"]["outside_model"] = 0.9
+    table = view(record, evidence)["texts"][0]["numbers"]
+    assert [(cells[0], cells[table["head"].index("other words")]) for cells in table["rows"]] == [
+        ("may", "90 %"), ("june", "0 %"),
+    ]  # fmt: skip
+    comment = audit_markdown(record, {one["name"]: verdict_of(one) for one in evidence["models"]})
+    assert comment.count("of the predictions are words that only one") == 1
+    assert "- may, notes: 90 % of the predictions are words that only one of the two models has" in comment
+
+
 def test_refusals_have_their_intervals():
     record, evidence = case(["may"], {}, {"own-answers": 4}, [0.5], judged=("advbench",))
     before, now = view(record, evidence)["refusals"]["groups"][0]["lines"]

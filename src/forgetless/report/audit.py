@@ -279,7 +279,19 @@ def _texts(record: dict, names: dict[str, str]) -> Table:
                 ]
             )  # fmt: skip
     notes = tuple(f"{clean(text['name'])}: {_measured(text)}" for text in record["texts"])
+    notes += tuple(
+        f"{names[model['name']]}, {clean(text)}: {percent(mass)} of the predictions are words that only one of the two "
+        "models has"
+        for model in record["models"]
+        for text, told in model["divergence"].items()
+        if (mass := outside(told["per_token"])) >= 0.001
+    )
     return Table("Predictions against the reference's own, nats per token", head, rows, notes)
+
+
+def outside(means: dict) -> float:
+    """The probability of words that only one of the two models has; the other's is 0."""
+    return means["outside_reference"] + means["outside_model"]
 
 
 def _measured(text: dict) -> str:

@@ -23,7 +23,7 @@ from forgetless.auditing.verdict import (
 from forgetless.errors import RunError, UsageError
 from forgetless.forgetting.texts import OWN_ANSWERS
 from forgetless.report import charts, contents, words
-from forgetless.report.audit import PROBLEMS, sentences, short_names, tables
+from forgetless.report.audit import PROBLEMS, outside, sentences, short_names, tables
 from forgetless.report.glossary import AUDIT_GLOSSARY, OF_METRIC
 from forgetless.report.pieces import LONGEST_TEXT, MOST_TEXTS, bar, cell, forest, heatmap, place, render, row
 from forgetless.report.verdict import amount, bounds, finding_cells, finding_head, in_words, named
@@ -413,11 +413,12 @@ def _text(record: dict, text: dict, names: dict[str, str]) -> dict:
     means = [(i, one, one["divergence"][text["name"]]) for i, one in enumerate(record["models"])]
     lines = [partial(_means, names[one["name"]], i, told["per_token"], noise) for i, one, told in means]
     top = [told["per_token"]["cross_entropy"] for *_, told in means]
-    head = ["model", "cross-entropy", "entropy", "KL", "KL by document", "same word", "words compared"]
+    head = ["model", "cross-entropy", "entropy", "KL", "KL by document", "same word", "shared words", "other words"]
     rows = [
         [
             names[one["name"]], *(words.figure(told["per_token"][key]) for key in ("cross_entropy", "entropy", "kl")),
             words.figure(told["per_document"]["kl"]), percent(told["per_token"]["agree"]), f"{told['words']:,}",
+            percent(outside(told["per_token"])),
         ]
         for _, one, told in means
     ]  # fmt: skip
