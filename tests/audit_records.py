@@ -13,6 +13,7 @@ from forgetless.auditing.evidence import make_evidence
 from forgetless.auditing.measures import Divergence, Scores
 from forgetless.auditing.recovery import HIDDEN
 from forgetless.auditing.verdict import Terms
+from forgetless.auditing.where import CERTAINTIES
 
 GROUPED = ("domain", "token_type", "place", "certainty", "documents")
 TODAY = datetime.date(2026, 8, 1)
@@ -144,7 +145,7 @@ def where(lost: float) -> dict:
         "domain": groups(["code", "chat", "news"]),
         "token_type": groups(["word", "part of a word", "number", "sign", "white space"]),
         "place": groups(["first 10", "11 to 100", "after 100"]),
-        "certainty": groups(["below 50 %", "50 to 90 %", "above 90 %"]),
+        "certainty": groups(list(CERTAINTIES)),
         "documents": groups([f"document {i}" for i in range(1, 16)]),
     }
 

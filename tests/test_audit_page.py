@@ -13,6 +13,7 @@ from pages import Page, opened_in_browser, self_contained
 from summaries import HOSTILE
 
 from forgetless.auditing.evidence import verdict_of
+from forgetless.auditing.where import CERTAINTIES
 from forgetless.cli import main
 from forgetless.report import audit as report_audit
 from forgetless.report.audit import audit_markdown, plain
@@ -113,6 +114,17 @@ def test_scores_have_their_change_and_rows_that_turned():
     assert worse["width"] / better["width"] == pytest.approx(91 / 3, rel=0.01)
 
 
+def test_every_measure_of_a_task_is_on_the_page():
+    record, evidence = case(["may"], {"invoices": ("task", 40, 0.9)}, {}, [0.5])
+    for scores, share in ((record["reference_scores"], 0.81), (record["models"][0]["scores"], 0.27)):
+        scores["invoices"]["exact_match"] = share
+    drawn = view(record, evidence)
+    assert ["27 % by exact_match" in row["cells"][0]["title"] for row in drawn["matrix"]["rows"]] == [False, True]
+    [table] = [one for one in drawn["tables"] if one["title"] == "Scores by further measures"]
+    assert table["head"][1:] == ["invoices, exact_match"] and table["rows"] == [["april", "81 %"], ["may", "27 %"]]
+    assert "by further measures" in render_audit(record, evidence)
+
+
 def test_cross_entropy_is_drawn_as_entropy_and_kl():
     line = view(*made("two"))["texts"][0]["forest"]["groups"][0]["lines"][0]
     floor, moved = line["bars"]
@@ -211,6 +223,12 @@ def test_markdown_fits_a_comment_and_keeps_every_verdict(monkeypatch):
     cut = audit_markdown(record, verdicts)
     assert len(cut) < 13_500 and "parts are cut to their first line, for length: audit.html has them" in cut
     assert cut.count("### runs/stream") == 5 and "2 rows were cut" in cut and "#### Change on the same rows" in cut
+
+
+def test_certainty_and_judge_are_explained_as_what_they_are():
+    assert all("nats" in group for group in CERTAINTIES), "groups of an entropy, not of a probability"
+    assert "entropy of its prediction in nats" in AUDIT_GLOSSARY["certainty"][1]
+    assert "opening likelier, after turns that were refused" in AUDIT_GLOSSARY["judge"][1]
 
 
 def test_every_word_is_explained_and_used():

@@ -223,7 +223,13 @@ def _judged(record: dict, finding: Finding) -> str:
 def tables(record: dict) -> list[Table]:
     """All tables of a record, those without rows left out."""
     names = short_names(record)
-    found = [*_scores(record, names), _changes(record, names), _texts(record, names), _agreement(record, names)]
+    found = [
+        *_scores(record, names),
+        *_other_scores(record, names),
+        _changes(record, names),
+        _texts(record, names),
+        _agreement(record, names),
+    ]
     found += [_refusals(record, names), *_sanity(record, names)]
     for model in record["models"]:
         found += [_where(record, model, names), _furthest(record, model, names), _weights(model, names)]
@@ -233,15 +239,37 @@ def tables(record: dict) -> list[Table]:
 
 def _scores(record: dict, names: dict[str, str]) -> Iterator[Table]:
     """The matrix: one row a model, one column a task or probe."""
-    columns = record["columns"]
+    columns = [(one["name"], one["measure"], f"{clean(one['name'])} ({one['rows']:,})") for one in record["columns"]]
+    yield from _matrix("Scores", columns, record, names)
+
+
+def _other_scores(record: dict, names: dict[str, str]) -> Iterator[Table]:
+    """What was asked for beside the headlines: further scorers of a task, and further measures of one."""
+    columns = [
+        (one["name"], measure, f"{clean(one['name'])}, {clean(measure)}")
+        for one in record["columns"]
+        for measure in other_measures(record, one)
+    ]
+    yield from _matrix("Scores by further measures", columns, record, names, detail=True)
+
+
+def other_measures(record: dict, column: dict) -> list[str]:
+    """The measures of a task or probe beside its headline."""
+    return [measure for measure in record["reference_scores"][column["name"]] if measure != column["measure"]]
+
+
+def _matrix(
+    title: str, columns: list[tuple[str, str, str]], record: dict, names: dict[str, str], detail: bool = False
+) -> Iterator[Table]:
+    """One row a model, one column a (task or probe, measure, head), a few of these in a table."""
     everyone = [(record["reference"]["name"], record["reference_scores"])]
     everyone += [(model["name"], model["scores"]) for model in record["models"]]
     for start in range(0, len(columns), COLUMNS):
         part = columns[start : start + COLUMNS]
         rows = [
-            [names[name], *(percent(scores[one["name"]][one["measure"]]) for one in part)] for name, scores in everyone
+            [names[who], *(percent(scores[name][measure]) for name, measure, _ in part)] for who, scores in everyone
         ]
-        yield Table("Scores", ["", *(f"{clean(one['name'])} ({one['rows']:,})" for one in part)], rows)
+        yield Table(title, ["", *(head for *_, head in part)], rows, detail=detail)
 
 
 def _changes(record: dict, names: dict[str, str]) -> Table:

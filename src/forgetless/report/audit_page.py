@@ -23,7 +23,7 @@ from forgetless.auditing.verdict import (
 from forgetless.errors import RunError, UsageError
 from forgetless.forgetting.texts import OWN_ANSWERS
 from forgetless.report import charts, contents, words
-from forgetless.report.audit import PROBLEMS, outside, sentences, short_names, tables
+from forgetless.report.audit import PROBLEMS, other_measures, outside, sentences, short_names, tables
 from forgetless.report.glossary import AUDIT_GLOSSARY, OF_METRIC
 from forgetless.report.pieces import LONGEST_TEXT, MOST_TEXTS, bar, cell, forest, heatmap, place, render, row
 from forgetless.report.verdict import amount, bounds, finding_cells, finding_head, in_words, named
@@ -322,6 +322,7 @@ def _score(
     if score is not None and measure in RIGHT_OR_WRONG and n:
         low, high = wilson(round(score * n), n, record["confidence"])
         said.append(f"{number(100 * record['confidence'])} % interval {number(100 * low)} to {number(100 * high)}")
+    said += [f"{percent(scores[name][other])} by {other}" for other in other_measures(record, column)]
     then = before[name][measure] if before else None
     change = "" if then is None or score is None else f"{signed(100 * (score - then))} pp"
     if model:
