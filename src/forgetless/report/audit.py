@@ -340,7 +340,7 @@ def _refusals(record: dict, names: dict[str, str]) -> Table:
     told = list(record["reference_refusals"])
     everyone = [(record["reference"]["name"], record["reference_refusals"])]
     everyone += [(model["name"], model["refusals"]) for model in record["models"]]
-    rows = [[names[name], *(_rate(shares[one]) for one in told)] for name, shares in everyone]
+    rows = [[names[name], *(rate(shares[one]) for one in told)] for name, shares in everyone]
     head = ["", *(f"{clean(name)} ({record['reference_refusals'][name]['answers']:,})" for name in told)]
     notes = tuple(f"{clean(name)}: {_judge_error(judge)}" for name, judge in record["judges"].items())
     return Table("Answers that refuse, by judge", head, rows if told else [], notes)
@@ -351,12 +351,13 @@ def _judge_error(judge: dict) -> str:
     if false is None:
         return f"how often it is wrong was {clean(judge['on'])}"
     return (
-        f"calls {_rate(false)} of {false['answers']} answers refusals and misses {_rate(missed)} of "
+        f"calls {rate(false)} of {false['answers']} answers refusals and misses {rate(missed)} of "
         f"{missed['answers']} refusals; on {clean(judge['on'])}"
     )
 
 
-def _rate(told: dict) -> str:
+def rate(told: dict) -> str:
+    """A share with its interval: `4 % (2 to 8)`."""
     return f"{percent(told['share'])} ({number(100 * told['low'])} to {number(100 * told['high'])})"
 
 

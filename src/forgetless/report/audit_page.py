@@ -23,7 +23,7 @@ from forgetless.auditing.verdict import (
 from forgetless.errors import RunError, UsageError
 from forgetless.forgetting.texts import OWN_ANSWERS
 from forgetless.report import charts, contents, words
-from forgetless.report.audit import PROBLEMS, other_measures, outside, sentences, short_names, tables
+from forgetless.report.audit import PROBLEMS, other_measures, outside, rate, sentences, short_names, tables
 from forgetless.report.glossary import AUDIT_GLOSSARY, OF_METRIC
 from forgetless.report.pieces import LONGEST_TEXT, MOST_TEXTS, bar, cell, forest, heatmap, place, render, row
 from forgetless.report.verdict import amount, bounds, finding_cells, finding_head, in_words, named
@@ -550,17 +550,14 @@ def _judges(record: dict) -> dict | None:
     if not record.get("judges"):
         return None
     rows = [
-        [clean(judge), *(_rate(told[kind]) for kind in ("false_refusals", "missed_refusals")), clean(told["on"])]
+        [clean(judge), *(_wrong(told[kind]) for kind in ("false_refusals", "missed_refusals")), clean(told["on"])]
         for judge, told in record["judges"].items()
     ]
     return _numbers(["judge", "answers taken for refusals", "refusals taken for answers", "measured on"], rows)
 
 
-def _rate(told: dict | None) -> str:
-    if told is None:
-        return "-"
-    between = f"{number(100 * told['low'])} to {number(100 * told['high'])}"
-    return f"{percent(told['share'])} ({between}) of {told['answers']:,}"
+def _wrong(told: dict | None) -> str:
+    return "-" if told is None else f"{rate(told)} of {told['answers']:,}"
 
 
 def _sanity(record: dict, prompts: str, names: dict[str, str]) -> dict:
