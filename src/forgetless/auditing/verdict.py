@@ -85,14 +85,8 @@ class Finding:
 
     @property
     def budget_text(self) -> str:
-        """`max-drop invoices=2pp`, without a budget `max-drop invoices`; then against what, if not the reference."""
-        limit = "" if self.budget is None else f"={written(self.option, self.budget)}"
-        return f"{self.option} {self.name}{limit}{self.where}"
-
-    @property
-    def where(self) -> str:
-        """` (against the anchor)`; nothing for the reference."""
-        return "" if self.against == REFERENCE else f" (against the {self.against})"
+        """`max-drop invoices=2pp`; without a budget `max-drop invoices`."""
+        return f"{self.option} {self.name}" + ("" if self.budget is None else f"={written(self.option, self.budget)}")
 
 
 @dataclass(frozen=True)

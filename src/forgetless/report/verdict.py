@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from forgetless.auditing.budgets import MAX_DROP, written
+from forgetless.auditing.measures import REFERENCE
 from forgetless.auditing.verdict import (
     INSUFFICIENT,
     MEASURED,
@@ -132,7 +133,11 @@ def _least(finding: Finding) -> str:
 
 def named(finding: Finding) -> str:
     """The name of what was measured, and against what where that is not the reference."""
-    return clean(finding.name) + finding.where
+    return clean(finding.name) + _against(finding)
+
+
+def _against(finding: Finding) -> str:
+    return "" if finding.against == REFERENCE else f" (against the {finding.against})"
 
 
 def bounds(finding: Finding) -> str:
@@ -149,7 +154,7 @@ def _status(finding: Finding) -> str:
 
 
 def _case(model: str, finding: Finding) -> ET.Element:
-    case = ET.Element("testcase", classname=model, name=clean(finding.budget_text), time="0")
+    case = ET.Element("testcase", classname=model, name=clean(finding.budget_text) + _against(finding), time="0")
     if finding.status in (OVER, UNCLEAR):
         child = ET.SubElement(case, "skipped" if finding.waived else "failure", type=finding.status)
         child.set("message", "; ".join(filter(None, (sentence(finding), needed(finding)))))
