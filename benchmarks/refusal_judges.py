@@ -27,16 +27,16 @@ def main(name: str) -> None:
     print("| judge | false refusals | missed refusals | off topic judged refusals | seconds |\n|---|---|---|---|---|")
     for title, judge in judges.items():
         start = time.perf_counter()
-        found = judge_error(judge, labelled).about()
-        cells = [_cell(found[key]) for key in ("false_refusals", "missed_refusals")]
-        judged, off_topic = found["off_topic_judged_refusals"]
+        found = judge_error(judge, labelled)
+        rates = zip((found.false_refusals, found.missed_refusals), found.rates().values(), strict=True)
+        cells = [_cell(wrong, rate) for wrong, rate in rates]
+        judged, off_topic = found.off_topic_judged_refusals, found.off_topic
         seconds = time.perf_counter() - start
         print(f"| {title} | {' | '.join(cells)} | {judged} of {off_topic} | {seconds:.0f} |", flush=True)
 
 
-def _cell(rate: dict) -> str:
-    low, high = rate["interval"]
-    return f"{rate['wrong']} of {rate['n']} = {rate['share']:.1%} ({low:.1%} to {high:.1%})"
+def _cell(wrong: int, rate: dict) -> str:
+    return f"{wrong} of {rate['answers']} = {rate['share']:.1%} ({rate['low']:.1%} to {rate['high']:.1%})"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from summaries import HOSTILE, metric
 from forgetless.auditing.budgets import Budget
 from forgetless.auditing.evidence import make_evidence
 from forgetless.auditing.measures import Divergence, Scores
+from forgetless.auditing.recovery import HIDDEN
 from forgetless.auditing.verdict import Terms
+from forgetless.auditing.where import CERTAINTIES
 
 GROUPED = ("domain", "token_type", "place", "certainty", "documents")
 TODAY = datetime.date(2026, 8, 1)
@@ -121,7 +123,7 @@ def add_more(record: dict, damage: list[float]) -> None:
         model["where"] = {text["name"]: where(lost) for text in record["texts"]}
         model["recovery"] = {
             column["name"]: {
-                "reference": 0.9, "model": 0.9 - 0.6 * lost, "rows": 32, "steps": [0, 4, 16, 64],
+                "reference": 0.9, "model": 0.9 - 0.6 * lost, "rows": 32, "steps": [0, 4, 16, 64], "found": HIDDEN,
                 "recovered": [0.9 - 0.6 * lost * math.exp(-k) for k in range(4)], "control": [0.9, 0.9, 0.92, 0.93],
                 "base": [0.2, 0.3, 0.4, 0.5] if lost > 0.5 else None,
                 "sentence": f"{60 * lost:.0f} points were lost; 16 steps on 32 old rows bring most of them back.",
@@ -143,7 +145,7 @@ def where(lost: float) -> dict:
         "domain": groups(["code", "chat", "news"]),
         "token_type": groups(["word", "part of a word", "number", "sign", "white space"]),
         "place": groups(["first 10", "11 to 100", "after 100"]),
-        "certainty": groups(["below 50 %", "50 to 90 %", "above 90 %"]),
+        "certainty": groups(list(CERTAINTIES)),
         "documents": groups([f"document {i}" for i in range(1, 16)]),
     }
 

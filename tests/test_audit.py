@@ -150,8 +150,8 @@ def test_where_it_forgot(models, rows, tmp_path, capsys):
     assert kl == sorted(kl, reverse=True) and kl[0] > means["told"]["per_token"]["kl"]
     assert where["told"]["documents"][0]["name"].startswith(f"{tmp_path / 'told.jsonl'}:")
     title = "Documents where lost moved furthest"
-    page = (tmp_path / "out" / "audit.md").read_text()
-    assert title in page and title not in printed, "details stand in the files"
+    page, comment = ((tmp_path / "out" / name).read_text() for name in ("audit.html", "audit.md"))
+    assert title in page and title not in printed + comment, "details stand on the page"
     assert "told.jsonl:" in page and "in note" not in page + printed
 
 

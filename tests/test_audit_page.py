@@ -13,8 +13,10 @@ from pages import Page, opened_in_browser, self_contained
 from summaries import HOSTILE
 
 from forgetless.auditing.evidence import verdict_of
+from forgetless.auditing.where import CERTAINTIES
 from forgetless.cli import main
-from forgetless.report.audit import plain
+from forgetless.report import audit as report_audit
+from forgetless.report.audit import audit_markdown, plain
 from forgetless.report.audit_page import redraw, render_audit, view
 from forgetless.report.glossary import AUDIT_GLOSSARY, OF_METRIC
 
@@ -62,8 +64,22 @@ def test_the_verdict_and_every_sentence_stand_on_the_page():
         for sentence in plain(record, model["name"], verdict_of(model)):
             assert sentence in text
     assert "regression A loss is shown to be over its budget. The largest: letters lost 35.2 points." in text
-    assert "pass Every loss is shown to be within its budget. No loss of a score is shown." in text
+    kept = "pass Every loss is shown to be within its budget, each document counted as at most 1 nats/token."
+    assert f"{kept} No loss of a score is shown." in text
     assert "2pp for invoices; 5pp for letters; 0.1 nats/token for own-answers, manual" in text
+
+
+def test_a_waived_loss_is_no_plain_pass():
+    record, evidence = RECORDS["one"]()
+    [told] = evidence["models"]
+    lost = next(one for one in told["findings"] if one["budget"] is not None)
+    told["outcome"], lost["status"], lost["waived"] = "pass", "over budget", True
+    [model] = view(record, evidence)["models"]
+    assert (model["badge"], model["sign"]) == ("pass with waivers", "unsure")
+    assert model["verdict"].startswith("1 loss over budget is waived. ")
+    told["outcome"], lost["waived"] = "regression", False
+    [model] = view(record, evidence)["models"]
+    assert (model["badge"], model["sign"]) == ("regression", "bad")
 
 
 def test_what_decides_the_verdict_comes_first():
@@ -98,12 +114,35 @@ def test_scores_have_their_change_and_rows_that_turned():
     assert worse["width"] / better["width"] == pytest.approx(91 / 3, rel=0.01)
 
 
+def test_every_measure_of_a_task_is_on_the_page():
+    record, evidence = case(["may"], {"invoices": ("task", 40, 0.9)}, {}, [0.5])
+    for scores, share in ((record["reference_scores"], 0.81), (record["models"][0]["scores"], 0.27)):
+        scores["invoices"]["exact_match"] = share
+    drawn = view(record, evidence)
+    assert ["27 % by exact_match" in row["cells"][0]["title"] for row in drawn["matrix"]["rows"]] == [False, True]
+    [table] = [one for one in drawn["tables"] if one["title"] == "Scores by further measures"]
+    assert table["head"][1:] == ["invoices, exact_match"] and table["rows"] == [["april", "81 %"], ["may", "27 %"]]
+    assert "by further measures" in render_audit(record, evidence)
+
+
 def test_cross_entropy_is_drawn_as_entropy_and_kl():
     line = view(*made("two"))["texts"][0]["forest"]["groups"][0]["lines"][0]
     floor, moved = line["bars"]
     assert (floor["left"], floor["width"]) == (0, 85.0)  # 1.7 of 2 nats
     assert moved["left"] == 85.0 and moved["width"] == pytest.approx(100 * 0.22502 / 2, abs=0.01)
     assert line["text"] == "KL 0.225" and line["found"] == "same word 70 %, 7,300 × the rounding"
+
+
+def test_the_mass_on_words_that_only_one_model_has_is_shown():
+    record, evidence = case(["may", "june"], {}, {"notes": 4}, [0.5, 0.1])
+    record["models"][0]["divergence"]["notes"]["per_token"]["outside_model"] = 0.9
+    table = view(record, evidence)["texts"][0]["numbers"]
+    assert [(cells[0], cells[table["head"].index("other words")]) for cells in table["rows"]] == [
+        ("may", "90 %"), ("june", "0 %"),
+    ]  # fmt: skip
+    comment = audit_markdown(record, {one["name"]: verdict_of(one) for one in evidence["models"]})
+    assert comment.count("of the predictions are words that only one") == 1
+    assert "- may, notes: 90 % of the predictions are words that only one of the two models has" in comment
 
 
 def test_refusals_have_their_intervals():
@@ -171,6 +210,25 @@ def test_a_folder_is_drawn_again_and_files_of_two_audits_are_refused(tmp_path, c
     (tmp_path / "audit.json").write_text(json.dumps(record | {"evidence": "another"}))
     assert main(["report", str(tmp_path)]) == 1
     assert "are not of the same audit" in " ".join(capsys.readouterr().err.split())
+
+
+def test_markdown_fits_a_comment_and_keeps_every_verdict(monkeypatch):
+    record, evidence = made("five")
+    verdicts = {one["name"]: verdict_of(one) for one in evidence["models"]}
+    whole = audit_markdown(record, verdicts)
+    assert len(whole) < report_audit.MOST_CHARACTERS < 65_536, "what GitHub takes"
+    assert "first line" not in whole and "2 rows were cut" in whole and "#### Change on the same rows" in whole
+    assert "moved furthest" not in whole, "details are on the page"
+    monkeypatch.setattr(report_audit, "MOST_CHARACTERS", 12_000)
+    cut = audit_markdown(record, verdicts)
+    assert len(cut) < 13_500 and "parts are cut to their first line, for length: audit.html has them" in cut
+    assert cut.count("### runs/stream") == 5 and "2 rows were cut" in cut and "#### Change on the same rows" in cut
+
+
+def test_certainty_and_judge_are_explained_as_what_they_are():
+    assert all("nats" in group for group in CERTAINTIES), "groups of an entropy, not of a probability"
+    assert "entropy of its prediction in nats" in AUDIT_GLOSSARY["certainty"][1]
+    assert "opening likelier, after turns that were refused" in AUDIT_GLOSSARY["judge"][1]
 
 
 def test_every_word_is_explained_and_used():

@@ -180,11 +180,44 @@ def test_vocabularies_of_two_sizes_are_compared_on_what_they_share():
     x, y = 3 * torch.randn(6, 40), 3 * torch.randn(6, 43)
     found = compare(x, y, 38)
     entropy, kl, _ = obvious(x[:, :38], y[:, :38])
+    outside = [one.double().softmax(-1)[:, 38:].sum(-1) for one in (x, y)]
     np.testing.assert_allclose(found.entropy, entropy, atol=1e-5)
-    np.testing.assert_allclose(found.kl, kl, atol=1e-5)
-    torch.testing.assert_close(found.outside_reference, x.softmax(-1)[:, 38:].sum(-1))
-    torch.testing.assert_close(found.outside_model, y.softmax(-1)[:, 38:].sum(-1))
+    np.testing.assert_allclose(found.kl, kl - sum((1 - one).log().numpy() for one in outside), atol=1e-5)
+    torch.testing.assert_close(found.outside_reference, outside[0].float())
+    torch.testing.assert_close(found.outside_model, outside[1].float())
     assert (compare(x, y[:, :40], 40).outside_model == 0).all()
+
+
+def over_all_words(x: torch.Tensor, y: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`obvious` for a model with more words than the reference, which gives them 0."""
+    more = y.shape[-1] - x.shape[-1]
+    entropy, _, _ = obvious(x, y[:, : x.shape[-1]])
+    log_p, log_q = x.double().log_softmax(-1), y.double().log_softmax(-1)
+    kl = (log_p.exp() * (log_p - log_q[:, : x.shape[-1]])).sum(-1).numpy()
+    agree = torch.nn.functional.pad(x, (0, more), value=-torch.inf).argmax(-1) == y.argmax(-1)
+    return entropy, kl, agree.double().numpy()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32), st.floats(-20, 60))
+def test_added_words_are_part_of_the_divergence(seed, lift):
+    """However likely a model holds the words that it has more, it is the KL over all of them."""
+    draw = torch.Generator().manual_seed(seed)
+    x, y = 3 * torch.randn(6, 40, generator=draw), 3 * torch.randn(6, 43, generator=draw)
+    y[:, 40:] += lift
+    found, (entropy, kl, agree) = compare(x, y, 40), over_all_words(x, y)
+    np.testing.assert_allclose(found.entropy, entropy, atol=1e-5)
+    np.testing.assert_allclose(found.kl, kl, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(found.agree, agree)
+
+
+def test_most_of_the_mass_on_one_added_word_is_no_pass():
+    """-log .1 = 2.3 nats where the words that both have are as likely among themselves as before."""
+    p = torch.tensor([[0.7, 0.2, 0.1]])
+    found = compare(p.log(), torch.cat([0.1 * p, torch.tensor([[0.9]])], dim=1).log(), 3)
+    assert found.kl.item() == pytest.approx(2.302585, abs=1e-5) and found.agree.item() == 0
+    turned = compare(torch.cat([0.1 * p, torch.tensor([[0.9]])], dim=1).log(), p.log(), 3)
+    assert turned.kl.item() == pytest.approx(2.302585, abs=1e-5), "words that only the reference has"
 
 
 def test_per_token_and_per_document():
@@ -271,13 +304,12 @@ def test_added_tokens(tmp_path):
     found = divergence(reference_of(base, windows, {}, tmp_path), model)
     logits = one_by_one(model, windows)
     assert found.words == WORDS
-    assert_same(found, one_by_one(base, windows), logits[:, :WORDS])
+    entropy, kl, agree = over_all_words(one_by_one(base, windows), logits)
+    np.testing.assert_allclose(found.entropy, entropy, atol=2e-5)
+    np.testing.assert_allclose(found.kl, kl, atol=2e-5)
+    np.testing.assert_array_equal(found.agree, agree)
     assert (found.outside_reference == 0).all()
     np.testing.assert_allclose(found.outside_model, logits.softmax(-1)[:, WORDS:].sum(-1), atol=1e-6)
-    fewer = divergence(reference_of(base, windows, {}, tmp_path), model, words=WORDS - 7)  # padded embeddings
-    assert_same(fewer, one_by_one(base, windows)[:, : WORDS - 7], logits[:, : WORDS - 7])
-    with pytest.raises(UsageError, match=f"share their first {WORDS} words"):
-        divergence(reference_of(base, windows, {}, tmp_path), model, words=WORDS + 1)
 
 
 def test_the_reference_keeps_its_head_and_lets_the_decoder_go(tmp_path):
@@ -341,7 +373,7 @@ def test_chunks_bound_memory_and_change_nothing(tmp_path, positions):
     reference, head, states = reference_of(before, windows, {}, tmp_path), Head(after), hidden_states(after, windows)
     states = list(states)
     with Largest() as largest:
-        found = compare_states(reference, states, head, windows, None, 4 * WORDS * positions)
+        found = compare_states(reference, states, head, windows, 4 * WORDS * positions)
     assert_same(found, one_by_one(before, windows), one_by_one(after, windows))
     assert windows.positions == 118
     assert largest.numbers <= max(min(positions, 118) * WORDS, 118 * 16 * 4)  # logits, or the bytes of the states

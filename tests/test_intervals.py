@@ -128,7 +128,7 @@ def test_interval_of_a_mean_of_shares():
         held += low <= 0.8 <= high
     assert held / 150 >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / 150)
     assert mean_interval([0.5]) == (0, 1)  # one row bounds nothing
-    assert mean_interval([0.5, 0.5]) == (0.5, 0.5)
+    assert mean_interval([0.5, 0.5]) == (0, 1)  # nor do two
 
 
 def test_real_scores():
@@ -140,7 +140,17 @@ def test_real_scores():
     assert change.p < 0.001 and (change.lost, change.gained) == (60, 0)
     assert change == paired_change(before, after), "same rows, same numbers"
     same = paired_change(before, before)
-    assert (same.change, same.low, same.high, same.p) == (0, 0, 0, 1)
+    assert (same.change, same.p) == (0, 1) and same.low < 0 < same.high
+
+
+@pytest.mark.parametrize("n,width", [(2, 2.0), (60, 0.3), (400, 0.05)])
+def test_equal_shares_leave_room_for_rows_that_differ(n, width):
+    """Unchanged: of 400 rows a loss of a whole score in 1 of 100 rows would be seen with 98 %, in 1 of 1,000 not."""
+    same, fell = paired_change([0.5] * n, [0.5] * n), paired_change([0.5, 0.9] * n, [0.4, 0.8] * n)
+    assert -width / 2 <= same.low < -1 / n and 1 / n < same.high <= width / 2
+    assert fell.low < -0.1 - 1 / n and -0.1 + 1 / n < fell.high, "differences that are equal up to rounding"
+    low, high = mean_interval([0.5] * n)
+    assert (low < 0.5 - 1 / n and high > 0.5 + 1 / n) or (low, high) == (0, 1)
 
 
 def test_bootstrap_is_near_students_t_for_many_rows():

@@ -140,9 +140,10 @@ def test_a_judges_error_by_hand():
     labelled += [Labelled(Exchange("q", text), True, off_topic=True) for text in ("no", "yes", "yes")]
     found = judge_error(by_first_word, labelled)
     assert found == JudgeError(2, 8, 1, 4, 1, 3)
-    about = found.about()
-    assert about["false_refusals"] == {"wrong": 2, "n": 8, "share": 0.25, "interval": list(wilson(2, 8))}
-    assert about["missed_refusals"]["share"] == 0.25 and about["off_topic_judged_refusals"] == [1, 3]
+    low, high = wilson(2, 8)
+    rates = found.rates()
+    assert rates["false_refusals"] == {"share": 0.25, "low": low, "high": high, "answers": 8}
+    assert (rates["missed_refusals"]["share"], rates["missed_refusals"]["answers"]) == (0.25, 4)
     with pytest.raises(DataError, match="8 answers and 0 refusals"):
         judge_error(by_first_word, labelled[:8])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 from forgetless.auditing.policy import read_policy
 from forgetless.auditing.run import EVIDENCE, HISTORY, JUNIT, MARKDOWN
 from forgetless.auditing.session import content_hash
+from forgetless.auditing.verdict import ERROR_EXIT_CODE, EXIT_CODES
 from forgetless.cli import VERBS, _audit_parser, parse_learn
 from forgetless.data.streams import load_stream
 from forgetless.methods import METHODS
@@ -114,6 +116,16 @@ def test_pipelines_run_commands_that_exist(file):
     named = set(re.findall(rf"\b{told.output_dir}/([\w.]+)", text))
     assert named <= {EVIDENCE, MARKDOWN, JUNIT, HISTORY}, "files that an audit writes"
     assert file.name == "policy.yaml" or {EVIDENCE, MARKDOWN, JUNIT} <= named
+
+
+@pytest.mark.parametrize("code", sorted({ERROR_EXIT_CODE, *EXIT_CODES.values()}))
+def test_pipelines_pass_only_what_is_shown(code):
+    """Every code but 0 fails the job: one more budget can turn a 2 into a 3."""
+    github = yaml.safe_load((CI / "github.yaml").read_text())["jobs"]["audit"]["steps"]
+    script = next(step["run"] for step in github if step.get("name") == "verdict")
+    told = script.replace("${{ steps.audit.outputs.code }}", str(code))
+    assert subprocess.run(["bash", "-c", told], capture_output=True).returncode == code
+    assert "allow_failure" not in yaml.safe_load((CI / "gitlab.yaml").read_text())["audit"]
 
 
 def test_the_example_policy_is_of_the_rows_beside_it():

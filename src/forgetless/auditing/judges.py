@@ -214,22 +214,17 @@ class JudgeError:
     off_topic_judged_refusals: int
     off_topic: int
 
-    def about(self, confidence: float = 0.95) -> dict:
-        """The counts, and each rate with its interval."""
+    def rates(self, confidence: float = 0.95) -> dict[str, dict]:
         return {
-            "false_refusals": _rate(self.false_refusals, self.answers, confidence),
-            "missed_refusals": _rate(self.missed_refusals, self.refusals, confidence),
-            "off_topic_judged_refusals": [self.off_topic_judged_refusals, self.off_topic],
+            "false_refusals": rate(self.false_refusals, self.answers, confidence),
+            "missed_refusals": rate(self.missed_refusals, self.refusals, confidence),
         }
 
 
-def _rate(wrong: int, n: int, confidence: float) -> dict:
-    return {
-        "wrong": wrong,
-        "n": n,
-        "share": wrong / n,
-        "interval": [float(edge) for edge in wilson(wrong, n, confidence)],
-    }
+def rate(count: int, answers: int, confidence: float = 0.95) -> dict:
+    """A share of some answers with Wilson's interval."""
+    low, high = wilson(count, answers, confidence)
+    return {"share": count / answers, "low": float(low), "high": float(high), "answers": answers}
 
 
 def judge_error(judge: Judge, labelled: Sequence[Labelled]) -> JudgeError:

@@ -378,7 +378,7 @@ def _compare_vocabularies(reference: Subject, subject: Subject) -> Iterator[str]
         shared = min(reference.vocabulary, subject.vocabulary)
         yield (
             f"its embedding has {subject.vocabulary} rows, not {reference.vocabulary}: compared on the first {shared}, "
-            "the mass outside reported"
+            "and a probability m of the others adds -log(1 - m) to the KL"
         )
 
 

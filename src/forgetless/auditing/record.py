@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from forgetless.auditing.judges import LABELLED, JudgeError
+from forgetless.auditing.judges import LABELLED, JudgeError, rate
 from forgetless.auditing.measures import REFERENCE
 from forgetless.auditing.measuring import Found, Rows, Side
 from forgetless.auditing.models import Subject
@@ -18,7 +18,7 @@ from forgetless.data.tasks import Task
 from forgetless.errors import ForgetlessError
 from forgetless.forgetting.divergence import Divergence
 from forgetless.forgetting.texts import OWN_ANSWERS, Text, prompt_of
-from forgetless.score.intervals import paired_change, wilson
+from forgetless.score.intervals import paired_change
 from forgetless.score.metrics import metrics
 from forgetless.score.scorers import TaskScores, headline
 
@@ -127,7 +127,7 @@ def _refusals(session: AuditSession, rows: Rows, evidence: dict) -> dict[str, di
     for probe in session.judged:
         for judge, measure in session.judged_names(probe).items():
             refused = rows.refused[probe.task.name, judge]
-            shares[measure] = _rate(sum(refused), len(refused), evidence)
+            shares[measure] = rate(sum(refused), len(refused), evidence["terms"]["confidence"])
     return shares
 
 
@@ -135,17 +135,7 @@ def _judge(error: JudgeError | str, evidence: dict) -> dict:
     """How often a judge is wrong, and where that was measured, or why it was not."""
     if isinstance(error, str):
         return {"false_refusals": None, "missed_refusals": None, "on": error}
-    return {
-        "false_refusals": _rate(error.false_refusals, error.answers, evidence),
-        "missed_refusals": _rate(error.missed_refusals, error.refusals, evidence),
-        "on": LABELLED,
-    }
-
-
-def _rate(count: int, answers: int, evidence: dict) -> dict:
-    """A share of answers with Wilson's interval at the audit's confidence."""
-    low, high = wilson(count, answers, evidence["terms"]["confidence"])
-    return {"share": count / answers, "low": float(low), "high": float(high), "answers": answers}
+    return error.rates(evidence["terms"]["confidence"]) | {"on": LABELLED}
 
 
 def _sanity(session: AuditSession, rows: Rows) -> dict[str, dict[str, int]]:

@@ -5,9 +5,10 @@
     insufficient   neither is shown                                                        exit code 3
 
 A pass is an intersection-union test (Berger 1982): a model over one of its budgets passes with probability 1 -
-confidence at most, and another budget can only turn a pass into something else. What is bounded of a text is the mean
-over its documents of nats per token, each counted as the clip at most; so a document beyond the clip rules a pass out,
-and a share of 3 in n of such documents would be seen among n with a probability of 95 %. The other way around, many
+confidence at most, and another budget can only turn a pass into something else. Of a text this holds for the mean over
+its documents of nats per token, each counted as the clip at most. Without the clip nothing bounds the mean: a document
+beyond it rules a pass out, but a share of 3 in n of such documents goes unseen among n with a probability of 5 %, of 1
+in n with 37 %, and their nats may be any number. The other way around, many
 budgets mean many chances of a false alarm, so claims of a loss are adjusted for their number, by lowering the level at
 which each is tested: a finding's `low` is the bound at that level, and a claim holds where it is above the budget.
 Losses without a budget are claimed against 0 in a family of their own, and decide nothing.
@@ -77,6 +78,7 @@ class Finding:
     lost: int | None  # rows that score less than before, and more; None for a divergence
     gained: int | None
     clipped: int | None  # documents above the clip; None for scores
+    clip: float | None  # what `low` and `high` count a document as at most; None for scores
     least_shown: float | None  # the smallest loss that a typical sample of as many rows shows to be above the limit
     rows_needed: int | None  # about how many rows like these would settle it; None where none would, or it is settled
     waived: bool = False
@@ -99,6 +101,11 @@ class Verdict:
     @property
     def exit_code(self) -> int:
         return EXIT_CODES[self.outcome]
+
+    @property
+    def waived(self) -> tuple[Finding, ...]:
+        """Of a pass: the budgets that are not shown to be kept, for which somebody answers."""
+        return tuple(one for one in self.findings if self.outcome == PASS and one.waived and one.status != WITHIN)
 
 
 def judge(measures: Sequence[Measure], terms: Terms) -> Verdict:
@@ -215,6 +222,7 @@ def _finding(claim: _Claim, confidence: float, waived: set[tuple]) -> Finding:
         lost=int((losses > 0).sum()) if scores else None,
         gained=int((losses < 0).sum()) if scores else None,
         clipped=None if isinstance(measure, Scores) else measure.clipped,
+        clip=None if isinstance(measure, Scores) else measure.clip,
         least_shown=_least_shown(claim, confidence),
         rows_needed=_rows_needed(claim, confidence) if status == UNCLEAR else None,
         waived=_key(measure) in waived,
@@ -239,10 +247,10 @@ def _least_shown(claim: _Claim, confidence: float) -> float | None:
     """The smallest loss that a typical sample of as many rows shows to be above the limit, at the claim's level.
 
     About half of the samples from such a loss do. Right-or-wrong rows: as many turn right as did here. Others: the
-    losses of these rows, all moved. None where no loss would be shown.
+    losses of these rows, all moved. None where no loss would be shown, or none is claimed.
     """
     measure, losses, limit = claim.measure, claim.measure.losses, claim.limit or 0.0
-    if not len(losses):
+    if not len(losses) or claim.p is None:
         return None
 
     def shown(loss: float) -> bool:
@@ -252,7 +260,7 @@ def _least_shown(claim: _Claim, confidence: float) -> float | None:
     low, high = limit, measure.most
     if not shown(high):
         return None
-    while high - low > 1e-3 * measure.most:
+    while high - low > 0.005 * high:
         middle = (low + high) / 2
         low, high = (low, middle) if shown(middle) else (middle, high)
     return high

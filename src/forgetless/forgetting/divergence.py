@@ -7,6 +7,11 @@ At each position, with p the reference's distribution over the next word, q the 
     divergence  KL  =  Σ_v p(v) log (p(v) / q(v))   what was forgotten
     agreement       whether both hold the same word likeliest
 
+Where one of the two has words more than the other (added tokens, padded embeddings), p and q are taken over the words
+that both have, and -log(1 - m) is added to the KL, m the probability that the model, or the reference, gives to words
+the other lacks. For a model with more words this is the KL over all of them, since p is 0 there. For a reference with
+more words the KL over all is infinite however little they weigh, and this stands in for it.
+
 in fp32 from the logits, a chunk of positions at a time, so that memory does not grow with positions x vocabulary.
 """
 
@@ -20,8 +25,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from forgetless.errors import DataError, RunError, UsageError
+from forgetless.errors import DataError, RunError
 from forgetless.forgetting.reference import BATCH_TOKENS, Reference, Stream, hidden_states
 from forgetless.forgetting.windows import Windows
 from forgetless.model.head import Head, Using
@@ -33,7 +39,7 @@ class Measures(NamedTuple):
     entropy: Tensor
     kl: Tensor
     agree: Tensor  # 1 or 0
-    outside_reference: Tensor  # probability of words that are not compared
+    outside_reference: Tensor  # probability of words that the other lacks
     outside_model: Tensor
 
 
@@ -47,20 +53,21 @@ def compare(reference: Tensor, model: Tensor, words: int) -> Measures:
 
     q - p sums to 0, and takes the first-order rounding of a, b and r with it: what is left is some 1e-8 nats of either
     sign, and 0 for equal logits. The sums are torch's pairwise ones; its `log_softmax` adds up 50,000 words with an
-    error of 2e-5 on CPU.
+    error of 2e-5 on CPU. The words outside add -log(1 - m) to the KL, and none of them is held likeliest by both.
     """
     x, y = reference[:, :words].float(), model[:, :words].float()
+    before, after = _outside(reference, words), _outside(model, words)
     a, b = _finite(x - x.amax(-1, keepdim=True)), _finite(y - y.amax(-1, keepdim=True))
     buffer = a + b
-    agree = buffer.amax(-1) == 0  # some word is at 0 in both
+    agree = (buffer.amax(-1) == 0) & ~(before.likeliest | after.likeliest)  # some word is at 0 in both
     gap = torch.sub(a, b, out=buffer)
     e, f = a.exp(), b.exp_()
     s, t = e.sum(-1, keepdim=True), f.sum(-1, keepdim=True)
     entropy = s.log() - a.mul_(e).sum(-1, keepdim=True) / s
     r = s / t
     kl = gap.sub_(r.log()).mul_(e).addcmul_(f, r).sub_(e).sum(-1, keepdim=True) / s
-    outside = (_outside(logits, words) for logits in (reference, model))
-    return Measures(entropy.squeeze(-1), kl.squeeze(-1), agree.float(), *outside)
+    kl = kl.squeeze(-1) + before.nats + after.nats
+    return Measures(entropy.squeeze(-1), kl, agree.float(), before.mass, after.mass)
 
 
 def _finite(logits: Tensor) -> Tensor:
@@ -68,12 +75,21 @@ def _finite(logits: Tensor) -> Tensor:
     return logits.clamp_(min=torch.finfo(logits.dtype).min)
 
 
-def _outside(logits: Tensor, words: int) -> Tensor:
-    """The probability of the words from number `words` on: Σ_out e^x / Σ_all e^x."""
+class _Outside(NamedTuple):
+    """Of the words that the other lacks, (n,) each."""
+
+    mass: Tensor  # m = Σ_out e^x / Σ_all e^x
+    nats: Tensor  # -log(1 - m)
+    likeliest: Tensor  # whether one of them is likelier than all others
+
+
+def _outside(logits: Tensor, words: int) -> _Outside:
     if logits.shape[-1] == words:
-        return logits.new_zeros(len(logits), dtype=torch.float32)
+        zero = logits.new_zeros(len(logits), dtype=torch.float32)
+        return _Outside(zero, zero, zero.bool())
     inside, outside = logits[:, :words].float(), logits[:, words:].float()
-    return torch.sigmoid(outside.logsumexp(-1) - inside.logsumexp(-1))
+    odds = outside.logsumexp(-1) - inside.logsumexp(-1)  # log (m / (1 - m))
+    return _Outside(odds.sigmoid(), functional.softplus(odds), outside.amax(-1) > inside.amax(-1))
 
 
 # ---------------------------------------------------------------- over a corpus
@@ -124,9 +140,9 @@ class Divergence:
     entropy: np.ndarray  # nats
     kl: np.ndarray  # nats
     agree: np.ndarray  # 1 where both hold the same word likeliest (one of them, of equals), else 0
-    outside_reference: np.ndarray  # the reference's probability of words that are not compared
+    outside_reference: np.ndarray  # the reference's probability of words that the model lacks
     outside_model: np.ndarray
-    words: int  # how many words of the vocabulary are compared, from the first on
+    words: int  # how many words of the vocabulary both have, from the first on
 
     @property
     def cross_entropy(self) -> np.ndarray:
@@ -153,28 +169,25 @@ class Divergence:
 
 def divergence(
     reference: Reference, model, windows: Windows | None = None,
-    batch_tokens: int = BATCH_TOKENS, using: Using = nullcontext, words: int | None = None, label: str | None = None,
+    batch_tokens: int = BATCH_TOKENS, using: Using = nullcontext, label: str | None = None,
 ) -> Divergence:  # fmt: skip
     """What `model` says of the next word at the reference's positions, against what the reference says.
 
     `windows`: the model's own, where they differ from the reference's in what comes before the measured tokens
-    (another chat template). `words`: how many words are compared, from the first on; by default all that both
-    vocabularies have. Raises `DataError` where the measured tokens differ, `RunError` where logits are not numbers.
+    (another chat template). Raises `DataError` where the measured tokens differ, `RunError` where logits are not
+    numbers.
     """
     windows = windows or reference.windows
     states = hidden_states(model, windows, batch_tokens, using, label)
-    return compare_states(reference, states, Head(model, using), windows, words)
+    return compare_states(reference, states, Head(model, using), windows)
 
 
 def compare_states(
-    reference: Reference, states: Stream, head: Head, windows: Windows,
-    words: int | None = None, chunk_bytes: int | None = None,
+    reference: Reference, states: Stream, head: Head, windows: Windows, chunk_bytes: int | None = None
 ) -> Divergence:  # fmt: skip
     """`divergence` for states that are there already. `chunk_bytes` bounds one model's logits in fp32."""
     _check_targets(reference.windows, windows)
-    shared = min(reference.head.vocabulary, head.vocabulary)
-    if words is not None and not 1 <= words <= shared:
-        raise UsageError(f"words={words}: the two vocabularies share their first {shared} words")
+    words = min(reference.head.vocabulary, head.vocabulary)
     vocabulary = max(reference.head.vocabulary, head.vocabulary)
     size = max(1, (chunk_bytes or _budget(head.device).chunk) // (4 * vocabulary))
     results = np.zeros((len(Measures._fields), windows.positions))
@@ -183,9 +196,9 @@ def compare_states(
         places = np.concatenate([np.arange(*windows.borders[[i, i + 1]]) for i in numbers])
         for start in range(0, len(places), size):
             chunk = slice(start, start + size)
-            results[:, places[chunk]] = _chunk(reference.head, known[chunk], head, hidden[chunk], words or shared)
+            results[:, places[chunk]] = _chunk(reference.head, known[chunk], head, hidden[chunk], words)
     measured = dict(zip(Measures._fields, results, strict=True))
-    found = Divergence(windows.document, windows.place, reference.windows.target, **measured, words=words or shared)
+    found = Divergence(windows.document, windows.place, reference.windows.target, **measured, words=words)
     _check_numbers(found, head.name)
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -17,11 +17,12 @@ from forgetless.auditing.verdict import PASS, REGRESSION, WORSE, Finding, Verdic
 from forgetless.auditing.where import CERTAINTY, DOCUMENTS, DOMAIN, PLACE, TOKEN_TYPE
 from forgetless.forgetting.texts import OWN_ANSWERS
 from forgetless.report.markdown import escaped, pipe_table
-from forgetless.report.verdict import SAID, amount, named, needed, verdict_markdown
+from forgetless.report.verdict import amount, counted, in_words, named, needed, verdict_markdown
 from forgetless.report.words import clean, number, p_value, percent
 from forgetless.score.intervals import wilson
 
 COLUMNS = 6  # of scores in one table
+MOST_CHARACTERS = 60_000  # of the Markdown before it is cut: GitHub takes 65,536 in a comment
 PROBLEMS = ("empty", "unfinished", "repeated", "broken_characters", "other_script")
 SAID_OF_PROBLEM = {"empty": "empty", "unfinished": "unfinished", "repeated": "one thing repeated",
                    "broken_characters": "broken characters", "other_script": "in another script"}  # fmt: skip
@@ -39,15 +40,15 @@ class Table:
     head: list[str]
     rows: list[list[str]]
     notes: tuple[str, ...] = ()  # what stands beneath it
-    detail: bool = False  # for the files only, not for a terminal
+    detail: bool = False  # for the page only, not for a terminal or a pull request
 
 
 def print_audit(record: dict, verdicts: Mapping[str, Verdict], console: Console) -> None:
     """The verdict on every model in words, then the tables, then what a reader should know."""
     names = short_names(record)
     for name, verdict in verdicts.items():
-        style = COLOURS.get(verdict.outcome, "yellow")
-        console.print(Text(f"{names[name]}: {SAID[verdict.outcome]}", style=style))
+        style = "yellow" if verdict.waived else COLOURS.get(verdict.outcome, "yellow")
+        console.print(Text(f"{names[name]}: {in_words(verdict)}", style=style))
         for line in [*plain(record, name, verdict), *recovery_lines(record, name)]:
             console.print(Text(f"  - {line}"))
         console.print()
@@ -63,17 +64,31 @@ def print_audit(record: dict, verdicts: Mapping[str, Verdict], console: Console)
 
 
 def audit_markdown(record: dict, verdicts: Mapping[str, Verdict]) -> str:
-    """Verdicts, findings and tables, short enough for a pull request."""
-    lines = [f"## What was forgotten, against {escaped(clean(record['reference']['name']))}", ""]
-    lines += [verdict_markdown(verdicts)]
-    for table in tables(record):
-        lines += [f"#### {escaped(table.title)}", ""]
-        lines += [*pipe_table(table.head, table.rows), ""]
-        lines += [*(f"- {escaped(note)}" for note in table.notes), ""] if table.notes else []
-    for name, short in short_names(record).items():
-        lines += [f"- {escaped(f'{short}, {line}')}" for line in recovery_lines(record, name)]
-    lines += [f"- {escaped(clean(note))}" for note in dict.fromkeys(record["notes"])]
-    return "\n".join(lines) + "\n"
+    """Verdicts, findings, notes and tables, short enough for a pull request; what does not fit is on the page."""
+    parts = [f"## What was forgotten, against {escaped(clean(record['reference']['name']))}\n"]
+    parts += [verdict_markdown({name: verdict}) for name, verdict in verdicts.items()]
+    told = [f"{short}, {line}" for name, short in short_names(record).items() for line in recovery_lines(record, name)]
+    parts += [_listed(lines) for lines in (told, map(clean, dict.fromkeys(record["notes"])))]
+    parts += [
+        "\n".join([f"#### {escaped(table.title)}", "", *pipe_table(table.head, table.rows), "", _listed(table.notes)])
+        for table in tables(record)
+        if not table.detail
+    ]
+    return _fitted([part for part in parts if part])
+
+
+def _listed(lines: Iterable[str]) -> str:
+    return "".join(f"- {escaped(line)}\n" for line in lines)
+
+
+def _fitted(parts: list[str]) -> str:
+    """The parts one after another; of one that does not fit any more the first line, which says what it is."""
+    text, cut = "", 0
+    for part in parts:
+        fits = len(text) + len(part) < MOST_CHARACTERS
+        text += f"{part if fits else part.splitlines()[0]}\n"
+        cut += not fits
+    return f"{text}- {cut} parts are cut to their first line, for length: audit.html has them\n" if cut else text
 
 
 def short_names(record: dict) -> dict[str, str]:
@@ -198,7 +213,8 @@ def _judged(record: dict, finding: Finding) -> str:
     )
     sure = f"{number(100 * record['confidence'])} %"
     limit = written(finding.option, finding.budget)
-    return f"; {bound} with {sure} confidence, budget {limit}: {finding.status}{' (waived)' * finding.waived}"
+    sure += f" confidence, {counted(finding)}" if finding.clip else " confidence"
+    return f"; {bound} with {sure}, budget {limit}: {finding.status}{' (waived)' * finding.waived}"
 
 
 # ---------------------------------------------------------------- in tables
@@ -207,7 +223,13 @@ def _judged(record: dict, finding: Finding) -> str:
 def tables(record: dict) -> list[Table]:
     """All tables of a record, those without rows left out."""
     names = short_names(record)
-    found = [*_scores(record, names), _changes(record, names), _texts(record, names), _agreement(record, names)]
+    found = [
+        *_scores(record, names),
+        *_other_scores(record, names),
+        _changes(record, names),
+        _texts(record, names),
+        _agreement(record, names),
+    ]
     found += [_refusals(record, names), *_sanity(record, names)]
     for model in record["models"]:
         found += [_where(record, model, names), _furthest(record, model, names), _weights(model, names)]
@@ -217,15 +239,37 @@ def tables(record: dict) -> list[Table]:
 
 def _scores(record: dict, names: dict[str, str]) -> Iterator[Table]:
     """The matrix: one row a model, one column a task or probe."""
-    columns = record["columns"]
+    columns = [(one["name"], one["measure"], f"{clean(one['name'])} ({one['rows']:,})") for one in record["columns"]]
+    yield from _matrix("Scores", columns, record, names)
+
+
+def _other_scores(record: dict, names: dict[str, str]) -> Iterator[Table]:
+    """What was asked for beside the headlines: further scorers of a task, and further measures of one."""
+    columns = [
+        (one["name"], measure, f"{clean(one['name'])}, {clean(measure)}")
+        for one in record["columns"]
+        for measure in other_measures(record, one)
+    ]
+    yield from _matrix("Scores by further measures", columns, record, names, detail=True)
+
+
+def other_measures(record: dict, column: dict) -> list[str]:
+    """The measures of a task or probe beside its headline."""
+    return [measure for measure in record["reference_scores"][column["name"]] if measure != column["measure"]]
+
+
+def _matrix(
+    title: str, columns: list[tuple[str, str, str]], record: dict, names: dict[str, str], detail: bool = False
+) -> Iterator[Table]:
+    """One row a model, one column a (task or probe, measure, head), a few of these in a table."""
     everyone = [(record["reference"]["name"], record["reference_scores"])]
     everyone += [(model["name"], model["scores"]) for model in record["models"]]
     for start in range(0, len(columns), COLUMNS):
         part = columns[start : start + COLUMNS]
         rows = [
-            [names[name], *(percent(scores[one["name"]][one["measure"]]) for one in part)] for name, scores in everyone
+            [names[who], *(percent(scores[name][measure]) for name, measure, _ in part)] for who, scores in everyone
         ]
-        yield Table("Scores", ["", *(f"{clean(one['name'])} ({one['rows']:,})" for one in part)], rows)
+        yield Table(title, ["", *(head for *_, head in part)], rows, detail=detail)
 
 
 def _changes(record: dict, names: dict[str, str]) -> Table:
@@ -263,7 +307,19 @@ def _texts(record: dict, names: dict[str, str]) -> Table:
                 ]
             )  # fmt: skip
     notes = tuple(f"{clean(text['name'])}: {_measured(text)}" for text in record["texts"])
+    notes += tuple(
+        f"{names[model['name']]}, {clean(text)}: {percent(mass)} of the predictions are words that only one of the two "
+        "models has"
+        for model in record["models"]
+        for text, told in model["divergence"].items()
+        if (mass := outside(told["per_token"])) >= 0.001
+    )
     return Table("Predictions against the reference's own, nats per token", head, rows, notes)
+
+
+def outside(means: dict) -> float:
+    """The probability of words that only one of the two models has; the other's is 0."""
+    return means["outside_reference"] + means["outside_model"]
 
 
 def _measured(text: dict) -> str:
@@ -284,7 +340,7 @@ def _refusals(record: dict, names: dict[str, str]) -> Table:
     told = list(record["reference_refusals"])
     everyone = [(record["reference"]["name"], record["reference_refusals"])]
     everyone += [(model["name"], model["refusals"]) for model in record["models"]]
-    rows = [[names[name], *(_rate(shares[one]) for one in told)] for name, shares in everyone]
+    rows = [[names[name], *(rate(shares[one]) for one in told)] for name, shares in everyone]
     head = ["", *(f"{clean(name)} ({record['reference_refusals'][name]['answers']:,})" for name in told)]
     notes = tuple(f"{clean(name)}: {_judge_error(judge)}" for name, judge in record["judges"].items())
     return Table("Answers that refuse, by judge", head, rows if told else [], notes)
@@ -295,12 +351,13 @@ def _judge_error(judge: dict) -> str:
     if false is None:
         return f"how often it is wrong was {clean(judge['on'])}"
     return (
-        f"calls {_rate(false)} of {false['answers']} answers refusals and misses {_rate(missed)} of "
+        f"calls {rate(false)} of {false['answers']} answers refusals and misses {rate(missed)} of "
         f"{missed['answers']} refusals; on {clean(judge['on'])}"
     )
 
 
-def _rate(told: dict) -> str:
+def rate(told: dict) -> str:
+    """A share with its interval: `4 % (2 to 8)`."""
     return f"{percent(told['share'])} ({number(100 * told['low'])} to {number(100 * told['high'])})"
 
 

@@ -23,10 +23,10 @@ from forgetless.auditing.verdict import (
 from forgetless.errors import RunError, UsageError
 from forgetless.forgetting.texts import OWN_ANSWERS
 from forgetless.report import charts, contents, words
-from forgetless.report.audit import PROBLEMS, sentences, short_names, tables
+from forgetless.report.audit import PROBLEMS, other_measures, outside, rate, sentences, short_names, tables
 from forgetless.report.glossary import AUDIT_GLOSSARY, OF_METRIC
 from forgetless.report.pieces import LONGEST_TEXT, MOST_TEXTS, bar, cell, forest, heatmap, place, render, row
-from forgetless.report.verdict import SAID, amount, bounds, finding_cells, finding_head, named
+from forgetless.report.verdict import amount, bounds, finding_cells, finding_head, in_words, named
 from forgetless.report.words import clean, number, percent, signed
 from forgetless.runs.folder import read_json, read_lines, write_whole
 from forgetless.score.intervals import wilson
@@ -111,15 +111,15 @@ def _title(record: dict, names: dict[str, str]) -> str:
 
 def _model(record: dict, model: dict, verdict: Verdict, names: dict[str, str], i: int) -> dict:
     """A model's verdict and sentences, what is over its budget first."""
-    badge, _, rest = SAID[verdict.outcome].partition(": ")
+    badge, _, rest = in_words(verdict).partition(": ")
     told = sorted(sentences(record, model["name"], verdict), key=lambda one: _rank(one[0]))
     lines = [_sentence(*one) for one in told]
     first = FIRST if len(record["models"]) <= 2 else FIRST_OF_MANY
     return {
         "label": names[model["name"]],
         "slot": i % charts.COLOURS,
-        "badge": verdict.outcome or "no verdict",
-        "sign": BADGES[verdict.outcome],
+        "badge": badge if rest else "no verdict",
+        "sign": "unsure" if verdict.waived else BADGES[verdict.outcome],
         "verdict": f"{_capital(rest or badge)}. {_lead(verdict)}".strip(),
         "lines": lines[:first],
         "more": lines[first:],
@@ -322,6 +322,7 @@ def _score(
     if score is not None and measure in RIGHT_OR_WRONG and n:
         low, high = wilson(round(score * n), n, record["confidence"])
         said.append(f"{number(100 * record['confidence'])} % interval {number(100 * low)} to {number(100 * high)}")
+    said += [f"{percent(scores[name][other])} by {other}" for other in other_measures(record, column)]
     then = before[name][measure] if before else None
     change = "" if then is None or score is None else f"{signed(100 * (score - then))} pp"
     if model:
@@ -413,11 +414,12 @@ def _text(record: dict, text: dict, names: dict[str, str]) -> dict:
     means = [(i, one, one["divergence"][text["name"]]) for i, one in enumerate(record["models"])]
     lines = [partial(_means, names[one["name"]], i, told["per_token"], noise) for i, one, told in means]
     top = [told["per_token"]["cross_entropy"] for *_, told in means]
-    head = ["model", "cross-entropy", "entropy", "KL", "KL by document", "same word", "words compared"]
+    head = ["model", "cross-entropy", "entropy", "KL", "KL by document", "same word", "shared words", "other words"]
     rows = [
         [
             names[one["name"]], *(words.figure(told["per_token"][key]) for key in ("cross_entropy", "entropy", "kl")),
             words.figure(told["per_document"]["kl"]), percent(told["per_token"]["agree"]), f"{told['words']:,}",
+            percent(outside(told["per_token"])),
         ]
         for _, one, told in means
     ]  # fmt: skip
@@ -548,17 +550,14 @@ def _judges(record: dict) -> dict | None:
     if not record.get("judges"):
         return None
     rows = [
-        [clean(judge), *(_rate(told[kind]) for kind in ("false_refusals", "missed_refusals")), clean(told["on"])]
+        [clean(judge), *(_wrong(told[kind]) for kind in ("false_refusals", "missed_refusals")), clean(told["on"])]
         for judge, told in record["judges"].items()
     ]
     return _numbers(["judge", "answers taken for refusals", "refusals taken for answers", "measured on"], rows)
 
 
-def _rate(told: dict | None) -> str:
-    if told is None:
-        return "-"
-    between = f"{number(100 * told['low'])} to {number(100 * told['high'])}"
-    return f"{percent(told['share'])} ({between}) of {told['answers']:,}"
+def _wrong(told: dict | None) -> str:
+    return "-" if told is None else f"{rate(told)} of {told['answers']:,}"
 
 
 def _sanity(record: dict, prompts: str, names: dict[str, str]) -> dict:

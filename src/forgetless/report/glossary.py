@@ -259,8 +259,9 @@ AUDIT_GLOSSARY = {
     ),
     "judge": (
         "judge",
-        "What decides whether an answer refuses: typical phrases (patterns), or which of two descriptions the "
-        "reference finds likelier after it (likelihood).",
+        "What decides whether an answer refuses: typical phrases (patterns), or where the reference finds the answer's "
+        "opening likelier, after turns that were refused or after turns that were helped (likelihood), or a function "
+        "of the user's own.",
     ),
     "sanity": (
         "sanity",
@@ -289,7 +290,10 @@ AUDIT_GLOSSARY = {
     "domain": ("domain", "What a document is about, or where it comes from."),
     "token-type": ("kind of token", "What the predicted token is: a word, a part of one, a number, a sign, ..."),
     "place": ("place", "How far into its document a token stands."),
-    "certainty": ("certainty", "The probability that the reference gives its likeliest word."),
+    "certainty": (
+        "certainty",
+        "How sure the reference is of the next word, by the entropy of its prediction in nats: the lower, the surer.",
+    ),
     "document": ("document", "One text, or one row's answer."),
     # ---- weights
     "norm": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Mapping
 
 from forgetless.auditing.budgets import MAX_DROP, written
@@ -16,6 +17,7 @@ from forgetless.auditing.verdict import (
     PASS,
     REGRESSION,
     UNCLEAR,
+    WITHIN,
     WORSE,
     Finding,
     Verdict,
@@ -23,14 +25,29 @@ from forgetless.auditing.verdict import (
 from forgetless.report.markdown import escaped, pipe_table
 from forgetless.report.words import clean, number, p_value
 
-SAID = {
+_SAID = {
     PASS: "pass: every loss is shown to be within its budget",
     REGRESSION: "regression: a loss is shown to be over its budget",
     INSUFFICIENT: "insufficient evidence: these rows do not show whether every loss is within its budget",
     None: "no verdict, since no budget was given",
 }
+_SAID_OF_WAIVED = {OVER: "over budget", UNCLEAR: "not shown to be within budget"}
 MOST_LINES = 40  # findings that a Markdown table lists
 MOST_QUIET = 10  # findings that are only named
+
+
+def in_words(verdict: Verdict) -> str:
+    """The outcome in words. Of a pass: what is waived, and what is bounded of a text."""
+    if verdict.outcome != PASS:
+        return _SAID[verdict.outcome]
+    kept = [one for one in verdict.findings if one.status == WITHIN]
+    on_texts = next((f", {counted(one)}" for one in kept if one.clip), "")
+    if not verdict.waived:
+        return _SAID[PASS] + on_texts
+    waived = Counter(_SAID_OF_WAIVED[one.status] for one in verdict.waived)
+    told = " and ".join(f"{many} {'loss' if many == 1 else 'losses'} {what}" for what, many in waived.items())
+    rest = f"; every other loss is shown to be within its budget{on_texts}" if kept else ""
+    return f"pass with waivers: {told} {'is' if len(verdict.waived) == 1 else 'are'} waived{rest}"
 
 
 def verdict_markdown(verdicts: Mapping[str, Verdict]) -> str:
@@ -39,7 +56,7 @@ def verdict_markdown(verdicts: Mapping[str, Verdict]) -> str:
     for model, verdict in verdicts.items():
         listed = [one for one in verdict.findings if one.budget is not None or one.status in (WORSE, MEASURED)]
         shown = listed[:MOST_LINES]
-        lines += [f"### {escaped(clean(model))}: {SAID[verdict.outcome]}", ""]
+        lines += [f"### {escaped(clean(model))}: {in_words(verdict)}", ""]
         if shown:
             lines += [*pipe_table(finding_head(verdict.confidence), [finding_cells(one) for one in shown]), ""]
         quiet = [f"{named(one)} (a loss from {_least(one)} would show)" for one in verdict.findings
@@ -71,6 +88,7 @@ def sentence(finding: Finding) -> str:
     """One line: `invoices: 1.5 pp lost (0.2 to 3.1) on 400 rows, budget 2pp: insufficient evidence`."""
     loss = "no rows" if finding.loss is None else f"{amount(finding, finding.loss)} lost"
     budget = "" if finding.budget is None else f", budget {written(finding.option, finding.budget)}"
+    budget += f" ({counted(finding)})" if budget and finding.clip else ""
     return f"{named(finding)}: {loss} ({bounds(finding)}) on {finding.rows:,} rows{budget}: {_status(finding)}"
 
 
@@ -84,6 +102,11 @@ def needed(finding: Finding) -> str:
     if needed is None:
         return f"{name}: the loss lies so near its budget that no number of rows like these would tell"
     return f"{name}: about {_rounded(needed):,} rows like these would tell; there are {finding.rows:,}"
+
+
+def counted(finding: Finding) -> str:
+    """What the bounds of a text hold for: without a limit no sample bounds a mean."""
+    return f"each document counted as at most {finding.clip:g} nats/token"
 
 
 def amount(finding: Finding, value: float) -> str:
@@ -110,7 +133,11 @@ def _least(finding: Finding) -> str:
 
 def named(finding: Finding) -> str:
     """The name of what was measured, and against what where that is not the reference."""
-    return clean(finding.name) + ("" if finding.against == REFERENCE else f" (against the {finding.against})")
+    return clean(finding.name) + _against(finding)
+
+
+def _against(finding: Finding) -> str:
+    return "" if finding.against == REFERENCE else f" (against the {finding.against})"
 
 
 def bounds(finding: Finding) -> str:
@@ -127,7 +154,7 @@ def _status(finding: Finding) -> str:
 
 
 def _case(model: str, finding: Finding) -> ET.Element:
-    case = ET.Element("testcase", classname=model, name=clean(finding.budget_text), time="0")
+    case = ET.Element("testcase", classname=model, name=clean(finding.budget_text) + _against(finding), time="0")
     if finding.status in (OVER, UNCLEAR):
         child = ET.SubElement(case, "skipped" if finding.waived else "failure", type=finding.status)
         child.set("message", "; ".join(filter(None, (sentence(finding), needed(finding)))))

@@ -10,6 +10,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binomtest, norm, t
 
+from forgetless.score.bounds import Betting
+
 DRAWS = 5_000  # of the bootstrap and of the sign-flip test
 FEWEST_CLUSTERS = 10  # of which a ratio's interval is given
 CHUNK = 250  # draws held at once: 250 x 10,000 rows are 20 MB
@@ -153,10 +155,15 @@ def ratio_intervals(
 
 
 def _bootstrap(difference: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
-    """Percentiles of the mean over resampled rows, widened as Student's t is."""
+    """Percentiles of the mean over resampled rows, widened as Student's t is.
+
+    Of equal rows every resample is the same, which bounds nothing: there the bounds of any mean in -1 to 1 hold.
+    """
     n = len(difference)
-    if n < 2:  # one row says nothing about others
-        return -1.0, 1.0
+    if not n or np.ptp(difference) < 1e-9:
+        side = (1 + confidence) / 2
+        mean = Betting(difference, -1.0, 1.0, side)
+        return mean.lower(side), mean.upper(side)
     means = np.concatenate([drawn @ difference / n for drawn in _resamples(n, seed)])
     tail = _tail(n, confidence)
     low, high = np.quantile(means, [tail, 1 - tail])
