@@ -383,6 +383,15 @@ def test_dry_run_says_rows_and_rows_needed_and_writes_nothing(models, rows, tmp_
     assert not (tmp_path / "dry").exists()
 
 
+def test_a_plan_quotes_no_row_without_show_text(models, rows, tmp_path, capsys):
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "told in confidence"\n')
+    broken = rows | {"text": str(tmp_path / "broken.jsonl")}
+    assert run(models, broken, tmp_path / "out", "lost", more=("--dry-run",)) == 1
+    assert "broken.jsonl:1" in (said := unfolded(capsys)) and "confidence" not in said
+    assert run(models, broken, tmp_path / "out", "lost", more=("--dry-run", "--show-text")) == 1
+    assert "told in confidence" in unfolded(capsys)
+
+
 def test_a_policy_gives_the_reference_rows_and_budgets(models, rows, tmp_path, capsys):
     from forgetless.data.packages import sha256_of
 
@@ -398,6 +407,9 @@ def test_a_policy_gives_the_reference_rows_and_budgets(models, rows, tmp_path, c
     assert main([*command, models["lost"]]) == 1
     [told] = re.findall(r"colours: `sha256:` is missing; these data have (sha256: \w{64})", unfolded(capsys))
     policy.write_text(policy.read_text().replace("tasks.yaml}", f"tasks.yaml, {told}}}"))
+    assert main([*command, models["lost"], "--dry-run"]) == 0
+    planned = " ".join(capsys.readouterr().out.split())
+    assert "max-drop colours=10pp" in planned and "colours=12pp" in planned and "anchor) │" in planned
     assert main([*command, models["lost"]]) == 2
     assert main([*command, models["kept"]]) == 0
     assert read_json(tmp_path / "out" / "audit.json")["texts"][0]["windows"] == {"length": 32, "stride": 16}
