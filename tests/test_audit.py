@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import COLOURS
+from conftest import COLOURS, TEMPLATE
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -476,10 +477,56 @@ def test_a_changed_chat_template_is_each_models_own_or_one_for_both(models, tmp_
 
     assert kl("own") > 1e-3 > 1e-6 > kl("reference")
     assert read_evidence(tmp_path / "own" / "evidence.json")["settings"]["chat_template"] == "own"
-    tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", "<|fin|>")
-    tokenizer.save_pretrained(tmp_path / "same")
-    with pytest.raises(DataError, match="chat_template=reference"):
-        kl("own")
+
+
+def test_ends_that_templates_write_otherwise_are_left_out_of_all(models, tmp_path, monkeypatch):
+    """The same weights behind a template with another end token: its answers are measured without their ends."""
+    tokenizer = AutoTokenizer.from_pretrained(models["april"])
+    shutil.copytree(models["april"], tmp_path / "same")
+
+    def written(old: str, new: str) -> AuditConfig:
+        tokenizer.chat_template = TEMPLATE.replace(old, new)
+        tokenizer.save_pretrained(tmp_path / "same")
+        return AuditConfig(models["april"], [str(tmp_path / "same"), models["lost"]], limit=4, device="cpu",
+                           precision="fp32", output_dir=str(tmp_path / "out"))  # fmt: skip
+
+    whole = audit(AuditConfig(**asdict(written("", "")) | {"models": [models["lost"]]}))
+    record = audit(written("<|end|>", "<|{{ 'fin' if message.role == 'assistant' else 'end' }}|>"))
+    same, lost = (one["divergence"]["own-answers"]["per_token"]["kl"] for one in record["models"])
+    assert same < 1e-6 < lost
+    [note] = [one for one in record["notes"] if "tokens that end an answer are left out" in one]
+    assert note.startswith("own-answers: 4 tokens")
+    assert record["texts"][0]["tokens"] == whole["texts"][0]["tokens"] - 4
+    monkeypatch.setattr(measuring, "opened", lambda *args: pytest.fail("nothing is to be opened"))
+    with pytest.raises(DataError, match=r"own-answers: .* in different tokens.*chat_template=reference"):
+        audit(written("{{ message.content }}", "{{ message.content | upper }}"))
+
+
+def test_without_a_chat_template_all_are_asked_in_the_same_prompt_and_it_is_said(models, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(models["april"])
+    tokenizer.chat_template = None
+    shutil.copytree(models["april"], tmp_path / "plain", ignore=lambda *_: ["chat_template.jinja"])
+    tokenizer.save_pretrained(tmp_path / "plain")
+    session = prepare(AuditConfig(models["april"], [str(tmp_path / "plain"), models["lost"]], device="cpu"))
+    said = f"every model is asked in the Alpaca prompt, since {tmp_path / 'plain'} has no chat template"
+    assert not session.chat and said in session.notes
+    assert not [one for one in prepare(AuditConfig(models["april"], [models["lost"]])).notes if "Alpaca" in one]
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--window", "99999"), "a window of 99999 tokens"),
+        (("--window", "20", "--stride", "30"), "the stride is from 1 to the window's length"),
+        (("--text", "one.txt"), "none has two tokens"),
+    ],
+)
+def test_texts_are_refused_before_a_model_is_opened(models, rows, tmp_path, capsys, monkeypatch, more, told):
+    (tmp_path / "one.txt").write_text("a")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measuring, "opened", lambda *args: pytest.fail("nothing is to be opened"))
+    assert run(models, rows, tmp_path / "out", "lost", more=more) == 1
+    assert told in unfolded(capsys) and not (tmp_path / "out").exists()
 
 
 def test_names_of_models_are_distinct(models, rows, tmp_path):

@@ -102,7 +102,7 @@ def _seconds_a_row(session: AuditSession) -> dict[str, float]:
             seconds[OWN_ANSWERS] = _time_answers(session, model, prompts, ANSWER_TOKENS)
         for text in session.texts:
             few = text.rows[:TRIED]
-            windows = session.windows(replace(text, rows=few))
+            windows = session.windows_of(replace(text, rows=few), session.reference)
             seconds[text.name] = seconds_of(partial(_read, session, model, windows)) / len(few)
     return seconds
 

@@ -63,7 +63,7 @@ class Found:
 
     sides: dict[str, Side]
     texts: dict[str, Text] = field(default_factory=dict)
-    windows: dict[str, Windows] = field(default_factory=dict)
+    windows: dict[str, dict[str, Windows]] = field(default_factory=dict)  # model -> text -> what goes through it
     rows: dict[str, Rows] = field(default_factory=dict)
     divergences: dict[str, dict[tuple[str, str], Divergence]] = field(default_factory=dict)  # by (role, text)
     judge_errors: dict[str, JudgeError | str] = field(default_factory=dict)  # by judge; a text: why it has none
@@ -87,7 +87,7 @@ def measure(session: AuditSession) -> Found:
         else:
             console.print(f"model: {subject.name}", markup=False)
             found.rows[subject.name] = _rows(session, subject, model)
-            windows = _windows(session, found, subject)
+            windows = found.windows[subject.name]
             found.divergences[subject.name] = {
                 (role, name): divergence(
                     side.states[name], model, windows[name], using=session.engine.autocast, label=name
@@ -99,13 +99,6 @@ def measure(session: AuditSession) -> Found:
         _judge(session, found)
     _check_time(session, began)
     return found
-
-
-def _windows(session: AuditSession, found: Found, subject: Subject) -> dict[str, Windows]:
-    """The texts as they go through a model; their measured tokens are the reference's."""
-    if subject.identity.chat_template == session.reference.identity.chat_template:
-        return found.windows
-    return {name: session.windows_of(text, subject) for name, text in found.texts.items()}
 
 
 def measures_of(session: AuditSession, found: Found, model: str) -> list[Measure]:
@@ -212,15 +205,18 @@ def _add_texts(session: AuditSession, rows: Rows, found: Found) -> None:
     if session.prompts:
         texts = (own_answers(session.prompts, [one.text for one in rows.answers[OWN_ANSWERS]], session.chat),)
     found.texts = {text.name: text for text in texts}
-    found.windows = {text.name: session.windows(text) for text in texts}
-    session.notes += [f"{name}: {note}" for name, windows in found.windows.items() for note in windows.notes]
+    for text in texts:
+        windows = session.windows(text)
+        session.notes += [f"{text.name}: {note}" for note in windows[session.reference.name].notes]
+        for name, one in windows.items():
+            found.windows.setdefault(name, {})[text.name] = one
 
 
 def _side(session: AuditSession, subject: Subject, model: Opened, rows: Rows, found: Found) -> Side:
     """The role's states on disk, with heads of their own: the model goes, or gets an adapter."""
     states, noise, using = {}, {}, session.engine.autocast
     head = Head(model, using).copy()
-    for name, windows in found.windows.items():
+    for name, windows in found.windows[subject.name].items():
         reference = reference_of(
             model, windows, subject.decided_by, cache_folder() / "states", using=using, label=f"{name}, reference"
         )

@@ -30,7 +30,7 @@ def audit_record(session: AuditSession, found: Found, evidence: dict) -> dict:
     side = found.sides[REFERENCE]
     verdicts = {model["name"]: model for model in evidence["models"]}
     tokenizer = session.reference.tokenizer
-    groups = {name: breakdowns(text, found.windows[name], tokenizer) for name, text in found.texts.items()}
+    groups = {name: breakdowns(text, side.states[name].windows, tokenizer) for name, text in found.texts.items()}
     return {
         "format": FORMAT,
         "reference": session.reference.as_json(),
@@ -101,7 +101,7 @@ def _agreement(task: Task, reference: Rows, model: Rows) -> float | None:
 
 
 def _text(found: Found, name: str, side: Side) -> dict:
-    text, windows = found.texts[name], found.windows[name]
+    text, windows = found.texts[name], side.states[name].windows
     return {
         "name": name,
         "source": text.source,

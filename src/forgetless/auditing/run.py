@@ -17,6 +17,7 @@ from pathlib import Path
 
 from forgetless.auditing.evidence import exit_code, make_evidence, read_evidence, verdict_of, write_evidence
 from forgetless.auditing.history import begin, end
+from forgetless.auditing.measures import REFERENCE
 from forgetless.auditing.measuring import Found, measure, measures_of
 from forgetless.auditing.record import audit_record, moved_texts, turned_texts
 from forgetless.auditing.recovery import recoveries
@@ -61,7 +62,7 @@ def _measured(session: AuditSession) -> tuple[dict, dict]:
     if session.config.recover:
         found.recovered = recoveries(session, found)
     measured = {one.name: measures_of(session, found, one.name) for one in session.models}
-    data = {name: windows.content for name, windows in found.windows.items()}
+    data = {name: states.windows.content for name, states in found.sides[REFERENCE].states.items()}
     evidence = make_evidence(measured, session.terms, session.facts(data))
     record = audit_record(session, found, evidence)
     _write(session, found, evidence, record)

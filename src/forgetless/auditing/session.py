@@ -23,8 +23,16 @@ from forgetless.data.streams import JUDGED_SEED, load_stream, sample
 from forgetless.data.tasks import Row, Stream, Task
 from forgetless.errors import DataError, UsageError
 from forgetless.forgetting.reference import BATCH_TOKENS
-from forgetless.forgetting.texts import ANSWER_TOKENS, LONGEST, OWN_ANSWERS, Text, general_prompts, read_text
-from forgetless.forgetting.windows import Windows
+from forgetless.forgetting.texts import (
+    ANSWER_TOKENS,
+    LONGEST,
+    OWN_ANSWERS,
+    Text,
+    general_prompts,
+    own_answers,
+    read_text,
+)
+from forgetless.forgetting.windows import Windows, measured_alike
 from forgetless.learning.engine import Engine
 from forgetless.learning.session import fit_rows
 from forgetless.model.identity import json_digest
@@ -88,17 +96,28 @@ class AuditSession:
         tokenizer = subject.tokenizer if text.chat else self.reference.tokenizer
         return text.windows(tokenizer, self.max_length, **self.cut)
 
-    def windows(self, text: Text) -> Windows:
-        """The tokens that are measured: those of the reference's tokenizer and chat template."""
-        found = self.windows_of(text, self.reference)
-        longest = max(max(window.ids) for window in found.windows)
-        for subject in (*self.roles.values(), *self.models):
+    def windows(self, text: Text) -> dict[str, Windows]:
+        """What goes through each model, by its name. The measured tokens are those of the reference's tokenizer and
+        chat template, but for what ends an answer where a model's template ends it otherwise.
+        """
+        measured, everyone = self.windows_of(text, self.reference), (*self.roles.values(), *self.models)
+        longest = max(max(window.ids) for window in measured.windows)
+        for subject in everyone:
             if longest >= subject.vocabulary:
                 raise UsageError(
                     f"{subject.name}: the text {text.name!r} holds token {longest} of the reference's tokenizer, and "
                     f"this model has {subject.vocabulary}; give another text or reference"
                 )
-        return found
+        template = self.reference.identity.chat_template
+        others = [one for one in everyone if text.chat and one.identity.chat_template != template]
+        if not others:
+            return {one.name: measured for one in everyone}
+        special = {token for token, told in self.reference.tokenizer.added_tokens_decoder.items() if told.special}
+        try:
+            measured, *own = measured_alike([measured, *(self.windows_of(text, one) for one in others)], special)
+        except DataError as error:
+            raise DataError(f"{text.name}: {error}") from error
+        return {one.name: measured for one in everyone} | {one.name: w for one, w in zip(others, own, strict=True)}
 
     def facts(self, data: dict[str, str]) -> dict:
         """What the evidence keeps beside its numbers; `data` adds the hashes of texts."""
@@ -141,6 +160,8 @@ def prepare(config: AuditConfig) -> AuditSession:
     chat = all(one.chat_template for one in everyone)
     max_length = min([LONGEST, *(one.context for one in everyone if one.context)])
     tasks, probes, texts = _rows(config, policy, chat, notes)
+    if none := [one.name for one in everyone if not one.chat_template and not chat]:
+        notes.append(f"every model is asked in the Alpaca prompt, since {', '.join(none)} has no chat template")
     prompts = () if texts or policy else general_prompts(config.limit)
     judges = _judges(config, policy, probes)
     tasks, probes = _fitting(tasks, probes, Encoder(roles[REFERENCE].tokenizer, max_length), notes)
@@ -153,6 +174,7 @@ def prepare(config: AuditConfig) -> AuditSession:
         max_length, chat, notes, Path(config.output_dir or _usual_folder(config, roles, models)),
     )  # fmt: skip
     session.terms = _terms(session)
+    _check_texts(session)
     return session
 
 
@@ -319,6 +341,13 @@ def _check_templates(subjects: list[Subject], tasks: tuple[Task, ...], max_lengt
                 encoder.generation_context(task.test[0], 1) if not task.test[0].label else encoder(task.test[0])
             except DataError as error:
                 raise DataError(f"{subject.name}, {task.name}: {error}") from error
+
+
+def _check_texts(session: AuditSession) -> None:
+    """Every text can be cut and goes through every model, before anything is computed; of own answers a made-up one."""
+    made_up = own_answers(session.prompts[:1], ["Yes."], session.chat) if session.prompts else None
+    for text in (made_up,) if made_up else session.texts:
+        session.windows(text)
 
 
 # ---------------------------------------------------------------- what it is held to
