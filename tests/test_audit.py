@@ -22,6 +22,7 @@ from forgetless.auditing.judges import Exchange, Labelled, LikelihoodJudge
 from forgetless.auditing.models import opened
 from forgetless.auditing.session import prepare
 from forgetless.cli import main
+from forgetless.config import TEMPLATES
 from forgetless.errors import DataError, DownloadError, UsageError
 from forgetless.forgetting.texts import topics
 from forgetless.report import audit as report
@@ -229,13 +230,30 @@ def test_attempts_are_counted(models, rows, tmp_path, capsys):
     for n in range(2):
         run(models, rows, tmp_path, *["kept", "lost"][1 - n :], more=BUDGETS)
         printed = " ".join(capsys.readouterr().out.split())
-        assert ("Earlier audits of these models in this folder: 1, the last regression" in printed) == (n == 1)
+        told = [printed, *((tmp_path / name).read_text() for name in ("audit.md", "audit.html"))]
+        for one in told:
+            assert ("Earlier audits of these models in this folder: 1, the last regression" in one) == (n == 1)
+    [earlier] = read_json(tmp_path / "audit.json")["earlier_audits"]
+    assert set(earlier) == {"time", "outcome"} and earlier["outcome"] == "regression"
     lines = read_lines(tmp_path / "history.jsonl")
     assert [one["event"] for one in lines] == ["begun", "ended"] * 2
     assert [one["outcome"] for one in lines[1::2]] == ["regression"] * 2
     assert {path.name for path in tmp_path.iterdir() if path.name[0] != "."} == {
         "evidence.json", "audit.json", "audit.html", "audit.md", "junit.xml", "history.jsonl"
     }  # fmt: skip
+
+
+def test_another_chat_template_is_no_other_model_to_the_history(models, tmp_path):
+    """The weights, and the folder that they name, are those of the models as they are."""
+    tokenizer = AutoTokenizer.from_pretrained(models["april"])
+    tokenizer.chat_template = "Hello. " + TEMPLATE
+    shutil.copytree(models["april"], tmp_path / "same")
+    tokenizer.save_pretrained(tmp_path / "same")
+    own, alike = (
+        prepare(AuditConfig(models["april"], [str(tmp_path / "same")], chat_template=one)) for one in TEMPLATES
+    )
+    assert own.weights == alike.weights and own.folder == alike.folder
+    assert own.models[0].decided_by != alike.models[0].decided_by == alike.reference.decided_by
 
 
 def test_a_second_audit_measures_the_reference_no_more(models, rows, tmp_path, monkeypatch):
@@ -426,6 +444,26 @@ def test_a_policy_gives_the_reference_rows_and_budgets(models, rows, tmp_path, c
     assert main([*command, models["kept"]]) == 1
     file.write_text(whole)
     assert "colours: the policy was made for sha256" in unfolded(capsys), "one row less, the same YAML"
+
+
+def test_policy_evidence_and_page_have_one_hash_of_the_rows_that_are_measured(models, rows, tmp_path):
+    """Whatever was left out before: rows that repeat another, and probe rows that stand in the training rows."""
+    lines = [{"prompt": prompt, "completion": " blue"} for prompt in ("unseen", "The sky?", "The sky?", "The sea?")]
+    (tmp_path / "facts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(
+        f"reference: {models['april']}\ntasks: [{{name: colours, path: {rows['tasks']}}}]\n"
+        "probes: [{name: facts, path: facts.jsonl}]\n"
+    )
+    config = AuditConfig(models=[models["lost"]], policy=str(policy))
+    with pytest.raises(UsageError) as error:
+        prepare(config)
+    wanted = dict(re.findall(r"(\w+): `sha256:` is missing; these data have sha256: (\w{64})", str(error.value)))
+    for name, sha256 in wanted.items():
+        policy.write_text(policy.read_text().replace(f"name: {name},", f"name: {name}, sha256: {sha256},"))
+    session = prepare(config)
+    assert [len(probe.task.test) for probe in session.probes] == [2]
+    assert session.facts({})["data"] == wanted and session.probes[0].about()["sha256"] == wanted["facts"]
 
 
 def unfolded(capsys) -> str:

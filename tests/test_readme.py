@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from forgetless.auditing.policy import read_policy
+from forgetless.auditing.probes import content_hash
 from forgetless.auditing.run import EVIDENCE, HISTORY, JUNIT, MARKDOWN
-from forgetless.auditing.session import content_hash
 from forgetless.cli import VERBS, _audit_parser, parse_learn
 from forgetless.data.streams import load_stream
 from forgetless.methods import METHODS

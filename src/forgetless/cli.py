@@ -312,11 +312,6 @@ def _audit(arguments: list[str]) -> int:
 
     record = audit(config)
     print_audit(record, verdicts_in(Path(record["path"]) / EVIDENCE), out)
-    if earlier := record["earlier_audits"]:
-        outcomes = ", ".join(one["outcome"] or "no verdict" for one in earlier[-3:])
-        out.print(
-            f"\nEarlier audits of these models in this folder: {len(earlier)}, the last {outcomes}", highlight=False
-        )
     files = f"{record['path']} (audit.html, audit.md, evidence.json)"
     out.print(f"\naudit: {files}", soft_wrap=True, highlight=False, markup=False)
     return record["exit_code"]

@@ -22,7 +22,8 @@ from forgetless.auditing.judges import (
 )
 from forgetless.auditing.measures import REFERENCE, Measure
 from forgetless.auditing.models import Opened, Subject, opened
-from forgetless.auditing.session import AuditSession, content_hash
+from forgetless.auditing.probes import content_hash
+from forgetless.auditing.session import AuditSession
 from forgetless.auditing.yardstick import yardstick
 from forgetless.data.tasks import Row, Task
 from forgetless.errors import DataError, ForgetlessError, RunError

@@ -20,9 +20,9 @@
     waivers:
       - {max-drop: mmlu, owner: Ana, reason: retired in May, until: 2026-05-31}
 
-The hashes are of a text's or judge's file, and of a task's or probe's test rows with their scoring; leave one out, and
-the error says it. The file is read strictly: an unknown or doubled key is an error, since a budget that is misspelt
-would guard nothing.
+The hashes are of a text's or judge's file, and of a task's or probe's rows that are measured (each once, and none that
+stands in training rows) with their scoring; leave one out, and the error says it. The file is read strictly: an unknown
+or doubled key is an error, since a budget that is misspelt would guard nothing.
 """
 
 from __future__ import annotations

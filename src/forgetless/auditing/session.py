@@ -15,7 +15,7 @@ from forgetless.auditing.layouts import short_names
 from forgetless.auditing.measures import ANCHOR, KL_CLIP, REFERENCE
 from forgetless.auditing.models import Subject, compare, find_subjects
 from forgetless.auditing.policy import Policy, read_policy
-from forgetless.auditing.probes import Probe, load_probes
+from forgetless.auditing.probes import Probe, content_hash, load_probes
 from forgetless.auditing.verdict import Terms, over_the_clip
 from forgetless.config import AuditConfig
 from forgetless.data.batches import Encoder
@@ -50,6 +50,7 @@ class AuditSession:
     policy: Policy | None
     roles: dict[str, Subject]  # REFERENCE, and ANCHOR where the policy has one
     models: list[Subject]
+    weights: dict[str, str]  # sha256 by role: of all that decides the predictions, each model in its own chat template
     tasks: tuple[Task, ...]  # the user's
     probes: tuple[Probe, ...]
     texts: tuple[Text, ...]  # empty where the reference's own answers are the text
@@ -122,7 +123,7 @@ class AuditSession:
     def facts(self, data: dict[str, str]) -> dict:
         """What the evidence keeps beside its numbers; `data` adds the hashes of texts."""
         return {
-            "weights": weights_of(self.roles, self.models),
+            "weights": self.weights,
             "data": {task.name: content_hash(task) for task in self.rows_of} | data,
             "policy": self.policy.sha256 if self.policy else None,
             "versions": {name: version(name) for name in ("forgetless", "torch", "transformers", "peft")},
@@ -156,6 +157,11 @@ def prepare(config: AuditConfig) -> AuditSession:
     config.check()
     policy = _policy(config)
     roles, models, notes = _subjects(config, policy)
+    weights = _weights(roles, models)
+    folder = Path(config.output_dir or _usual_folder(config, roles, weights))
+    if (policy or config).chat_template == REFERENCE:
+        roles = {role: _prompted_as(one, roles[REFERENCE]) for role, one in roles.items()}
+        models = [_prompted_as(one, roles[REFERENCE]) for one in models]
     everyone = [*roles.values(), *models]
     chat = all(one.chat_template for one in everyone)
     max_length = min([LONGEST, *(one.context for one in everyone if one.context)])
@@ -170,22 +176,15 @@ def prepare(config: AuditConfig) -> AuditSession:
     if engine.processes > 1:
         raise UsageError("an audit runs in one process; start it without accelerate launch")
     session = AuditSession(
-        config, engine, policy, roles, models, tasks, probes, texts, prompts, judges, Terms(datetime.date.today()),
-        max_length, chat, notes, Path(config.output_dir or _usual_folder(config, roles, models)),
+        config, engine, policy, roles, models, weights, tasks, probes, texts, prompts, judges,
+        Terms(datetime.date.today()), max_length, chat, notes, folder,
     )  # fmt: skip
     session.terms = _terms(session)
     _check_texts(session)
     return session
 
 
-def content_hash(task: Task) -> str:
-    """sha256 of the rows that judge, in their order, and of how they are scored."""
-    told = [[row.key for row in task.test], task.options, task.scoring, task.max_new_tokens]
-    return json_digest(told)
-
-
-def weights_of(roles: dict[str, Subject], models: list[Subject]) -> dict[str, str]:
-    """One sha256 by role: of all that decides the predictions."""
+def _weights(roles: dict[str, Subject], models: list[Subject]) -> dict[str, str]:
     named = roles | {f"model {number}": one for number, one in enumerate(models, start=1)}
     return {name: json_digest(one.decided_by) for name, one in named.items()}
 
@@ -202,9 +201,6 @@ def _subjects(config: AuditConfig, policy: Policy | None) -> tuple[dict[str, Sub
     _distinct([one.name for one in models], "models", "give each once")
     notes = [note for one in (*roles.values(), *models) for note in one.notes]
     notes += [note for role in roles.values() for one in models for note in compare(role, one)]
-    if (policy or config).chat_template == REFERENCE:
-        roles = {role: _prompted_as(one, roles[REFERENCE]) for role, one in roles.items()}
-        models = [_prompted_as(one, roles[REFERENCE]) for one in models]
     return roles, models, notes
 
 
@@ -233,9 +229,9 @@ def _beside(spec: str, folder: Path) -> str:
     return "+".join(str(folder / part) if (folder / part).exists() else part for part in spec.split("+"))
 
 
-def _usual_folder(config: AuditConfig, roles: dict[str, Subject], models: list[Subject]) -> str:
+def _usual_folder(config: AuditConfig, roles: dict[str, Subject], weights: dict[str, str]) -> str:
     """Named by what is compared: the same models again, the same folder."""
-    digest = json_digest(weights_of(roles, models))
+    digest = json_digest(weights)
     told = [config.models[0], roles[REFERENCE].name]
     names = [re.sub(r"[^\w.-]+", "-", name) for name in map(short_names(told).__getitem__, told)]
     more = f"-and-{len(config.models) - 1}-more" if len(config.models) > 1 else ""
@@ -251,18 +247,17 @@ def _rows(
     """The user's tasks, probes without what stands in the tasks' training rows, and texts; each row once."""
     if policy:
         tasks, probes, texts = _policy_tasks(policy), _policy_probes(policy, chat), _policy_texts(policy)
-        policy.check_rows({task.name: content_hash(task) for task in (*tasks, *(probe.task for probe in probes))})
     else:
         tasks, probes = _tasks(config), load_probes(config.probes, limit=config.limit, chat=chat)
         texts = tuple(read_text(source, config.limit) for source in config.text)
     if (policy or config).window or (policy or config).stride:
         _check_plain(texts)
     probes = _unseen(probes, [row for task in tasks for row in task.train])
-    return (
-        tuple(_once(task, notes) for task in tasks),
-        tuple(replace(probe, task=_once(probe.task, notes)) for probe in probes),
-        tuple(replace(text, rows=_distinct_rows(text.name, text.rows, notes)) for text in texts),
-    )
+    tasks = tuple(_once(task, notes) for task in tasks)
+    probes = tuple(replace(probe, task=_once(probe.task, notes)) for probe in probes)
+    if policy:
+        policy.check_rows({task.name: content_hash(task) for task in (*tasks, *(probe.task for probe in probes))})
+    return tasks, probes, tuple(replace(text, rows=_distinct_rows(text.name, text.rows, notes)) for text in texts)
 
 
 def _judges(config: AuditConfig, policy: Policy | None, probes: tuple[Probe, ...]) -> dict[str, OwnJudge]:

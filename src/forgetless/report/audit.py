@@ -60,12 +60,15 @@ def print_audit(record: dict, verdicts: Mapping[str, Verdict], console: Console)
         console.print()
     for note in dict.fromkeys(record["notes"]):
         console.print(Text(f"note: {clean(note)}", style="dim"))
+    if earlier := earlier_audits(record):
+        console.print(Text(f"\n{earlier}"))
 
 
 def audit_markdown(record: dict, verdicts: Mapping[str, Verdict]) -> str:
     """Verdicts, findings and tables, short enough for a pull request."""
     lines = [f"## What was forgotten, against {escaped(clean(record['reference']['name']))}", ""]
     lines += [verdict_markdown(verdicts)]
+    lines += [earlier, ""] if (earlier := earlier_audits(record)) else []
     for table in tables(record):
         lines += [f"#### {escaped(table.title)}", ""]
         lines += [*pipe_table(table.head, table.rows), ""]
@@ -74,6 +77,14 @@ def audit_markdown(record: dict, verdicts: Mapping[str, Verdict]) -> str:
         lines += [f"- {escaped(f'{short}, {line}')}" for line in recovery_lines(record, name)]
     lines += [f"- {escaped(clean(note))}" for note in dict.fromkeys(record["notes"])]
     return "\n".join(lines) + "\n"
+
+
+def earlier_audits(record: dict) -> str:
+    """How often one of these models was audited in this folder before, and how that ended; '' for the first time."""
+    told = [one["outcome"] or "no verdict" for one in record.get("earlier_audits", [])]
+    return (
+        f"Earlier audits of these models in this folder: {len(told)}, the last {', '.join(told[-3:])}" if told else ""
+    )
 
 
 def short_names(record: dict) -> dict[str, str]:
