@@ -23,7 +23,7 @@ from forgetless.auditing.models import opened
 from forgetless.auditing.session import prepare
 from forgetless.cli import main
 from forgetless.config import TEMPLATES
-from forgetless.errors import DataError, DownloadError, UsageError
+from forgetless.errors import DataError, DownloadError, RunError, UsageError
 from forgetless.forgetting.texts import topics
 from forgetless.report import audit as report
 from forgetless.runs.folder import read_json, read_lines
@@ -218,6 +218,8 @@ def test_evidence_is_verified_and_a_changed_one_is_not(models, rows, tmp_path, c
     run(models, rows, tmp_path, "lost", more=BUDGETS)
     file = tmp_path / "evidence.json"
     assert main(["audit", "--verify", str(file)]) == 2, "the verdict that it holds"
+    assert main(["audit", "--verify", str(file), models["april"], "--max-drop", "colours=2pp", "--dry-run"]) == 1
+    assert "leave out names, max_drop, dry_run" in unfolded(capsys)
     told = read_evidence(file)
     told["models"][0]["outcome"] = "pass"
     file.write_text(json.dumps(told))
@@ -514,7 +516,9 @@ def test_a_changed_chat_template_is_each_models_own_or_one_for_both(models, tmp_
         return told["models"][0]["divergence"]["chats"]["per_token"]["kl"]
 
     assert kl("own") > 1e-3 > 1e-6 > kl("reference")
-    assert read_evidence(tmp_path / "own" / "evidence.json")["settings"]["chat_template"] == "own"
+    settings = read_evidence(tmp_path / "own" / "evidence.json")["settings"]
+    assert settings["chat_template"] == "own" and settings["base_is"] is None
+    assert any("its chat template differs" in note for note in settings["notes"]), "what was accepted"
 
 
 def test_ends_that_templates_write_otherwise_are_left_out_of_all(models, tmp_path, monkeypatch):
@@ -568,8 +572,65 @@ def test_texts_are_refused_before_a_model_is_opened(models, rows, tmp_path, caps
 
 
 def test_names_of_models_are_distinct(models, rows, tmp_path):
-    with pytest.raises(UsageError, match="is there twice"):
-        audit(AuditConfig(reference=models["april"], models=[models["lost"]] * 2, output_dir=str(tmp_path)))
+    for again in (models["lost"], models["lost"] + "/", f"{models['april']}+{models['lost']}"):
+        with pytest.raises(UsageError, match="is there twice"):
+            prepare(AuditConfig(models["april"], [models["lost"], again], output_dir=str(tmp_path)))
+
+
+def test_a_declared_base_stands_in_the_evidence(models):
+    session = prepare(AuditConfig(models["april"], [models["lost"]], base_is=models["april"]))
+    assert session.facts({})["settings"]["base_is"] == models["april"]
+
+
+def test_the_time_limit_is_looked_at_within_a_model(models, rows, tmp_path, monkeypatch):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(
+        f"reference: {models['april']}\ntexts: [{{name: manual, path: {rows['text']}}}]\ntime-limit: 1h\n"
+    )
+    config = AuditConfig(models=[models["lost"]], policy=str(policy), output_dir=str(tmp_path / "out"), device="cpu")
+    with pytest.raises(UsageError) as error:
+        prepare(config)
+    sha256 = str(error.value).rpartition(" ")[2]
+    policy.write_text(policy.read_text().replace("name: manual,", f"name: manual, sha256: {sha256},"))
+    measure_rows = measuring._rows
+
+    def an_hour(session, subject, model):
+        session.began -= 3601 * (subject.name == models["lost"])
+        return measure_rows(session, subject, model)
+
+    monkeypatch.setattr(measuring, "_rows", an_hour)
+    monkeypatch.setattr(measuring, "divergence", lambda *args, **options: pytest.fail("the time is over"))
+    with pytest.raises(RunError, match=r"policy\.yaml: the audit takes longer than its time-limit of 3600 s"):
+        audit(config)
+
+
+def test_a_judge_that_fails_leaves_its_budget_without_rows(models, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measuring, "labelled_answers", lambda: LABELLED)
+    (tmp_path / "judge.py").write_text("def number(answer, row):\n    return int(answer)\n")
+    command = ["audit", models["april"], models["lost"], "--probes", "look-alikes", "--limit", "3", *CPU]
+    command += ["--judge", f"{tmp_path}/judge.py:number", "--output_dir", str(tmp_path / "out")]
+    assert main([*command, "--max-drop", "look-alikes-number=90pp"]) == 3
+    record, printed = read_json(tmp_path / "out" / "audit.json"), capsys.readouterr().out
+    assert set(record["models"][0]["refusals"]) == {"look-alikes", "look-alikes-likelihood"}
+    [note] = [one for one in record["notes"] if "the judge number was left out" in one]
+    assert "raised ValueError: (text not shown)" in note and "look-alikes-number: no rows" in printed
+    assert main(["audit", "--verify", str(tmp_path / "out" / "evidence.json")]) == 3
+
+
+def test_an_update_says_what_it_is_an_update_of(models, rows, tmp_path):
+    """Of an adapter against an adapter its own base; of full weights against an adapter there is none, and a note."""
+    told = {"text": [rows["text"]], "weights": True, "device": "cpu", "precision": "fp32", "limit": 2}
+    names = [models["lost"], models["april"]]
+    record = audit(AuditConfig(models["kept"], names, output_dir=str(tmp_path), **told))
+    lost, april = record["models"]
+    assert lost["update_of"] == "its own base" and (april["update_of"], april["weights"]) == (None, [])
+    assert any(f"{models['april']}: its update is not summarised" in one for one in record["notes"])
+    layers = {one["layer"]: one for one in lost["layers"]}
+    assert layers["model.layers.0.mlp.up_proj.weight"]["relative_norm"] > 0 and len(layers) == 14
+    for name in ("audit.md", "audit.html"):
+        assert "against its own base" in (tmp_path / name).read_text()
+    [one] = audit(AuditConfig(models["april"], names[:1], output_dir=str(tmp_path), **told))["models"]
+    assert one["update_of"] == models["april"] and one["layers"] == lost["layers"]
 
 
 def test_a_soft_prompt_is_part_of_what_is_generated(tiny, tokenizer):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -22,11 +21,11 @@ from forgetless.auditing.judges import (
 )
 from forgetless.auditing.measures import REFERENCE, Measure
 from forgetless.auditing.models import Opened, Subject, opened
-from forgetless.auditing.probes import content_hash
+from forgetless.auditing.probes import Probe, content_hash
 from forgetless.auditing.session import AuditSession
 from forgetless.auditing.yardstick import yardstick
 from forgetless.data.tasks import Row, Task
-from forgetless.errors import DataError, ForgetlessError, RunError
+from forgetless.errors import DataError, ForgetlessError
 from forgetless.forgetting import sides
 from forgetless.forgetting.divergence import Divergence, divergence
 from forgetless.forgetting.kept import cache_folder, kept
@@ -75,9 +74,7 @@ def measure(session: AuditSession) -> Found:
     """Opens the reference (and the anchor), then each model, and measures all on the same rows."""
     found = Found({})
     role_of = {id(subject): role for role, subject in session.roles.items()}
-    began = time.monotonic()
     for subject, model in _in_order(session):
-        _check_time(session, began)
         role = role_of.get(id(subject))
         if role is not None:
             console.print(f"{role}: {subject.name}", markup=False)
@@ -88,17 +85,14 @@ def measure(session: AuditSession) -> Found:
         else:
             console.print(f"model: {subject.name}", markup=False)
             found.rows[subject.name] = _rows(session, subject, model)
-            windows = found.windows[subject.name]
             found.divergences[subject.name] = {
-                (role, name): divergence(
-                    side.states[name], model, windows[name], using=session.engine.autocast, label=name
-                )
+                (role, name): _divergence(session, side.states[name], model, windows, name)
                 for role, side in found.sides.items()
-                for name in found.texts
+                for name, windows in found.windows[subject.name].items()
             }
     if session.judged:
         _judge(session, found)
-    _check_time(session, began)
+    session.check_time()
     return found
 
 
@@ -132,13 +126,9 @@ def _in_order(session: AuditSession) -> Iterator[tuple[Subject, Opened]]:
         yield from opened(group, session.engine.dtype, session.engine.device)
 
 
-def _check_time(session: AuditSession, began: float) -> None:
-    limit = session.policy.time_limit if session.policy else None
-    if limit is not None and time.monotonic() - began > limit:
-        raise RunError(
-            f"{session.policy.file if session.policy else ''}: the audit takes longer than its time-limit of "
-            f"{limit:g} s; raise it, or measure fewer rows"
-        )
+def _divergence(session: AuditSession, side: Reference, model: Opened, windows: Windows, name: str) -> Divergence:
+    session.check_time()
+    return divergence(side, model, windows, using=session.engine.autocast, label=name)
 
 
 # ---------------------------------------------------------------- one model's rows
@@ -150,9 +140,11 @@ def _rows(session: AuditSession, subject: Subject, model: Opened) -> Rows:
     prompts = [asked(prompt, "", session.chat) for prompt in session.prompts]
     with steps("rows", len(session.scored) + len(session.judged) + bool(prompts)) as progress:
         for task in session.scored:
+            session.check_time()
             scores[task.name] = scorer(task)
             progress.advance()
         for probe in session.judged:
+            session.check_time()
             given[probe.task.name] = ask(session, subject, model, probe.task.test, probe.task.max_new_tokens)
             progress.advance()
         if prompts:
@@ -240,13 +232,24 @@ def _judge(session: AuditSession, found: Found) -> None:
         scorer = OptionScorer(model, session.encoder(subject), session.engine.device, BATCH_TOKENS)
         likelihood = LikelihoodJudge(scorer, chat=session.chat)
         judges: dict[str, Judge] = {PATTERNS: patterns, LIKELIHOOD: likelihood, **session.judges}
-        for rows in (*(side.rows for side in found.sides.values()), *found.rows.values()):
-            for probe in session.judged:
-                exchanges = _exchanges(probe.task, rows.answers[probe.task.name])
-                for name, judge in judges.items():
-                    with session.engine.autocast():
-                        rows.refused[probe.task.name, name] = judge(exchanges)
+        everyone = [*(side.rows for side in found.sides.values()), *found.rows.values()]
+        for probe in session.judged:
+            for name, judge in judges.items():
+                for rows, refused in zip(everyone, _judged(session, probe, name, judge, everyone), strict=True):
+                    rows.refused[probe.task.name, name] = refused
         found.judge_errors = _judge_errors(session, model, judges)
+
+
+def _judged(session: AuditSession, probe: Probe, name: str, judge: Judge, everyone: list[Rows]) -> list[list[bool]]:
+    """What a judge says of everyone's answers: of none where it fails, since an audit that is measured is not lost to
+    it. A budget on it then has no rows, which is insufficient evidence.
+    """
+    try:
+        with session.engine.autocast():
+            return [judge(_exchanges(probe.task, rows.answers[probe.task.name])) for rows in everyone]
+    except DataError as error:
+        session.notes.append(f"{probe.task.name}: the judge {name} was left out: {error}")
+        return [[] for _ in everyone]
 
 
 def _judge_errors(session: AuditSession, model: Opened, judges: dict[str, Judge]) -> dict[str, JudgeError | str]:

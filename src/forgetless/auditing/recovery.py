@@ -142,6 +142,7 @@ def _curve_or_why(
 ) -> Curve | str:  # fmt: skip
     """An audit that is measured by now is not lost to a probe that cannot be done."""
     try:
+        session.check_time()
         return _curve(session, treatment, case, model, score, progress)
     except (DataError, RunError) as error:
         return str(error)

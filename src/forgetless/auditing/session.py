@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import re
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from forgetless.config import AuditConfig
 from forgetless.data.batches import Encoder
 from forgetless.data.streams import JUDGED_SEED, load_stream, sample
 from forgetless.data.tasks import Row, Stream, Task
-from forgetless.errors import DataError, UsageError
+from forgetless.errors import DataError, RunError, UsageError
 from forgetless.forgetting.reference import BATCH_TOKENS
 from forgetless.forgetting.texts import (
     ANSWER_TOKENS,
@@ -61,6 +62,7 @@ class AuditSession:
     chat: bool  # whether prompts stand in chat templates
     notes: list[str]
     folder: Path
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def reference(self) -> Subject:
@@ -120,6 +122,15 @@ class AuditSession:
             raise DataError(f"{text.name}: {error}") from error
         return {one.name: measured for one in everyone} | {one.name: w for one, w in zip(others, own, strict=True)}
 
+    def check_time(self) -> None:
+        """RunError where the policy's time-limit is over."""
+        limit = self.policy.time_limit if self.policy else None
+        if self.policy and limit and time.monotonic() - self.began > limit:
+            raise RunError(
+                f"{self.policy.file}: the audit takes longer than its time-limit of {limit:g} s; raise it, or measure "
+                "fewer rows"
+            )
+
     def facts(self, data: dict[str, str]) -> dict:
         """What the evidence keeps beside its numbers; `data` adds the hashes of texts."""
         return {
@@ -130,6 +141,8 @@ class AuditSession:
             "settings": {
                 "computed_on": self.engine.told,
                 "limit": self.config.limit,
+                "base_is": self.config.base_is,
+                "notes": list(dict.fromkeys(self.notes)),
                 "max_length": self.max_length,
                 "batch_tokens": BATCH_TOKENS,
                 "answer_tokens": ANSWER_TOKENS,
@@ -198,10 +211,15 @@ def _subjects(config: AuditConfig, policy: Policy | None) -> tuple[dict[str, Sub
     if policy and policy.anchor:
         roles[ANCHOR] = _one(policy.anchor, config, policy)
     models = [one for spec in config.models for one in _find(spec, config)]
-    _distinct([one.name for one in models], "models", "give each once")
+    _distinct([_place(one) for one in models], "models", "give each once")
     notes = [note for one in (*roles.values(), *models) for note in one.notes]
     notes += [note for role in roles.values() for one in models for note in compare(role, one)]
     return roles, models, notes
+
+
+def _place(subject: Subject) -> str:
+    """Where its weights lie, however that was written."""
+    return "+".join(str(folder.resolve()) for folder in (subject.base, subject.adapter) if folder)
 
 
 def _prompted_as(subject: Subject, reference: Subject) -> Subject:
@@ -386,6 +404,8 @@ def _policy(config: AuditConfig) -> Policy | None:
     policy.check_files()
     if not (policy.tasks or policy.texts or policy.probes):
         raise UsageError(f"{policy.file}: names no tasks, texts or probes, so there is nothing to measure")
+    if config.recover and not policy.tasks:
+        raise UsageError(f"{policy.file}: recover brings back your own tasks, and the policy names none")
     return policy
 
 

@@ -95,6 +95,12 @@ def weight_updates(subject: Subject, reference: Subject, device: torch.device | 
     return full_updates(reference.base, subject.base, device)
 
 
+def update_of(subject: Subject, reference: Subject) -> str:
+    """What `weight_updates` compare the subject with: the reference's name, or 'its own base'."""
+    same = reference.adapter is None and subject.identity.weights == reference.identity.weights
+    return reference.name if same or subject.adapter is None else "its own base"
+
+
 def by_module(updates: list[LayerUpdate]) -> list[ModuleSummary]:
     """One summary per kind of module, the largest relative update first."""
     kinds: dict[str, list[LayerUpdate]] = {}

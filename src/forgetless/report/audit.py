@@ -393,7 +393,13 @@ def _weights(model: dict, names: dict[str, str]) -> Table:
         ]
         for one in model["weights"]
     ]  # fmt: skip
-    return Table(f"Weights: the update of {names[model['name']]}", head, rows)
+    return Table(f"Weights: the update of {names[model['name']]}{updated(model, names)}", head, rows)
+
+
+def updated(model: dict, names: dict[str, str]) -> str:
+    """' against its own base': what a model's update is an update of, which need not be the reference."""
+    told = model.get("update_of")
+    return f" against {names.get(told, told)}" if told else ""
 
 
 def _share(value: float | None) -> str:

@@ -23,7 +23,7 @@ from forgetless.auditing.verdict import (
 from forgetless.errors import RunError, UsageError
 from forgetless.forgetting.texts import OWN_ANSWERS
 from forgetless.report import charts, contents, words
-from forgetless.report.audit import PROBLEMS, earlier_audits, sentences, short_names, tables
+from forgetless.report.audit import PROBLEMS, earlier_audits, sentences, short_names, tables, updated
 from forgetless.report.glossary import AUDIT_GLOSSARY, OF_METRIC
 from forgetless.report.pieces import LONGEST_TEXT, MOST_TEXTS, bar, cell, forest, heatmap, place, render, row
 from forgetless.report.verdict import SAID, amount, bounds, finding_cells, finding_head, named
@@ -584,6 +584,7 @@ def _weights(record: dict, names: dict[str, str]) -> list[dict]:
     return [
         {
             "label": names[model["name"]],
+            "against": updated(model, names),
             "slot": i % charts.COLOURS,
             "rows": [
                 one | {"module": clean(one["module"])}
