@@ -116,6 +116,20 @@ def test_pipelines_run_commands_that_exist(file):
     assert file.name == "policy.yaml" or {EVIDENCE, MARKDOWN, JUNIT} <= named
 
 
+def test_pipelines_keep_the_history_of_a_request():
+    """It is there before the audit, and kept however the audit ends."""
+    github, gitlab = (yaml.safe_load((CI / f"{name}.yaml").read_text()) for name in ("github", "gitlab"))
+    steps = github["jobs"]["audit"]["steps"]
+    names = [step.get("id") or step.get("uses", "").partition("@")[0] for step in steps]
+    before, audit, after = (names.index(one) for one in ("actions/cache/restore", "audit", "actions/cache/save"))
+    assert before < audit < after and steps[after]["if"].startswith("always()")
+    assert steps[before]["with"]["path"] == steps[after]["with"]["path"] == f"audit/{HISTORY}"
+    assert steps[before]["with"]["key"] == steps[after]["with"]["key"]
+    assert steps[after]["with"]["key"].startswith(steps[before]["with"]["restore-keys"])
+    [kept] = [one for one in gitlab["audit"]["cache"] if one["paths"] == [f"audit/{HISTORY}"]]
+    assert kept["when"] == "always" and "$CI_MERGE_REQUEST_IID" in kept["key"]
+
+
 def test_the_example_policy_is_of_the_rows_beside_it():
     policy = read_policy(CI / "policy.yaml")
     policy.check_files()
