@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +20,7 @@ from forgetless.auditing.evidence import read_evidence
 from forgetless.auditing.judges import Exchange, Labelled, LikelihoodJudge
 from forgetless.auditing.models import opened
 from forgetless.auditing.session import prepare
+from forgetless.auditing.weights import update_of
 from forgetless.cli import main
 from forgetless.config import TEMPLATES
 from forgetless.errors import DataError, DownloadError, RunError, UsageError
@@ -529,16 +529,14 @@ def test_ends_that_templates_write_otherwise_are_left_out_of_all(models, tmp_pat
     def written(old: str, new: str) -> AuditConfig:
         tokenizer.chat_template = TEMPLATE.replace(old, new)
         tokenizer.save_pretrained(tmp_path / "same")
-        return AuditConfig(models["april"], [str(tmp_path / "same"), models["lost"]], limit=4, device="cpu",
+        return AuditConfig(models["april"], [str(tmp_path / "same"), models["lost"]], limit=2, device="cpu",
                            precision="fp32", output_dir=str(tmp_path / "out"))  # fmt: skip
 
-    whole = audit(AuditConfig(**asdict(written("", "")) | {"models": [models["lost"]]}))
     record = audit(written("<|end|>", "<|{{ 'fin' if message.role == 'assistant' else 'end' }}|>"))
     same, lost = (one["divergence"]["own-answers"]["per_token"]["kl"] for one in record["models"])
     assert same < 1e-6 < lost
     [note] = [one for one in record["notes"] if "tokens that end an answer are left out" in one]
-    assert note.startswith("own-answers: 4 tokens")
-    assert record["texts"][0]["tokens"] == whole["texts"][0]["tokens"] - 4
+    assert note.startswith("own-answers: 2 tokens")
     monkeypatch.setattr(measuring, "opened", lambda *args: pytest.fail("nothing is to be opened"))
     with pytest.raises(DataError, match=r"own-answers: .* in different tokens.*chat_template=reference"):
         audit(written("{{ message.content }}", "{{ message.content | upper }}"))
@@ -629,8 +627,8 @@ def test_an_update_says_what_it_is_an_update_of(models, rows, tmp_path):
     assert layers["model.layers.0.mlp.up_proj.weight"]["relative_norm"] > 0 and len(layers) == 14
     for name in ("audit.md", "audit.html"):
         assert "against its own base" in (tmp_path / name).read_text()
-    [one] = audit(AuditConfig(models["april"], names[:1], output_dir=str(tmp_path), **told))["models"]
-    assert one["update_of"] == models["april"] and one["layers"] == lost["layers"]
+    session = prepare(AuditConfig(models["april"], names[:1]))
+    assert update_of(session.models[0], session.reference) == models["april"], "which is its base"
 
 
 def test_a_soft_prompt_is_part_of_what_is_generated(tiny, tokenizer):
