@@ -116,6 +116,13 @@ def test_pipelines_run_commands_that_exist(file):
     assert file.name == "policy.yaml" or {EVIDENCE, MARKDOWN, JUNIT} <= named
 
 
+def test_the_example_policy_is_of_the_rows_beside_it():
+    policy = read_policy(CI / "policy.yaml")
+    policy.check_files()
+    tasks = [task for source in policy.tasks for task in load_stream(source.path).tasks if task.name == source.name]
+    policy.check_rows({task.name: content_hash(task) for task in tasks})
+
+
 def test_pipelines_keep_the_history_of_a_request():
     """It is there before the audit, and kept however the audit ends."""
     github, gitlab = (yaml.safe_load((CI / f"{name}.yaml").read_text()) for name in ("github", "gitlab"))
@@ -128,10 +135,3 @@ def test_pipelines_keep_the_history_of_a_request():
     assert steps[after]["with"]["key"].startswith(steps[before]["with"]["restore-keys"])
     [kept] = [one for one in gitlab["audit"]["cache"] if one["paths"] == [f"audit/{HISTORY}"]]
     assert kept["when"] == "always" and "$CI_MERGE_REQUEST_IID" in kept["key"]
-
-
-def test_the_example_policy_is_of_the_rows_beside_it():
-    policy = read_policy(CI / "policy.yaml")
-    policy.check_files()
-    tasks = [task for source in policy.tasks for task in load_stream(source.path).tasks if task.name == source.name]
-    policy.check_rows({task.name: content_hash(task) for task in tasks})
