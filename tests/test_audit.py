@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import COLOURS
+from conftest import COLOURS, TEMPLATE
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -18,16 +18,18 @@ from forgetless import AuditConfig, audit
 from forgetless.auditing import measuring, record
 from forgetless.auditing.evidence import read_evidence
 from forgetless.auditing.judges import Exchange, Labelled, LikelihoodJudge
-from forgetless.auditing.models import opened
 from forgetless.auditing.session import prepare
+from forgetless.auditing.weights import update_of
 from forgetless.cli import main
-from forgetless.errors import DataError, DownloadError, UsageError
+from forgetless.config import TEMPLATES
+from forgetless.errors import DataError, DownloadError, RunError, UsageError
 from forgetless.forgetting.texts import topics
 from forgetless.report import audit as report
 from forgetless.runs.folder import read_json, read_lines
 from forgetless.score.generation import generate
 from forgetless.score.intervals import wilson
 from forgetless.score.options import OptionScorer
+from forgetless.subjects.models import opened
 
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 QUESTION = "{}. What colour has the {}? Answer:"
@@ -216,6 +218,8 @@ def test_evidence_is_verified_and_a_changed_one_is_not(models, rows, tmp_path, c
     run(models, rows, tmp_path, "lost", more=BUDGETS)
     file = tmp_path / "evidence.json"
     assert main(["audit", "--verify", str(file)]) == 2, "the verdict that it holds"
+    assert main(["audit", "--verify", str(file), models["april"], "--max-drop", "colours=2pp", "--dry-run"]) == 1
+    assert "leave out names, max_drop, dry_run" in unfolded(capsys)
     told = read_evidence(file)
     told["models"][0]["outcome"] = "pass"
     file.write_text(json.dumps(told))
@@ -228,13 +232,30 @@ def test_attempts_are_counted(models, rows, tmp_path, capsys):
     for n in range(2):
         run(models, rows, tmp_path, *["kept", "lost"][1 - n :], more=BUDGETS)
         printed = " ".join(capsys.readouterr().out.split())
-        assert ("Earlier audits of these models in this folder: 1, the last regression" in printed) == (n == 1)
+        told = [printed, *((tmp_path / name).read_text() for name in ("audit.md", "audit.html"))]
+        for one in told:
+            assert ("Earlier audits of these models in this folder: 1, the last regression" in one) == (n == 1)
+    [earlier] = read_json(tmp_path / "audit.json")["earlier_audits"]
+    assert set(earlier) == {"time", "outcome"} and earlier["outcome"] == "regression"
     lines = read_lines(tmp_path / "history.jsonl")
     assert [one["event"] for one in lines] == ["begun", "ended"] * 2
     assert [one["outcome"] for one in lines[1::2]] == ["regression"] * 2
     assert {path.name for path in tmp_path.iterdir() if path.name[0] != "."} == {
         "evidence.json", "audit.json", "audit.html", "audit.md", "junit.xml", "history.jsonl"
     }  # fmt: skip
+
+
+def test_another_chat_template_is_no_other_model_to_the_history(models, tmp_path):
+    """The weights, and the folder that they name, are those of the models as they are."""
+    tokenizer = AutoTokenizer.from_pretrained(models["april"])
+    tokenizer.chat_template = "Hello. " + TEMPLATE
+    shutil.copytree(models["april"], tmp_path / "same")
+    tokenizer.save_pretrained(tmp_path / "same")
+    own, alike = (
+        prepare(AuditConfig(models["april"], [str(tmp_path / "same")], chat_template=one)) for one in TEMPLATES
+    )
+    assert own.weights == alike.weights and own.folder == alike.folder
+    assert own.models[0].decided_by != alike.models[0].decided_by == alike.reference.decided_by
 
 
 def test_a_second_audit_measures_the_reference_no_more(models, rows, tmp_path, monkeypatch):
@@ -383,6 +404,15 @@ def test_dry_run_says_rows_and_rows_needed_and_writes_nothing(models, rows, tmp_
     assert not (tmp_path / "dry").exists()
 
 
+def test_a_plan_quotes_no_row_without_show_text(models, rows, tmp_path, capsys):
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "told in confidence"\n')
+    broken = rows | {"text": str(tmp_path / "broken.jsonl")}
+    assert run(models, broken, tmp_path / "out", "lost", more=("--dry-run",)) == 1
+    assert "broken.jsonl:1" in (said := unfolded(capsys)) and "confidence" not in said
+    assert run(models, broken, tmp_path / "out", "lost", more=("--dry-run", "--show-text")) == 1
+    assert "told in confidence" in unfolded(capsys)
+
+
 def test_a_policy_gives_the_reference_rows_and_budgets(models, rows, tmp_path, capsys):
     from forgetless.data.packages import sha256_of
 
@@ -398,6 +428,9 @@ def test_a_policy_gives_the_reference_rows_and_budgets(models, rows, tmp_path, c
     assert main([*command, models["lost"]]) == 1
     [told] = re.findall(r"colours: `sha256:` is missing; these data have (sha256: \w{64})", unfolded(capsys))
     policy.write_text(policy.read_text().replace("tasks.yaml}", f"tasks.yaml, {told}}}"))
+    assert main([*command, models["lost"], "--dry-run"]) == 0
+    planned = " ".join(capsys.readouterr().out.split())
+    assert "max-drop colours=10pp" in planned and "colours=12pp" in planned and "anchor) │" in planned
     assert main([*command, models["lost"]]) == 2
     assert main([*command, models["kept"]]) == 0
     assert read_json(tmp_path / "out" / "audit.json")["texts"][0]["windows"] == {"length": 32, "stride": 16}
@@ -413,6 +446,26 @@ def test_a_policy_gives_the_reference_rows_and_budgets(models, rows, tmp_path, c
     assert main([*command, models["kept"]]) == 1
     file.write_text(whole)
     assert "colours: the policy was made for sha256" in unfolded(capsys), "one row less, the same YAML"
+
+
+def test_policy_evidence_and_page_have_one_hash_of_the_rows_that_are_measured(models, rows, tmp_path):
+    """Whatever was left out before: rows that repeat another, and probe rows that stand in the training rows."""
+    lines = [{"prompt": prompt, "completion": " blue"} for prompt in ("unseen", "The sky?", "The sky?", "The sea?")]
+    (tmp_path / "facts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(
+        f"reference: {models['april']}\ntasks: [{{name: colours, path: {rows['tasks']}}}]\n"
+        "probes: [{name: facts, path: facts.jsonl}]\n"
+    )
+    config = AuditConfig(models=[models["lost"]], policy=str(policy))
+    with pytest.raises(UsageError) as error:
+        prepare(config)
+    wanted = dict(re.findall(r"(\w+): `sha256:` is missing; these data have sha256: (\w{64})", str(error.value)))
+    for name, sha256 in wanted.items():
+        policy.write_text(policy.read_text().replace(f"name: {name},", f"name: {name}, sha256: {sha256},"))
+    session = prepare(config)
+    assert [len(probe.task.test) for probe in session.probes] == [2]
+    assert session.facts({})["data"] == wanted and session.probes[0].about()["sha256"] == wanted["facts"]
 
 
 def unfolded(capsys) -> str:
@@ -463,16 +516,119 @@ def test_a_changed_chat_template_is_each_models_own_or_one_for_both(models, tmp_
         return told["models"][0]["divergence"]["chats"]["per_token"]["kl"]
 
     assert kl("own") > 1e-3 > 1e-6 > kl("reference")
-    assert read_evidence(tmp_path / "own" / "evidence.json")["settings"]["chat_template"] == "own"
-    tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", "<|fin|>")
-    tokenizer.save_pretrained(tmp_path / "same")
-    with pytest.raises(DataError, match="chat_template=reference"):
-        kl("own")
+    settings = read_evidence(tmp_path / "own" / "evidence.json")["settings"]
+    assert settings["chat_template"] == "own" and settings["base_is"] is None
+    assert any("its chat template differs" in note for note in settings["notes"]), "what was accepted"
+
+
+def test_ends_that_templates_write_otherwise_are_left_out_of_all(models, tmp_path, monkeypatch):
+    """The same weights behind a template with another end token: its answers are measured without their ends."""
+    tokenizer = AutoTokenizer.from_pretrained(models["april"])
+    shutil.copytree(models["april"], tmp_path / "same")
+
+    def written(old: str, new: str) -> AuditConfig:
+        tokenizer.chat_template = TEMPLATE.replace(old, new)
+        tokenizer.save_pretrained(tmp_path / "same")
+        return AuditConfig(models["april"], [str(tmp_path / "same"), models["lost"]], limit=2, device="cpu",
+                           precision="fp32", output_dir=str(tmp_path / "out"))  # fmt: skip
+
+    record = audit(written("<|end|>", "<|{{ 'fin' if message.role == 'assistant' else 'end' }}|>"))
+    same, lost = (one["divergence"]["own-answers"]["per_token"]["kl"] for one in record["models"])
+    assert same < 1e-6 < lost
+    [note] = [one for one in record["notes"] if "tokens that end an answer are left out" in one]
+    assert note.startswith("own-answers: 2 tokens")
+    monkeypatch.setattr(measuring, "opened", lambda *args: pytest.fail("nothing is to be opened"))
+    with pytest.raises(DataError, match=r"own-answers: .* in different tokens.*chat_template=reference"):
+        audit(written("{{ message.content }}", "{{ message.content | upper }}"))
+
+
+def test_without_a_chat_template_all_are_asked_in_the_same_prompt_and_it_is_said(models, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(models["april"])
+    tokenizer.chat_template = None
+    shutil.copytree(models["april"], tmp_path / "plain", ignore=lambda *_: ["chat_template.jinja"])
+    tokenizer.save_pretrained(tmp_path / "plain")
+    session = prepare(AuditConfig(models["april"], [str(tmp_path / "plain"), models["lost"]], device="cpu"))
+    said = f"every model is asked in the Alpaca prompt, since {tmp_path / 'plain'} has no chat template"
+    assert not session.chat and said in session.notes
+    assert not [one for one in prepare(AuditConfig(models["april"], [models["lost"]])).notes if "Alpaca" in one]
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--window", "99999"), "a window of 99999 tokens"),
+        (("--window", "20", "--stride", "30"), "the stride is from 1 to the window's length"),
+        (("--text", "one.txt"), "none has two tokens"),
+    ],
+)
+def test_texts_are_refused_before_a_model_is_opened(models, rows, tmp_path, capsys, monkeypatch, more, told):
+    (tmp_path / "one.txt").write_text("a")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measuring, "opened", lambda *args: pytest.fail("nothing is to be opened"))
+    assert run(models, rows, tmp_path / "out", "lost", more=more) == 1
+    assert told in unfolded(capsys) and not (tmp_path / "out").exists()
 
 
 def test_names_of_models_are_distinct(models, rows, tmp_path):
-    with pytest.raises(UsageError, match="is there twice"):
-        audit(AuditConfig(reference=models["april"], models=[models["lost"]] * 2, output_dir=str(tmp_path)))
+    for again in (models["lost"], models["lost"] + "/", f"{models['april']}+{models['lost']}"):
+        with pytest.raises(UsageError, match="is there twice"):
+            prepare(AuditConfig(models["april"], [models["lost"], again], output_dir=str(tmp_path)))
+
+
+def test_a_declared_base_stands_in_the_evidence(models):
+    session = prepare(AuditConfig(models["april"], [models["lost"]], base_is=models["april"]))
+    assert session.facts({})["settings"]["base_is"] == models["april"]
+
+
+def test_the_time_limit_is_looked_at_within_a_model(models, rows, tmp_path, monkeypatch):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(
+        f"reference: {models['april']}\ntexts: [{{name: manual, path: {rows['text']}}}]\ntime-limit: 1h\n"
+    )
+    config = AuditConfig(models=[models["lost"]], policy=str(policy), output_dir=str(tmp_path / "out"), device="cpu")
+    with pytest.raises(UsageError) as error:
+        prepare(config)
+    sha256 = str(error.value).rpartition(" ")[2]
+    policy.write_text(policy.read_text().replace("name: manual,", f"name: manual, sha256: {sha256},"))
+    measure_rows = measuring._rows
+
+    def an_hour(session, subject, model):
+        session.began -= 3601 * (subject.name == models["lost"])
+        return measure_rows(session, subject, model)
+
+    monkeypatch.setattr(measuring, "_rows", an_hour)
+    monkeypatch.setattr(measuring, "divergence", lambda *args, **options: pytest.fail("the time is over"))
+    with pytest.raises(RunError, match=r"policy\.yaml: the audit takes longer than its time-limit of 3600 s"):
+        audit(config)
+
+
+def test_a_judge_that_fails_leaves_its_budget_without_rows(models, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measuring, "labelled_answers", lambda: LABELLED)
+    (tmp_path / "judge.py").write_text("def number(answer, row):\n    return int(answer)\n")
+    command = ["audit", models["april"], models["lost"], "--probes", "look-alikes", "--limit", "3", *CPU]
+    command += ["--judge", f"{tmp_path}/judge.py:number", "--output_dir", str(tmp_path / "out")]
+    assert main([*command, "--max-drop", "look-alikes-number=90pp"]) == 3
+    record, printed = read_json(tmp_path / "out" / "audit.json"), capsys.readouterr().out
+    assert set(record["models"][0]["refusals"]) == {"look-alikes", "look-alikes-likelihood"}
+    [note] = [one for one in record["notes"] if "the judge number was left out" in one]
+    assert "raised ValueError: (text not shown)" in note and "look-alikes-number: no rows" in printed
+    assert main(["audit", "--verify", str(tmp_path / "out" / "evidence.json")]) == 3
+
+
+def test_an_update_says_what_it_is_an_update_of(models, rows, tmp_path):
+    """Of an adapter against an adapter its own base; of full weights against an adapter there is none, and a note."""
+    told = {"text": [rows["text"]], "weights": True, "device": "cpu", "precision": "fp32", "limit": 2}
+    names = [models["lost"], models["april"]]
+    record = audit(AuditConfig(models["kept"], names, output_dir=str(tmp_path), **told))
+    lost, april = record["models"]
+    assert lost["update_of"] == "its own base" and (april["update_of"], april["weights"]) == (None, [])
+    assert any(f"{models['april']}: its update is not summarised" in one for one in record["notes"])
+    layers = {one["layer"]: one for one in lost["layers"]}
+    assert layers["model.layers.0.mlp.up_proj.weight"]["relative_norm"] > 0 and len(layers) == 14
+    for name in ("audit.md", "audit.html"):
+        assert "against its own base" in (tmp_path / name).read_text()
+    session = prepare(AuditConfig(models["april"], names[:1]))
+    assert update_of(session.models[0], session.reference) == models["april"], "which is its base"
 
 
 def test_a_soft_prompt_is_part_of_what_is_generated(tiny, tokenizer):

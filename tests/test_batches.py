@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from forgetless.data.batches import Encoder, collate, split, weigh
 from forgetless.data.tasks import Row
-from forgetless.errors import DataError
+from forgetless.errors import DataError, quoting
 
 
 def text_of(tokenizer, example, answer: bool) -> str:
@@ -59,6 +59,14 @@ def test_a_cut_context_is_the_same_for_all_options(tokenizer):
         Row("word " * 50 + "The sky is", " blue"), ["blue", "very dark blue"]
     )
     assert splits[0][0] == splits[1][0] and len(splits[1][0]) + len(splits[1][1]) == 16
+
+
+def test_an_option_that_fills_everything_is_an_error_that_names_the_row_and_need_not_quote_it(tokenizer):
+    row, options = Row("The sky is", " blue", source="rows.jsonl:7"), ["blue", "told in confidence " * 9]
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: the option 'told in confidence told"):
+        Encoder(tokenizer, 16).scoring_splits(row, options)
+    with quoting(False), pytest.raises(DataError, match=r"rows\.jsonl:7: the option \(text not shown\) has \d+ tokens"):
+        Encoder(tokenizer, 16).scoring_splits(row, options)
 
 
 def test_no_room_for_the_prompt_is_an_error_that_names_the_row(tokenizer):

@@ -35,7 +35,7 @@ from forgetless.errors import DataError, RunError, UsageError
 from forgetless.forgetting import reference as reference_module
 from forgetless.forgetting.divergence import Divergence, compare, compare_states, divergence
 from forgetless.forgetting.reference import Reference, hidden_states, reference_of, write_states
-from forgetless.forgetting.windows import row_windows, text_windows
+from forgetless.forgetting.windows import measured_alike, row_windows, text_windows
 from forgetless.model.head import Head, hidden_at
 
 WORDS = 97
@@ -492,6 +492,28 @@ def test_a_prompt_may_be_put_in_another_way(tokenizer, tmp_path):
     other = row_windows([Row("The sky is", " blue"), Row("The grass is", " red")], encoder)
     with pytest.raises(DataError, match="not the same ones"):
         divergence(reference, model, other)
+
+
+def test_turns_that_end_otherwise_are_measured_without_their_ends(tokenizer):
+    turns = (("user", "The sky?"), ("assistant", "blue"), ("user", "The ant?"), ("assistant", "small"))
+    rows = [Row("", "small", turns), Row("", "", (("user", "The rose?"), ("assistant", "")))]
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = "Hello. " + tokenizer.chat_template.replace("<|end|>", "<|pad|>")
+    theirs, mine = (row_windows(rows, Encoder(one, 60)) for one in (tokenizer, other))
+    end = tokenizer.eos_token_id
+    found = measured_alike([theirs, mine], {end})
+    for one, before in zip(found, (theirs, mine), strict=True):
+        assert [tokenizer.decode(one.target[one.document == i]) for i in (0, 1)] == ["bluesmall", ""]
+        for window, whole in zip(one.windows, before.windows, strict=True):
+            after = [i + 1 for i, measured in enumerate(window.measured) if measured]
+            assert window.ids == whole.ids and list(window.places) == after
+            assert [dict(zip(whole.places, whole.targets, strict=True))[i] for i in after] == list(window.targets)
+    assert found[0].notes[0].startswith("3 tokens that end an answer")
+    assert measured_alike([theirs, theirs], ()) == [theirs, theirs]
+    with pytest.raises(DataError, match="in different tokens"):
+        measured_alike([theirs, mine], ())
+    with pytest.raises(DataError, match="every answer is empty"):
+        measured_alike([row_windows(rows[1:], Encoder(one, 60)) for one in (tokenizer, other)], {end})
 
 
 # ---------------------------------------------------------------- the reference on disk

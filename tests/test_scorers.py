@@ -427,8 +427,8 @@ def test_what_a_function_may_give(tmp_path, value, expected):
 @pytest.mark.parametrize(
     "body, said",
     [
-        ("return None", "gave None; a score is a number from 0 to 1 .divide"),
-        ("return '1'", "gave '1'; a score is a number"),
+        ("return None", "gave a NoneType; a score is a number from 0 to 1 .divide"),
+        ("return answer", "gave a str; a score is a number"),
         ("return float('nan')", "gave nan; a score is a number"),
         ("return float('inf')", "gave inf"),
         ("return 10**400", "gave 1000"),

@@ -30,13 +30,13 @@ from peft import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from forgetless.auditing import layouts, models
-from forgetless.auditing.layouts import locate, short_names
-from forgetless.auditing.models import Subject, compare, find_subjects, opened
 from forgetless.errors import RunError, UsageError
 from forgetless.model.answers import logits_at
 from forgetless.model.identity import identify
 from forgetless.runs.folder import RunFolder, write_json
+from forgetless.subjects import layouts, models
+from forgetless.subjects.layouts import locate, short_names
+from forgetless.subjects.models import Subject, compare, find_subjects, opened
 
 IDS = torch.arange(10, 22).unsqueeze(0)  # (1, 12)
 QV = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]}
@@ -160,7 +160,8 @@ def test_virtual_tokens_have_no_logits_and_generation_is_stock_pefts(tiny, tmp_p
     for _, model in opened([one(tmp_path / "a")], torch.float32):
         with torch.no_grad():
             assert torch.equal(model.generate(input_ids=IDS, **options), stock.generate(input_ids=IDS, **options))
-            torch.testing.assert_close(logits_at(model, keep, input_ids=IDS), model(input_ids=IDS).logits[0, [3, 11]])
+            told = logits_at(model, keep, input_ids=IDS, attention_mask=torch.ones_like(IDS))
+            torch.testing.assert_close(told, model(input_ids=IDS).logits[0, [3, 11]])
 
 
 def test_subjects_of_one_base_are_opened_together_and_the_last_base_is_freed(tiny, tmp_path, loads):

@@ -480,6 +480,9 @@ def test_no_policy(tmp_path):
     (tmp_path / "list.yaml").write_text("- a\n")
     with pytest.raises(UsageError, match="expected keys such as reference"):
         read_policy(tmp_path / "list.yaml")
+    (tmp_path / "rows.txt").write_text("The first words of a text that is no policy. " + "told in confidence " * 9)
+    with pytest.raises(UsageError, match=r"found 'The first words of a text that is no policy\.[^.]{,20}…"):
+        read_policy(tmp_path / "rows.txt")
 
 
 # ------------------------------------------------------------------------------------------ evidence

@@ -25,7 +25,6 @@ from peft import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from forgetless.auditing.models import find_subjects
 from forgetless.auditing.weights import (
     LayerUpdate,
     adapter_updates,
@@ -37,6 +36,7 @@ from forgetless.auditing.weights import (
     weight_updates,
 )
 from forgetless.errors import RunError, UsageError
+from forgetless.subjects.models import find_subjects
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CONFIGS = {

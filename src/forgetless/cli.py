@@ -288,13 +288,17 @@ def _demo(arguments: list[str]) -> int:
 
 
 def _audit(arguments: list[str]) -> int:
-    told = _parsed(_audit_parser(), arguments)
+    from forgetless.errors import UsageError
+
+    told = _parsed(parser := _audit_parser(), arguments)
     if told is None:
         return 0
     options = vars(told)
-    file, dry_run = options.pop("verify"), options.pop("dry_run")
-    if file:
+    if file := options.pop("verify"):
+        if more := [name for name, value in options.items() if value and value != parser.get_default(name)]:
+            raise UsageError(f"--verify takes nothing but the file, which holds all else; leave out {', '.join(more)}")
         return _verify(file)
+    dry_run = options.pop("dry_run")
     from forgetless.config import AuditConfig
     from forgetless.progress import out
 
@@ -312,11 +316,6 @@ def _audit(arguments: list[str]) -> int:
 
     record = audit(config)
     print_audit(record, verdicts_in(Path(record["path"]) / EVIDENCE), out)
-    if earlier := record["earlier_audits"]:
-        outcomes = ", ".join(one["outcome"] or "no verdict" for one in earlier[-3:])
-        out.print(
-            f"\nEarlier audits of these models in this folder: {len(earlier)}, the last {outcomes}", highlight=False
-        )
     files = f"{record['path']} (audit.html, audit.md, evidence.json)"
     out.print(f"\naudit: {files}", soft_wrap=True, highlight=False, markup=False)
     return record["exit_code"]

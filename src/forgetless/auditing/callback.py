@@ -33,7 +33,6 @@ from transformers import (
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from forgetless.auditing.models import CHANGE_THE_BASE, find_subjects, opened
 from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
 from forgetless.forgetting.divergence import divergence
@@ -41,6 +40,7 @@ from forgetless.forgetting.reference import Reference
 from forgetless.forgetting.sides import side_in
 from forgetless.forgetting.texts import PROMPTS, Text, general_prompts, own_prompts, read_text
 from forgetless.progress import console
+from forgetless.subjects.models import CHANGE_THE_BASE, find_subjects, opened
 
 LOGGED = ("kl", "cross_entropy", "entropy", "agree")
 RATE_FACTOR = 0.5  # of the learning rate, each time that the budget is found exceeded

@@ -10,17 +10,18 @@ from rich.table import Table
 
 from forgetless.auditing.budgets import Budget
 from forgetless.auditing.measuring import ask
-from forgetless.auditing.models import Opened, opened
 from forgetless.auditing.recovery import seconds_of_steps, treatment_of, untouched_base
 from forgetless.auditing.session import AuditSession, prepare
 from forgetless.auditing.verdict import plan
 from forgetless.config import AuditConfig
 from forgetless.data.tasks import Row
+from forgetless.errors import quoting
 from forgetless.forgetting.reference import BATCH_TOKENS, hidden_states
 from forgetless.forgetting.texts import ANSWER_TOKENS, OWN_ANSWERS, asked
 from forgetless.forgetting.windows import Windows
 from forgetless.progress import out, seconds_of
 from forgetless.score.scorers import Scorer
+from forgetless.subjects.models import Opened, opened
 
 TRIED = 8  # rows of each task, probe and text that are timed
 PASSES = 3  # over a text by a role: the model, and the yardstick in another precision, which is slower
@@ -31,14 +32,18 @@ def plan_audit(config: AuditConfig) -> None:
 
     The rows needed are those that show a loss to be within its budget if none is lost, and if half of the budget is.
     """
-    session = prepare(config)
+    with quoting(config.show_text):
+        _print_plan(prepare(config))
+
+
+def _print_plan(session: AuditSession) -> None:
     rows = _rows(session)
     seconds = _seconds_a_row(session)
     table = Table("", "rows", "seconds a model")
     for name, count in rows.items():
         table.add_row(name, f"{count:,}", f"{count * seconds[name]:.0f}")
     out.print(table)
-    if session.terms.budgets:
+    if session.terms.budgets or session.terms.anchor_budgets:
         out.print(_budgets(session, rows))
     roles, models = len(session.roles), len(session.models)
     texts = {name: rows[name] * seconds[name] for name in session.text_names}
@@ -67,9 +72,11 @@ def _rows(session: AuditSession) -> dict[str, int]:
 
 def _budgets(session: AuditSession, rows: dict[str, int]) -> Table:
     table = Table("budget", "rows", "needed if nothing is lost", "needed if half of it is lost and nothing gained")
-    for budget in session.terms.budgets:
+    held = [(budget, "") for budget in session.terms.budgets]
+    held += [(budget, " (against the anchor)") for budget in session.terms.anchor_budgets]
+    for budget, against in held:
         needed = (_needed(session, budget, lost) for lost in (0.0, budget.limit / 2))
-        table.add_row(str(budget), f"{rows[budget.name]:,}", *needed)
+        table.add_row(f"{budget}{against}", f"{rows[budget.name]:,}", *needed)
     return table
 
 
@@ -95,7 +102,7 @@ def _seconds_a_row(session: AuditSession) -> dict[str, float]:
             seconds[OWN_ANSWERS] = _time_answers(session, model, prompts, ANSWER_TOKENS)
         for text in session.texts:
             few = text.rows[:TRIED]
-            windows = session.windows(replace(text, rows=few))
+            windows = session.windows_of(replace(text, rows=few), session.reference)
             seconds[text.name] = seconds_of(partial(_read, session, model, windows)) / len(few)
     return seconds
 

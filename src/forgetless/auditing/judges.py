@@ -20,7 +20,7 @@ import numpy as np
 from forgetless.data.packages import PYRIT, fetch
 from forgetless.data.scoring import own_function
 from forgetless.data.tasks import Row, Task
-from forgetless.errors import DataError, UsageError
+from forgetless.errors import DataError, UsageError, quoted
 from forgetless.score.intervals import wilson
 from forgetless.score.options import OptionScorer
 from forgetless.score.rules import OwnFunction
@@ -167,7 +167,8 @@ class OwnJudge:
         try:
             told = self.function(exchange.answer, Row(exchange.prompt, exchange.answer, source=place))
         except Exception as error:
-            raise DataError(f"{self.file}: {self.name}, {place}: raised {type(error).__name__}: {error}") from error
+            raised = f"{type(error).__name__}: {quoted(str(error))}"
+            raise DataError(f"{self.file}: {self.name}, {place}: raised {raised}") from error
         known = isinstance(told, numbers.Real | np.bool_)
         if not known or not 0 <= told <= 1:
             found = repr(told) if known else f"a {type(told).__name__}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -21,11 +20,11 @@ from forgetless.auditing.judges import (
     patterns,
 )
 from forgetless.auditing.measures import REFERENCE, Measure
-from forgetless.auditing.models import Opened, Subject, opened
-from forgetless.auditing.session import AuditSession, content_hash
+from forgetless.auditing.probes import Probe, content_hash
+from forgetless.auditing.session import AuditSession
 from forgetless.auditing.yardstick import yardstick
 from forgetless.data.tasks import Row, Task
-from forgetless.errors import DataError, ForgetlessError, RunError
+from forgetless.errors import DataError, ForgetlessError
 from forgetless.forgetting import sides
 from forgetless.forgetting.divergence import Divergence, divergence
 from forgetless.forgetting.kept import cache_folder, kept
@@ -37,6 +36,7 @@ from forgetless.progress import console, steps
 from forgetless.score.generation import Answer
 from forgetless.score.options import OptionScorer
 from forgetless.score.scorers import Scorer, TaskScores, headline
+from forgetless.subjects.models import Opened, Subject, opened
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Found:
 
     sides: dict[str, Side]
     texts: dict[str, Text] = field(default_factory=dict)
-    windows: dict[str, Windows] = field(default_factory=dict)
+    windows: dict[str, dict[str, Windows]] = field(default_factory=dict)  # model -> text -> what goes through it
     rows: dict[str, Rows] = field(default_factory=dict)
     divergences: dict[str, dict[tuple[str, str], Divergence]] = field(default_factory=dict)  # by (role, text)
     judge_errors: dict[str, JudgeError | str] = field(default_factory=dict)  # by judge; a text: why it has none
@@ -74,9 +74,7 @@ def measure(session: AuditSession) -> Found:
     """Opens the reference (and the anchor), then each model, and measures all on the same rows."""
     found = Found({})
     role_of = {id(subject): role for role, subject in session.roles.items()}
-    began = time.monotonic()
     for subject, model in _in_order(session):
-        _check_time(session, began)
         role = role_of.get(id(subject))
         if role is not None:
             console.print(f"{role}: {subject.name}", markup=False)
@@ -87,25 +85,15 @@ def measure(session: AuditSession) -> Found:
         else:
             console.print(f"model: {subject.name}", markup=False)
             found.rows[subject.name] = _rows(session, subject, model)
-            windows = _windows(session, found, subject)
             found.divergences[subject.name] = {
-                (role, name): divergence(
-                    side.states[name], model, windows[name], using=session.engine.autocast, label=name
-                )
+                (role, name): _divergence(session, side.states[name], model, windows, name)
                 for role, side in found.sides.items()
-                for name in found.texts
+                for name, windows in found.windows[subject.name].items()
             }
     if session.judged:
         _judge(session, found)
-    _check_time(session, began)
+    session.check_time()
     return found
-
-
-def _windows(session: AuditSession, found: Found, subject: Subject) -> dict[str, Windows]:
-    """The texts as they go through a model; their measured tokens are the reference's."""
-    if subject.identity.chat_template == session.reference.identity.chat_template:
-        return found.windows
-    return {name: session.windows_of(text, subject) for name, text in found.texts.items()}
 
 
 def measures_of(session: AuditSession, found: Found, model: str) -> list[Measure]:
@@ -138,13 +126,9 @@ def _in_order(session: AuditSession) -> Iterator[tuple[Subject, Opened]]:
         yield from opened(group, session.engine.dtype, session.engine.device)
 
 
-def _check_time(session: AuditSession, began: float) -> None:
-    limit = session.policy.time_limit if session.policy else None
-    if limit is not None and time.monotonic() - began > limit:
-        raise RunError(
-            f"{session.policy.file if session.policy else ''}: the audit takes longer than its time-limit of "
-            f"{limit:g} s; raise it, or measure fewer rows"
-        )
+def _divergence(session: AuditSession, side: Reference, model: Opened, windows: Windows, name: str) -> Divergence:
+    session.check_time()
+    return divergence(side, model, windows, using=session.engine.autocast, label=name)
 
 
 # ---------------------------------------------------------------- one model's rows
@@ -156,9 +140,11 @@ def _rows(session: AuditSession, subject: Subject, model: Opened) -> Rows:
     prompts = [asked(prompt, "", session.chat) for prompt in session.prompts]
     with steps("rows", len(session.scored) + len(session.judged) + bool(prompts)) as progress:
         for task in session.scored:
+            session.check_time()
             scores[task.name] = scorer(task)
             progress.advance()
         for probe in session.judged:
+            session.check_time()
             given[probe.task.name] = ask(session, subject, model, probe.task.test, probe.task.max_new_tokens)
             progress.advance()
         if prompts:
@@ -212,15 +198,18 @@ def _add_texts(session: AuditSession, rows: Rows, found: Found) -> None:
     if session.prompts:
         texts = (own_answers(session.prompts, [one.text for one in rows.answers[OWN_ANSWERS]], session.chat),)
     found.texts = {text.name: text for text in texts}
-    found.windows = {text.name: session.windows(text) for text in texts}
-    session.notes += [f"{name}: {note}" for name, windows in found.windows.items() for note in windows.notes]
+    for text in texts:
+        windows = session.windows(text)
+        session.notes += [f"{text.name}: {note}" for note in windows[session.reference.name].notes]
+        for name, one in windows.items():
+            found.windows.setdefault(name, {})[text.name] = one
 
 
 def _side(session: AuditSession, subject: Subject, model: Opened, rows: Rows, found: Found) -> Side:
     """The role's states on disk, with heads of their own: the model goes, or gets an adapter."""
     states, noise, using = {}, {}, session.engine.autocast
     head = Head(model, using).copy()
-    for name, windows in found.windows.items():
+    for name, windows in found.windows[subject.name].items():
         reference = reference_of(
             model, windows, subject.decided_by, cache_folder() / "states", using=using, label=f"{name}, reference"
         )
@@ -243,13 +232,24 @@ def _judge(session: AuditSession, found: Found) -> None:
         scorer = OptionScorer(model, session.encoder(subject), session.engine.device, BATCH_TOKENS)
         likelihood = LikelihoodJudge(scorer, chat=session.chat)
         judges: dict[str, Judge] = {PATTERNS: patterns, LIKELIHOOD: likelihood, **session.judges}
-        for rows in (*(side.rows for side in found.sides.values()), *found.rows.values()):
-            for probe in session.judged:
-                exchanges = _exchanges(probe.task, rows.answers[probe.task.name])
-                for name, judge in judges.items():
-                    with session.engine.autocast():
-                        rows.refused[probe.task.name, name] = judge(exchanges)
+        everyone = [*(side.rows for side in found.sides.values()), *found.rows.values()]
+        for probe in session.judged:
+            for name, judge in judges.items():
+                for rows, refused in zip(everyone, _judged(session, probe, name, judge, everyone), strict=True):
+                    rows.refused[probe.task.name, name] = refused
         found.judge_errors = _judge_errors(session, model, judges)
+
+
+def _judged(session: AuditSession, probe: Probe, name: str, judge: Judge, everyone: list[Rows]) -> list[list[bool]]:
+    """What a judge says of everyone's answers: of none where it fails, since an audit that is measured is not lost to
+    it. A budget on it then has no rows, which is insufficient evidence.
+    """
+    try:
+        with session.engine.autocast():
+            return [judge(_exchanges(probe.task, rows.answers[probe.task.name])) for rows in everyone]
+    except DataError as error:
+        session.notes.append(f"{probe.task.name}: the judge {name} was left out: {error}")
+        return [[] for _ in everyone]
 
 
 def _judge_errors(session: AuditSession, model: Opened, judges: dict[str, Judge]) -> dict[str, JudgeError | str]:

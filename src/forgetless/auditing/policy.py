@@ -20,9 +20,9 @@
     waivers:
       - {max-drop: mmlu, owner: Ana, reason: retired in May, until: 2026-05-31}
 
-The hashes are of a text's or judge's file, and of a task's or probe's test rows with their scoring; leave one out, and
-the error says it. The file is read strictly: an unknown or doubled key is an error, since a budget that is misspelt
-would guard nothing.
+The hashes are of a text's or judge's file, and of a task's or probe's rows that are measured (each once, and none that
+stands in training rows) with their scoring; leave one out, and the error says it. The file is read strictly: an unknown
+or doubled key is an error, since a budget that is misspelt would guard nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from forgetless.auditing.probes import SAFETY
 from forgetless.auditing.verdict import Terms, Waiver
 from forgetless.config import TEMPLATES
 from forgetless.data.packages import sha256_of
-from forgetless.errors import UsageError, nearest
+from forgetless.errors import UsageError, nearest, short
 
 KEYS = (
     "reference", "anchor", "tasks", "texts", "probes", "judges", "window", "stride", "chat-template", "budgets",
@@ -254,7 +254,7 @@ def _waivers(told: Any, place: str, budgets: dict[str, tuple[Budget, ...]]) -> t
 
 def _mapping(told: Any, keys: tuple[str, ...], place: str) -> dict:
     if not isinstance(told, dict):
-        raise UsageError(f"{place}: expected keys such as {', '.join(keys[:3])}; found {told!r}")
+        raise UsageError(f"{place}: expected keys such as {', '.join(keys[:3])}; found {short(repr(told))}")
     for key in told:
         if key not in keys:
             raise UsageError(f"{place}: unknown key {key!r}{nearest(str(key), keys)}")
@@ -265,13 +265,13 @@ def _list(told: Any, place: str) -> list:
     if told is None:
         return []
     if not isinstance(told, list):
-        raise UsageError(f"{place}: expected a list, one entry a line beginning with '-'; found {told!r}")
+        raise UsageError(f"{place}: expected a list, one entry a line beginning with '-'; found {short(repr(told))}")
     return told
 
 
 def _text(told: Any, place: str) -> str:
     if not isinstance(told, str) or not told.strip():
-        raise UsageError(f"{place}: expected text, found {told!r}")
+        raise UsageError(f"{place}: expected text, found {short(repr(told))}")
     return told
 
 

@@ -23,6 +23,7 @@ from forgetless.data.scoring import Scoring
 from forgetless.data.streams import can_be_judged, load_stream, sample, usual_scorers
 from forgetless.data.tasks import Row, Task
 from forgetless.errors import DataError, UsageError, nearest
+from forgetless.model.identity import json_digest
 from forgetless.seeds import seed_for
 
 LETTERS = "-letters"
@@ -67,9 +68,14 @@ class Probe:
             "licence": self.licence,
             "protocol": self.protocol,
             "rows": len(self.task.test),
-            "sha256": self.task.fingerprint,
+            "sha256": content_hash(self.task),
             "notes": list(self.task.notes),
         }
+
+
+def content_hash(task: Task) -> str:
+    """sha256 of the rows that judge, in their order, and of how they are scored: that of policy, evidence and page."""
+    return json_digest([[row.key for row in task.test], task.options, task.scoring, task.max_new_tokens])
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ from dataclasses import asdict
 from forgetless.auditing.judges import LABELLED, JudgeError, rate
 from forgetless.auditing.measures import REFERENCE
 from forgetless.auditing.measuring import Found, Rows, Side
-from forgetless.auditing.models import Subject
 from forgetless.auditing.probes import agreement
 from forgetless.auditing.recovery import treatment_of
 from forgetless.auditing.sanity import counted, problems
 from forgetless.auditing.session import AuditSession
-from forgetless.auditing.weights import by_module, weight_updates
+from forgetless.auditing.weights import by_module, update_of, weight_updates
 from forgetless.auditing.where import DOCUMENTS, Breakdown, breakdowns, where
 from forgetless.data.tasks import Task
 from forgetless.errors import ForgetlessError
@@ -21,6 +20,7 @@ from forgetless.forgetting.texts import OWN_ANSWERS, Text, prompt_of
 from forgetless.score.intervals import paired_change
 from forgetless.score.metrics import metrics
 from forgetless.score.scorers import TaskScores, headline
+from forgetless.subjects.models import Subject
 
 FORMAT = 1
 
@@ -30,7 +30,7 @@ def audit_record(session: AuditSession, found: Found, evidence: dict) -> dict:
     side = found.sides[REFERENCE]
     verdicts = {model["name"]: model for model in evidence["models"]}
     tokenizer = session.reference.tokenizer
-    groups = {name: breakdowns(text, found.windows[name], tokenizer) for name, text in found.texts.items()}
+    groups = {name: breakdowns(text, side.states[name].windows, tokenizer) for name, text in found.texts.items()}
     return {
         "format": FORMAT,
         "reference": session.reference.as_json(),
@@ -71,7 +71,7 @@ def _model(
         },
         "refusals": _refusals(session, rows, evidence),
         "sanity": _sanity(session, rows),
-        "weights": _weights(session, subject),
+        **_weights(session, subject),
         "recovery": found.recovered.get(subject.name, {}),
     }
 
@@ -101,7 +101,7 @@ def _agreement(task: Task, reference: Rows, model: Rows) -> float | None:
 
 
 def _text(found: Found, name: str, side: Side) -> dict:
-    text, windows = found.texts[name], found.windows[name]
+    text, windows = found.texts[name], side.states[name].windows
     return {
         "name": name,
         "source": text.source,
@@ -126,8 +126,8 @@ def _refusals(session: AuditSession, rows: Rows, evidence: dict) -> dict[str, di
     shares = {}
     for probe in session.judged:
         for judge, measure in session.judged_names(probe).items():
-            refused = rows.refused[probe.task.name, judge]
-            shares[measure] = rate(sum(refused), len(refused), evidence["terms"]["confidence"])
+            if refused := rows.refused[probe.task.name, judge]:
+                shares[measure] = rate(sum(refused), len(refused), evidence["terms"]["confidence"])
     return shares
 
 
@@ -150,16 +150,21 @@ def _sanity(session: AuditSession, rows: Rows) -> dict[str, dict[str, int]]:
     }
 
 
-def _weights(session: AuditSession, subject: Subject) -> list[dict]:
-    """The update by kind of module; full weights are compared with a reference of full weights only."""
-    comparable = subject.adapter is not None or session.reference.adapter is None
-    if not session.config.weights or not comparable:
-        return []
+def _weights(session: AuditSession, subject: Subject) -> dict:
+    """The update by kind of module and by layer, and the model that it is an update of."""
+    none: dict = {"weights": [], "layers": [], "update_of": None}
+    if not session.config.weights:
+        return none
     try:
-        return [asdict(one) for one in by_module(weight_updates(subject, session.reference, session.engine.device))]
+        updates = weight_updates(subject, session.reference, session.engine.device)
     except ForgetlessError as error:
         session.notes.append(f"{subject.name}: its update is not summarised: {error}")
-        return []
+        return none
+    return {
+        "weights": [asdict(one) for one in by_module(updates)],
+        "layers": [asdict(one) | {"relative_norm": one.relative_norm} for one in updates],
+        "update_of": update_of(subject, session.reference),
+    }
 
 
 def _metrics(session: AuditSession, found: Found) -> dict[str, dict] | None:

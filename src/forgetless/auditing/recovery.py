@@ -19,7 +19,6 @@ import torch
 from forgetless.auditing.contamination import contamination
 from forgetless.auditing.measures import REFERENCE
 from forgetless.auditing.measuring import Found, scorer_of
-from forgetless.auditing.models import Opened, Subject, opened
 from forgetless.auditing.session import AuditSession
 from forgetless.auditing.throwaway import Scores, Treatment, treated
 from forgetless.data.streams import sample
@@ -30,6 +29,7 @@ from forgetless.progress import Steps, seconds_of, steps
 from forgetless.report.words import number, percent, points
 from forgetless.score.intervals import paired_change, ratio_of_means
 from forgetless.score.scorers import headline
+from forgetless.subjects.models import Opened, Subject, opened
 
 HIDDEN = "hidden"  # comes back, and faster than the base learns it
 UNDECIDED = "hidden or learnt anew"  # comes back, and is not shown to be faster than the base
@@ -142,6 +142,7 @@ def _curve_or_why(
 ) -> Curve | str:  # fmt: skip
     """An audit that is measured by now is not lost to a probe that cannot be done."""
     try:
+        session.check_time()
         return _curve(session, treatment, case, model, score, progress)
     except (DataError, RunError) as error:
         return str(error)

@@ -17,10 +17,11 @@ from pathlib import Path
 
 from forgetless.auditing.evidence import exit_code, make_evidence, read_evidence, verdict_of, write_evidence
 from forgetless.auditing.history import begin, end
+from forgetless.auditing.measures import REFERENCE
 from forgetless.auditing.measuring import Found, measure, measures_of
 from forgetless.auditing.record import audit_record, moved_texts, turned_texts
 from forgetless.auditing.recovery import recoveries
-from forgetless.auditing.session import AuditSession, prepare, weights_of
+from forgetless.auditing.session import AuditSession, prepare
 from forgetless.auditing.verdict import Verdict
 from forgetless.config import AuditConfig
 from forgetless.errors import quoting
@@ -42,28 +43,25 @@ def audit(config: AuditConfig) -> dict:
         session = prepare(config)
         make_folder(session.folder, "give another output_dir")
         history, policy = session.folder / HISTORY, session.policy.sha256 if session.policy else None
-        begun, earlier = begin(history, weights_of(session.roles, session.models), policy, _now())
+        begun, earlier = begin(history, session.weights, policy, _now())
         evidence = None
         try:
-            evidence, record = _measured(session)
+            evidence, record = _measured(session, earlier)
         finally:
             end(history, begun, evidence, _now())
-    return record | {
-        "path": str(session.folder),
-        "exit_code": exit_code(evidence),
-        "earlier_audits": [{key: one[key] for key in ("time", "outcome")} for one in earlier],
-    }
+    return record | {"path": str(session.folder), "exit_code": exit_code(evidence)}
 
 
-def _measured(session: AuditSession) -> tuple[dict, dict]:
-    """The evidence and the record, both written."""
+def _measured(session: AuditSession, earlier: list[dict]) -> tuple[dict, dict]:
+    """The evidence and the record, both written; `earlier`: audits of one of these models in the same folder."""
     found = measure(session)
     if session.config.recover:
         found.recovered = recoveries(session, found)
     measured = {one.name: measures_of(session, found, one.name) for one in session.models}
-    data = {name: windows.content for name, windows in found.windows.items()}
+    data = {name: states.windows.content for name, states in found.sides[REFERENCE].states.items()}
     evidence = make_evidence(measured, session.terms, session.facts(data))
     record = audit_record(session, found, evidence)
+    record["earlier_audits"] = [{key: one[key] for key in ("time", "outcome")} for one in earlier]
     _write(session, found, evidence, record)
     return evidence, record
 

@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import datetime
 import re
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
 from forgetless.auditing.budgets import MAX_KL, Budget, flag_budgets, resolve
 from forgetless.auditing.contamination import contamination, without
 from forgetless.auditing.judges import OwnJudge, judged_names, own_judges
-from forgetless.auditing.layouts import short_names
 from forgetless.auditing.measures import ANCHOR, KL_CLIP, REFERENCE
-from forgetless.auditing.models import Subject, compare, find_subjects
 from forgetless.auditing.policy import Policy, read_policy
-from forgetless.auditing.probes import Probe, load_probes
+from forgetless.auditing.probes import Probe, content_hash, load_probes
 from forgetless.auditing.verdict import Terms, over_the_clip
 from forgetless.config import AuditConfig
 from forgetless.data.batches import Encoder
 from forgetless.data.streams import JUDGED_SEED, load_stream, sample
 from forgetless.data.tasks import Row, Stream, Task
-from forgetless.errors import DataError, UsageError
+from forgetless.errors import DataError, RunError, UsageError
 from forgetless.forgetting.reference import BATCH_TOKENS
-from forgetless.forgetting.texts import ANSWER_TOKENS, LONGEST, OWN_ANSWERS, Text, general_prompts, read_text
-from forgetless.forgetting.windows import Windows
+from forgetless.forgetting.texts import (
+    ANSWER_TOKENS,
+    LONGEST,
+    OWN_ANSWERS,
+    Text,
+    general_prompts,
+    own_answers,
+    read_text,
+)
+from forgetless.forgetting.windows import Windows, measured_alike
 from forgetless.learning.engine import Engine
 from forgetless.learning.session import fit_rows
 from forgetless.model.identity import json_digest
 from forgetless.score.rules import rules_of
+from forgetless.subjects.layouts import short_names
+from forgetless.subjects.models import Subject, compare, find_subjects
 
 JUDGED = ("refusals", "over_refusals")  # kinds of probes whose answers are judged
 
@@ -42,6 +51,7 @@ class AuditSession:
     policy: Policy | None
     roles: dict[str, Subject]  # REFERENCE, and ANCHOR where the policy has one
     models: list[Subject]
+    weights: dict[str, str]  # sha256 by role: of all that decides the predictions, each model in its own chat template
     tasks: tuple[Task, ...]  # the user's
     probes: tuple[Probe, ...]
     texts: tuple[Text, ...]  # empty where the reference's own answers are the text
@@ -52,6 +62,7 @@ class AuditSession:
     chat: bool  # whether prompts stand in chat templates
     notes: list[str]
     folder: Path
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def reference(self) -> Subject:
@@ -88,28 +99,50 @@ class AuditSession:
         tokenizer = subject.tokenizer if text.chat else self.reference.tokenizer
         return text.windows(tokenizer, self.max_length, **self.cut)
 
-    def windows(self, text: Text) -> Windows:
-        """The tokens that are measured: those of the reference's tokenizer and chat template."""
-        found = self.windows_of(text, self.reference)
-        longest = max(max(window.ids) for window in found.windows)
-        for subject in (*self.roles.values(), *self.models):
+    def windows(self, text: Text) -> dict[str, Windows]:
+        """What goes through each model, by its name. The measured tokens are those of the reference's tokenizer and
+        chat template, but for what ends an answer where a model's template ends it otherwise.
+        """
+        measured, everyone = self.windows_of(text, self.reference), (*self.roles.values(), *self.models)
+        longest = max(max(window.ids) for window in measured.windows)
+        for subject in everyone:
             if longest >= subject.vocabulary:
                 raise UsageError(
                     f"{subject.name}: the text {text.name!r} holds token {longest} of the reference's tokenizer, and "
                     f"this model has {subject.vocabulary}; give another text or reference"
                 )
-        return found
+        template = self.reference.identity.chat_template
+        others = [one for one in everyone if text.chat and one.identity.chat_template != template]
+        if not others:
+            return {one.name: measured for one in everyone}
+        special = {token for token, told in self.reference.tokenizer.added_tokens_decoder.items() if told.special}
+        try:
+            measured, *own = measured_alike([measured, *(self.windows_of(text, one) for one in others)], special)
+        except DataError as error:
+            raise DataError(f"{text.name}: {error}") from error
+        return {one.name: measured for one in everyone} | {one.name: w for one, w in zip(others, own, strict=True)}
+
+    def check_time(self) -> None:
+        """RunError where the policy's time-limit is over."""
+        limit = self.policy.time_limit if self.policy else None
+        if self.policy and limit and time.monotonic() - self.began > limit:
+            raise RunError(
+                f"{self.policy.file}: the audit takes longer than its time-limit of {limit:g} s; raise it, or measure "
+                "fewer rows"
+            )
 
     def facts(self, data: dict[str, str]) -> dict:
         """What the evidence keeps beside its numbers; `data` adds the hashes of texts."""
         return {
-            "weights": weights_of(self.roles, self.models),
+            "weights": self.weights,
             "data": {task.name: content_hash(task) for task in self.rows_of} | data,
             "policy": self.policy.sha256 if self.policy else None,
             "versions": {name: version(name) for name in ("forgetless", "torch", "transformers", "peft")},
             "settings": {
                 "computed_on": self.engine.told,
                 "limit": self.config.limit,
+                "base_is": self.config.base_is,
+                "notes": list(dict.fromkeys(self.notes)),
                 "max_length": self.max_length,
                 "batch_tokens": BATCH_TOKENS,
                 "answer_tokens": ANSWER_TOKENS,
@@ -137,10 +170,17 @@ def prepare(config: AuditConfig) -> AuditSession:
     config.check()
     policy = _policy(config)
     roles, models, notes = _subjects(config, policy)
+    weights = _weights(roles, models)
+    folder = Path(config.output_dir or _usual_folder(config, roles, weights))
+    if (policy or config).chat_template == REFERENCE:
+        roles = {role: _prompted_as(one, roles[REFERENCE]) for role, one in roles.items()}
+        models = [_prompted_as(one, roles[REFERENCE]) for one in models]
     everyone = [*roles.values(), *models]
     chat = all(one.chat_template for one in everyone)
     max_length = min([LONGEST, *(one.context for one in everyone if one.context)])
     tasks, probes, texts = _rows(config, policy, chat, notes)
+    if none := [one.name for one in everyone if not one.chat_template and not chat]:
+        notes.append(f"every model is asked in the Alpaca prompt, since {', '.join(none)} has no chat template")
     prompts = () if texts or policy else general_prompts(config.limit)
     judges = _judges(config, policy, probes)
     tasks, probes = _fitting(tasks, probes, Encoder(roles[REFERENCE].tokenizer, max_length), notes)
@@ -149,21 +189,15 @@ def prepare(config: AuditConfig) -> AuditSession:
     if engine.processes > 1:
         raise UsageError("an audit runs in one process; start it without accelerate launch")
     session = AuditSession(
-        config, engine, policy, roles, models, tasks, probes, texts, prompts, judges, Terms(datetime.date.today()),
-        max_length, chat, notes, Path(config.output_dir or _usual_folder(config, roles, models)),
+        config, engine, policy, roles, models, weights, tasks, probes, texts, prompts, judges,
+        Terms(datetime.date.today()), max_length, chat, notes, folder,
     )  # fmt: skip
     session.terms = _terms(session)
+    _check_texts(session)
     return session
 
 
-def content_hash(task: Task) -> str:
-    """sha256 of the rows that judge, in their order, and of how they are scored."""
-    told = [[row.key for row in task.test], task.options, task.scoring, task.max_new_tokens]
-    return json_digest(told)
-
-
-def weights_of(roles: dict[str, Subject], models: list[Subject]) -> dict[str, str]:
-    """One sha256 by role: of all that decides the predictions."""
+def _weights(roles: dict[str, Subject], models: list[Subject]) -> dict[str, str]:
     named = roles | {f"model {number}": one for number, one in enumerate(models, start=1)}
     return {name: json_digest(one.decided_by) for name, one in named.items()}
 
@@ -177,13 +211,15 @@ def _subjects(config: AuditConfig, policy: Policy | None) -> tuple[dict[str, Sub
     if policy and policy.anchor:
         roles[ANCHOR] = _one(policy.anchor, config, policy)
     models = [one for spec in config.models for one in _find(spec, config)]
-    _distinct([one.name for one in models], "models", "give each once")
+    _distinct([_place(one) for one in models], "models", "give each once")
     notes = [note for one in (*roles.values(), *models) for note in one.notes]
     notes += [note for role in roles.values() for one in models for note in compare(role, one)]
-    if (policy or config).chat_template == REFERENCE:
-        roles = {role: _prompted_as(one, roles[REFERENCE]) for role, one in roles.items()}
-        models = [_prompted_as(one, roles[REFERENCE]) for one in models]
     return roles, models, notes
+
+
+def _place(subject: Subject) -> str:
+    """Where its weights lie, however that was written."""
+    return "+".join(str(folder.resolve()) for folder in (subject.base, subject.adapter) if folder)
 
 
 def _prompted_as(subject: Subject, reference: Subject) -> Subject:
@@ -211,9 +247,9 @@ def _beside(spec: str, folder: Path) -> str:
     return "+".join(str(folder / part) if (folder / part).exists() else part for part in spec.split("+"))
 
 
-def _usual_folder(config: AuditConfig, roles: dict[str, Subject], models: list[Subject]) -> str:
+def _usual_folder(config: AuditConfig, roles: dict[str, Subject], weights: dict[str, str]) -> str:
     """Named by what is compared: the same models again, the same folder."""
-    digest = json_digest(weights_of(roles, models))
+    digest = json_digest(weights)
     told = [config.models[0], roles[REFERENCE].name]
     names = [re.sub(r"[^\w.-]+", "-", name) for name in map(short_names(told).__getitem__, told)]
     more = f"-and-{len(config.models) - 1}-more" if len(config.models) > 1 else ""
@@ -229,18 +265,17 @@ def _rows(
     """The user's tasks, probes without what stands in the tasks' training rows, and texts; each row once."""
     if policy:
         tasks, probes, texts = _policy_tasks(policy), _policy_probes(policy, chat), _policy_texts(policy)
-        policy.check_rows({task.name: content_hash(task) for task in (*tasks, *(probe.task for probe in probes))})
     else:
         tasks, probes = _tasks(config), load_probes(config.probes, limit=config.limit, chat=chat)
         texts = tuple(read_text(source, config.limit) for source in config.text)
     if (policy or config).window or (policy or config).stride:
         _check_plain(texts)
     probes = _unseen(probes, [row for task in tasks for row in task.train])
-    return (
-        tuple(_once(task, notes) for task in tasks),
-        tuple(replace(probe, task=_once(probe.task, notes)) for probe in probes),
-        tuple(replace(text, rows=_distinct_rows(text.name, text.rows, notes)) for text in texts),
-    )
+    tasks = tuple(_once(task, notes) for task in tasks)
+    probes = tuple(replace(probe, task=_once(probe.task, notes)) for probe in probes)
+    if policy:
+        policy.check_rows({task.name: content_hash(task) for task in (*tasks, *(probe.task for probe in probes))})
+    return tasks, probes, tuple(replace(text, rows=_distinct_rows(text.name, text.rows, notes)) for text in texts)
 
 
 def _judges(config: AuditConfig, policy: Policy | None, probes: tuple[Probe, ...]) -> dict[str, OwnJudge]:
@@ -321,6 +356,13 @@ def _check_templates(subjects: list[Subject], tasks: tuple[Task, ...], max_lengt
                 raise DataError(f"{subject.name}, {task.name}: {error}") from error
 
 
+def _check_texts(session: AuditSession) -> None:
+    """Every text can be cut and goes through every model, before anything is computed; of own answers a made-up one."""
+    made_up = own_answers(session.prompts[:1], ["Yes."], session.chat) if session.prompts else None
+    for text in (made_up,) if made_up else session.texts:
+        session.windows(text)
+
+
 # ---------------------------------------------------------------- what it is held to
 
 
@@ -362,6 +404,8 @@ def _policy(config: AuditConfig) -> Policy | None:
     policy.check_files()
     if not (policy.tasks or policy.texts or policy.probes):
         raise UsageError(f"{policy.file}: names no tasks, texts or probes, so there is nothing to measure")
+    if config.recover and not policy.tasks:
+        raise UsageError(f"{policy.file}: recover brings back your own tasks, and the policy names none")
     return policy
 
 

@@ -20,7 +20,6 @@ from torch.nn.functional import linear
 from torch.nn.utils import clip_grad_norm_
 from transformers.pytorch_utils import Conv1D
 
-from forgetless.auditing.models import Opened
 from forgetless.data.batches import Example, collate, split, weigh
 from forgetless.data.streams import JUDGED_SEED
 from forgetless.errors import RunError
@@ -30,6 +29,7 @@ from forgetless.model.answers import logits_at, token_losses
 from forgetless.model.base import transformer
 from forgetless.progress import Steps
 from forgetless.seeds import generator
+from forgetless.subjects.models import Opened
 
 Scores = list[float]  # one for each test row
 

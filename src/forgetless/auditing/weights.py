@@ -32,10 +32,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from forgetless.auditing.models import Subject, opened
 from forgetless.errors import RunError, UsageError
 from forgetless.model.identity import open_tensors, tensor_files, weight_files
 from forgetless.progress import steps
+from forgetless.subjects.models import Subject, opened
 
 LEADING, EPSILON = 10, 0.5  # k and ε
 
@@ -93,6 +93,12 @@ def weight_updates(subject: Subject, reference: Subject, device: torch.device | 
             "with full weights only, so give the base as reference"
         )
     return full_updates(reference.base, subject.base, device)
+
+
+def update_of(subject: Subject, reference: Subject) -> str:
+    """What `weight_updates` compare the subject with: the reference's name, or 'its own base'."""
+    same = reference.adapter is None and subject.identity.weights == reference.identity.weights
+    return reference.name if same or subject.adapter is None else "its own base"
 
 
 def by_module(updates: list[LayerUpdate]) -> list[ModuleSummary]:

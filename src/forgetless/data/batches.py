@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from forgetless.data.tasks import Row
-from forgetless.errors import DataError
+from forgetless.errors import DataError, quoted
 
 LEAST_SHARED = 8  # tokens with which rows begin alike
 
@@ -131,8 +131,8 @@ class Encoder:
         if longest >= self.max_length:
             option = next(o for o, (_, after) in zip(options, splits, strict=True) if len(after) == longest)
             raise DataError(
-                f"option {option[:40]!r} has {longest} tokens, which fills "
-                f"max_length={self.max_length}; raise max_length"
+                f"{row.source}: the option {quoted(option)} has {longest} tokens, which fills the "
+                f"{self.max_length} that go through the model at once; shorten it, or in training raise max_length"
             )
         return [(self._tail(before, self.max_length - longest), after) for before, after in splits]
 

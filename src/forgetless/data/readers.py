@@ -143,7 +143,7 @@ def read_olora(folder: str | Path, split: str, *, on_bad_row: str = "error") -> 
     def make(item: Any) -> Row:
         label, sentence = text_of(item, "label"), text_of(item, "sentence")
         if label not in options:
-            raise BadRow(f"the label {label!r} is not in labels.json{nearest(label, options)}")
+            raise BadRow(f"the label {quoted(label)} is not in labels.json{nearest(label, options)}")
         return Row(f"{head}{sentence}\nAnswer:", " " + label)
 
     path = folder / f"{split}.json"

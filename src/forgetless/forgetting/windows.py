@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import takewhile, zip_longest
 
 import numpy as np
 import torch
@@ -61,12 +62,12 @@ class Windows:
     @cached_property
     def place(self) -> np.ndarray:
         """(positions,): the place of the predicted token in its document."""
-        return np.concatenate([window.places for window in self.windows])
+        return np.concatenate([np.array(window.places, int) for window in self.windows])
 
     @cached_property
     def target(self) -> np.ndarray:
         """(positions,): the token that follows in the text. The measure does not depend on it."""
-        return np.concatenate([window.targets for window in self.windows])
+        return np.concatenate([np.array(window.targets, int) for window in self.windows])
 
     @cached_property
     def before(self) -> np.ndarray:
@@ -145,6 +146,61 @@ def row_windows(rows: Sequence[Row], encoder: Encoder) -> Windows:
     settings = {"max_length": encoder.max_length}
     content = _sha256([row.content() for row in rows])
     return Windows(tuple(windows), len(rows), settings, content, (note,) if truncated else ())
+
+
+def measured_alike(windows: Sequence[Windows], ends: Collection[int]) -> list[Windows]:
+    """The same rows in several chat templates, measured at the same tokens; the first is the reference's.
+
+    What ends an answer is left out where the templates end it otherwise, and counted: `ends` are the reference's
+    special tokens. Raises `DataError` where other tokens differ, or none is left.
+    """
+    kept = [_common(rows, ends) for rows in zip(*(one.windows for one in windows), strict=True)]
+    if not any(numbers for numbers, *_ in kept):
+        raise DataError("no answer has a token that all chat templates write: every answer is empty; give other rows")
+    out = windows[0].positions - sum(len(numbers) for numbers, *_ in kept)
+    note = f"{out} tokens that end an answer are left out: the models' chat templates end it in different ways"
+    return [
+        replace(
+            one,
+            windows=tuple(_only(window, numbers[i]) for window, numbers in zip(one.windows, kept, strict=True)),
+            notes=(*one.notes, note) if out else one.notes,
+        )
+        for i, one in enumerate(windows)
+    ]
+
+
+def _common(rows: Sequence[Window], ends: Collection[int]) -> list[list[int]]:
+    """Of one row in several templates, the numbers of the measured positions at which all have the same token."""
+    kept: list[list[int]] = [[] for _ in rows]
+    for turn in zip_longest(*map(_turns, rows), fillvalue=[]):
+        said = [[row.targets[i] for i in numbers] for row, numbers in zip(rows, turn, strict=True)]
+        same = sum(takewhile(bool, (len(set(tokens)) == 1 for tokens in zip(*said, strict=False))))
+        if not set(said[0][same:]) <= set(ends):
+            raise DataError(
+                "the models' tokenizers or chat templates write the answers in different tokens, so their predictions "
+                "cannot be compared; use one for all (chat_template=reference)"
+            )
+        for numbers, one in zip(kept, turn, strict=True):
+            numbers += one[:same]
+    return kept
+
+
+def _turns(window: Window) -> list[list[int]]:
+    """The numbers of the measured positions, by turn: those of a turn follow one another."""
+    places = np.array(window.places, int)
+    return [one.tolist() for one in np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) != 1) + 1)]
+
+
+def _only(window: Window, kept: Collection[int]) -> Window:
+    """The window, measured at these of its positions."""
+    numbers = [i for i, measured in enumerate(window.measured) if measured]
+    inside = {numbers[i] for i in kept}
+    return replace(
+        window,
+        measured=tuple(i in inside for i in range(len(window.ids))),
+        places=tuple(window.places[i] for i in kept),
+        targets=tuple(window.targets[i] for i in kept),
+    )
 
 
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

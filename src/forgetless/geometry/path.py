@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from forgetless.auditing.models import Opened, Subject, find_subjects, opened
 from forgetless.errors import UsageError
 from forgetless.geometry.updates import read_update, weighted, write_update
 from forgetless.model.adapters import Pair
 from forgetless.model.identity import open_tensors, tensor_files, weight_files
+from forgetless.subjects.models import Opened, Subject, find_subjects, opened
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from forgetless.auditing import layouts
 from forgetless.auditing.budgets import MAX_DROP, written
 from forgetless.auditing.measures import REFERENCE
 from forgetless.auditing.recovery import NO_LOSS
@@ -20,6 +19,7 @@ from forgetless.report.markdown import escaped, pipe_table
 from forgetless.report.verdict import amount, counted, in_words, named, needed, verdict_markdown
 from forgetless.report.words import clean, number, p_value, percent
 from forgetless.score.intervals import wilson
+from forgetless.subjects import layouts
 
 COLUMNS = 6  # of scores in one table
 MOST_CHARACTERS = 60_000  # of the Markdown before it is cut: GitHub takes 65,536 in a comment
@@ -61,12 +61,15 @@ def print_audit(record: dict, verdicts: Mapping[str, Verdict], console: Console)
         console.print()
     for note in dict.fromkeys(record["notes"]):
         console.print(Text(f"note: {clean(note)}", style="dim"))
+    if earlier := earlier_audits(record):
+        console.print(Text(f"\n{earlier}"))
 
 
 def audit_markdown(record: dict, verdicts: Mapping[str, Verdict]) -> str:
     """Verdicts, findings, notes and tables, short enough for a pull request; what does not fit is on the page."""
     parts = [f"## What was forgotten, against {escaped(clean(record['reference']['name']))}\n"]
     parts += [verdict_markdown({name: verdict}) for name, verdict in verdicts.items()]
+    parts += [f"{earlier_audits(record)}\n"] if record.get("earlier_audits") else []
     told = [f"{short}, {line}" for name, short in short_names(record).items() for line in recovery_lines(record, name)]
     parts += [_listed(lines) for lines in (told, map(clean, dict.fromkeys(record["notes"])))]
     parts += [
@@ -89,6 +92,14 @@ def _fitted(parts: list[str]) -> str:
         text += f"{part if fits else part.splitlines()[0]}\n"
         cut += not fits
     return f"{text}- {cut} parts are cut to their first line, for length: audit.html has them\n" if cut else text
+
+
+def earlier_audits(record: dict) -> str:
+    """How often one of these models was audited in this folder before, and how that ended; '' for the first time."""
+    told = [one["outcome"] or "no verdict" for one in record.get("earlier_audits", [])]
+    return (
+        f"Earlier audits of these models in this folder: {len(told)}, the last {', '.join(told[-3:])}" if told else ""
+    )
 
 
 def short_names(record: dict) -> dict[str, str]:
@@ -439,7 +450,13 @@ def _weights(model: dict, names: dict[str, str]) -> Table:
         ]
         for one in model["weights"]
     ]  # fmt: skip
-    return Table(f"Weights: the update of {names[model['name']]}", head, rows)
+    return Table(f"Weights: the update of {names[model['name']]}{updated(model, names)}", head, rows)
+
+
+def updated(model: dict, names: dict[str, str]) -> str:
+    """' against its own base': what a model's update is an update of, which need not be the reference."""
+    told = model.get("update_of")
+    return f" against {names.get(told, told)}" if told else ""
 
 
 def _share(value: float | None) -> str:

@@ -23,7 +23,17 @@ from forgetless.auditing.verdict import (
 from forgetless.errors import RunError, UsageError
 from forgetless.forgetting.texts import OWN_ANSWERS
 from forgetless.report import charts, contents, words
-from forgetless.report.audit import PROBLEMS, other_measures, outside, rate, sentences, short_names, tables
+from forgetless.report.audit import (
+    PROBLEMS,
+    earlier_audits,
+    other_measures,
+    outside,
+    rate,
+    sentences,
+    short_names,
+    tables,
+    updated,
+)
 from forgetless.report.glossary import AUDIT_GLOSSARY, OF_METRIC
 from forgetless.report.pieces import LONGEST_TEXT, MOST_TEXTS, bar, cell, forest, heatmap, place, render, row
 from forgetless.report.verdict import amount, bounds, finding_cells, finding_head, in_words, named
@@ -76,6 +86,7 @@ def view(record: dict, evidence: dict, texts: Sequence[dict] = ()) -> dict:
         "title": _title(record, names),
         "reference": names[record["reference"]["name"]],
         "confidence": number(100 * record["confidence"]),
+        "earlier": earlier_audits(record),
         "budgets": _budgets(findings),
         "models": [_model(record, one, verdicts[one["name"]], names, i) for i, one in enumerate(record["models"])],
         "cards": _cards(record, findings, names),
@@ -582,6 +593,7 @@ def _weights(record: dict, names: dict[str, str]) -> list[dict]:
     return [
         {
             "label": names[model["name"]],
+            "against": updated(model, names),
             "slot": i % charts.COLOURS,
             "rows": [
                 one | {"module": clean(one["module"])}

@@ -189,9 +189,10 @@ class OwnFunction(Rule):
             value = self.function(answer, gold)
         except Exception as error:
             raise DataError(f"{where} raised {type(error).__name__}: {quoted(str(error))}") from error
-        if not isinstance(value, numbers.Real | np.bool_) or not 0 <= value <= 1:  # type: ignore[operator]
-            most = "divide by the most there can be"
-            raise DataError(f"{where} gave {value!r}; a score is a number from 0 to 1 ({most}), or True or False")
+        known = isinstance(value, numbers.Real | np.bool_)
+        if not known or not 0 <= value <= 1:
+            found, most = repr(value) if known else f"a {type(value).__name__}", "divide by the most there can be"
+            raise DataError(f"{where} gave {found}; a score is a number from 0 to 1 ({most}), or True or False")
         return {self.name: {"score": float(value)}}
 
 

@@ -26,8 +26,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from forgetless.auditing.layouts import ADAPTER_CONFIG, locate
-from forgetless.auditing.pickles import as_safetensors
 from forgetless.data.packages import PACKAGED_MODELS
 from forgetless.errors import ForgetlessError, RunError, UsageError
 from forgetless.model.base import find_model, load_base, load_config, load_tokenizer
@@ -44,6 +42,8 @@ from forgetless.model.identity import (
     weights_digest,
 )
 from forgetless.runs.folder import RunFolder, complete, read_json
+from forgetless.subjects.layouts import ADAPTER_CONFIG, locate
+from forgetless.subjects.pickles import as_safetensors
 
 RUN_CONFIG = "run.json"
 CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # LoRA starts that take weight out of the base
