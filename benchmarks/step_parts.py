@@ -1,8 +1,8 @@
 """What each part of a fast step on CPU brings, added one after another to a step with PEFT's and torch's own forms.
 
-    python benchmarks/step_parts.py [--steps 8]
+    python benchmarks/step_parts.py [--steps 8] [--data TC/agnews]
 
-One model, the same rows; the forms take turns step by step. A figure is the median of the ratios to the first form of
+One model, the same rows (made up, or those of an O-LoRA data set's folder, which begin alike); the forms take turns step by step. A figure is the median of the ratios to the first form of
 the same turn. Page faults show what `keep_freed_memory` saves.
 """
 
@@ -18,12 +18,13 @@ from typing import NamedTuple
 
 import torch
 from flat_steps import rows
+from shared import olora_rows
 
 from forgetless.data.batches import Encoder, collate, split
 from forgetless.learning.engine import Engine, keep_freed_memory
 from forgetless.methods import METHODS
 from forgetless.model.adapters import Adapters, LoraSettings
-from forgetless.model.attention import BLOCKED
+from forgetless.model.attention import BLOCKED, PACKED
 from forgetless.model.base import load_base
 
 
@@ -41,6 +42,7 @@ FORMS = (
     Form("+ blocked attention", True, BLOCKED),
     Form("+ freed memory kept", True, BLOCKED, True),
     Form("+ 4 rows at once", True, BLOCKED, True, 4),
+    Form("+ rows packed, 8 at once", True, PACKED, True, 8),
 )
 
 
@@ -63,12 +65,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--data", help="an O-LoRA data set's folder")
     told = parser.parse_args()
     engine = Engine("cpu")
     base = load_base(told.model, engine.dtype)
     method = METHODS["sequential"]()
     adapters = Adapters(base.model, LoraSettings(), told.model, 0)
-    method.start(adapters, Encoder(base.tokenizer, 256), 0)
+    encoder = Encoder(base.tokenizer, 256)
+    method.start(adapters, encoder, 0)
+    real = [encoder(row) for row in olora_rows(told.data, "train", 8 * (told.steps + 1))[0]] if told.data else []
     forwards = {name: layer.forward for name, layer in adapters.layers().items()}
     optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-5)
     adapters.model.train()
@@ -76,7 +81,7 @@ def main() -> None:
     faults: dict[str, list[int]] = {form.name: [] for form in FORMS}
     losses: dict[str, float] = {}
     for i in range(told.steps + 1):
-        batch = method.batch(rows(base.model.config.vocab_size, i % 4), i)
+        batch = method.batch(real[8 * i : 8 * i + 8] or rows(base.model.config.vocab_size, i % 4), i)
         for form in FORMS:
             use(form, adapters, forwards)
             before, began, total = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter(), 0.0
