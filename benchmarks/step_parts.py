@@ -2,8 +2,9 @@
 
     python benchmarks/step_parts.py [--steps 8] [--data TC/agnews]
 
-One model, the same rows (made up, or those of an O-LoRA data set's folder, which begin alike); the forms take turns step by step. A figure is the median of the ratios to the first form of
-the same turn. Page faults show what `keep_freed_memory` saves.
+One model, the same rows (made up, or those of an O-LoRA data set's folder, which begin alike); the forms take turns
+step by step. A figure is the median of the ratios to the first form of the same turn. Page faults show what
+`keep_freed_memory` saves.
 """
 
 from __future__ import annotations
