@@ -1,0 +1,217 @@
+"""Loss and score between two models in plain words, in the terminal, as Markdown and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from forgetless.geometry.connectivity import NOT_SHOWN, SHOWN
+from forgetless.report import charts, words
+from forgetless.report.glossary import INTERPOLATE_GLOSSARY
+from forgetless.report.markdown import escaped, pipe_table
+from forgetless.report.pieces import render
+from forgetless.report.words import clean, number, percent, points
+from forgetless.runs.folder import write_whole
+from forgetless.subjects import layouts
+
+PAGE, MARKDOWN = "interpolate.html", "interpolate.md"
+KINDS = {"line": "straight line", "curve": "curve"}
+SPACES = {"product": "in the product", "factors": "in the factors", "weights": "in the weights"}
+ANCHORS = {"weights": "product"}  # whole weights are explained there
+GROUPS = {"old": "old tasks", "new": "new task", "all": "all tasks"}
+
+
+def write_interpolation(record: dict, folder: Path) -> None:
+    """interpolate.md and interpolate.html from the content of interpolate.json."""
+    write_whole(folder / MARKDOWN, interpolation_markdown(record))
+    write_whole(folder / PAGE, render("interpolate_page.html.jinja", view(record)))
+
+
+def print_interpolation(record: dict, console: Console) -> None:
+    """What is shown, in words, then a table of each path."""
+    console.print(Text(title(record), style="bold"))
+    for name, label in short_names(record).items():
+        console.print(Text(f"  {name.upper()}: {label}"))
+    for line in sentences(record):
+        console.print(Text(f"  - {line}"))
+    for path in record["paths"]:
+        head, rows = numbers(path)
+        table = Table(title=Text(f"{of_path(path)}", style="bold"), title_justify="left")
+        for place, name in enumerate(head):
+            table.add_column(Text(name), justify="right" if place else "left")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        console.print()
+        console.print(table)
+    for note in record["notes"]:
+        console.print(Text(f"note: {clean(note)}", style="dim"))
+
+
+def interpolation_markdown(record: dict) -> str:
+    """Sentences, tables and notes, without the planes, which only the page draws."""
+    parts = [f"## {escaped(title(record))}", ""]
+    parts += [f"- {name.upper()}: {escaped(label)}" for name, label in short_names(record).items()]
+    parts += [f"- {escaped(line)}" for line in sentences(record)]
+    for path in record["paths"]:
+        parts += ["", f"#### {of_path(path)}", "", *pipe_table(*numbers(path))]
+    parts += ["", *(f"- {escaped(clean(note))}" for note in record["notes"])]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+# ---------------------------------------------------------------- in words
+
+
+def title(record: dict) -> str:
+    names = short_names(record)
+    return f"Between {names['a']} and {names['b']}"
+
+
+def short_names(record: dict) -> dict[str, str]:
+    """What tables call the models a, b and c."""
+    told = {name: one["name"] for name, one in record["models"].items()}
+    found = layouts.short_names(list(told.values()))
+    return {name: clean(found[long]) for name, long in told.items()}
+
+
+def of_path(path: dict) -> str:
+    """`Straight line, in the product`."""
+    kind = KINDS[path["kind"]]
+    return f"{kind[0].upper()}{kind[1:]}, {SPACES[path['within']]}"
+
+
+def sentences(record: dict) -> Iterator[str]:
+    """Peak and barrier of every path, then distances and likeness of the ends."""
+    confidence = number(100 * record["confidence"])
+    for path in record["paths"]:
+        group = path["groups"]["all"]
+        yield f"{of_path(path)}: {_peak(path, group, confidence)}"
+        yield f"{of_path(path)}: {_barrier(group['barrier'], confidence)}"
+    for within, told in record["distances"].items():
+        relative = "" if told["relative"] is None else f", {told['relative']:.3g} of A’s own size"
+        yield f"The weights of A and B are {told['absolute']:.3g} apart {SPACES[within]}{relative}"
+    cka = record["cka"]
+    few = ", fewer than their width, which makes it too high" if cka["positions"] < cka["width"] else ""
+    told = "cannot be computed: one side is constant" if cka["cka"] is None else f"{cka['cka']:.3f}"
+    yield f"Linear CKA of the ends’ last hidden states: {told} ({cka['positions']} answer tokens{few})"
+
+
+def _peak(path: dict, group: dict, confidence: str) -> str:
+    peak, scores = group["peak"], group["score"]["value"]
+    better = max(scores[0], scores[-1])
+    at, best = peak["at"], scores[path["alphas"].index(peak["at"])]
+    side = "above" if peak["gain"] >= 0 else "below"
+    told = f"{percent(best)} at λ = {at:.3g}, {points(peak['gain'])} {side} the better end’s {percent(better)}"
+    between = _between(peak, confidence, 100, " points")
+    if peak["found"] == SHOWN:
+        return f"the mean score over all tasks has its peak inside: {told} ({between})"
+    if peak["found"] == NOT_SHOWN:
+        return f"that the mean score over all tasks has its peak inside is not shown: {told} ({between})"
+    return f"no point between the ends has a higher mean score than the better end: {told} ({between})"
+
+
+def _barrier(barrier: dict, confidence: str) -> str:
+    side = "above" if barrier["height"] > 0 else "below"
+    told = (
+        f"{abs(barrier['height']):.3g} nats per answer token {side} the straight line between the ends’ losses at "
+        f"λ = {barrier['at']:.3g} ({_between(barrier, confidence, 1, '')})"
+    )
+    if barrier["found"] == SHOWN:
+        return f"a barrier of loss over all tasks, {told}"
+    if barrier["found"] == NOT_SHOWN:
+        return f"a barrier of loss over all tasks is not shown: at most {told}"
+    return f"no barrier of loss over all tasks: the highest point lies {told}"
+
+
+def _between(told: dict, confidence: str, scale: float, unit: str) -> str:
+    """`95 % interval 1 to 3 points`; of the largest of all points."""
+    if told["low"] is None:
+        return "no interval: a task has fewer than 10 rows"
+    low, high = (f"{scale * told[end]:.3g}".replace("-", "−") for end in ("low", "high"))
+    return f"{confidence} % interval {low} to {high}{unit}"
+
+
+def numbers(path: dict) -> tuple[list[str], list[list[str]]]:
+    """A table with a row for each point and a column for each group's score and loss."""
+    groups = path["groups"]
+    head = ["λ", *(f"score, {GROUPS[name]}" for name in groups), *(f"loss, {GROUPS[name]}" for name in groups)]
+    rows = [
+        [
+            _end(i, path["alphas"]),
+            *(percent(group["score"]["value"][i]) for group in groups.values()),
+            *(f"{group['loss']['value'][i]:.3f}" for group in groups.values()),
+        ]
+        for i in range(len(path["alphas"]))
+    ]
+    return head, rows
+
+
+def _end(i: int, alphas: list[float]) -> str:
+    end = " (A)" if i == 0 else " (B)" if i == len(alphas) - 1 else ""
+    return f"{alphas[i]:.3g}{end}"
+
+
+# ---------------------------------------------------------------- the page
+
+
+def view(record: dict) -> dict:
+    """What the template draws."""
+    names = short_names(record)
+    return {
+        "title": title(record),
+        "names": [(name.upper(), label) for name, label in names.items()],
+        "confidence": number(100 * record["confidence"]),
+        "sentences": list(sentences(record)),
+        "paths": [_path(path) for path in record["paths"]],
+        "planes": [_plane(plane, list(names)) for plane in record["planes"]],
+        "tasks": [
+            [clean(task["name"]), str(task["rows"]), words.MEASURES.get(task["measure"], clean(task["measure"])),
+             "new" if task["new"] else ""]
+            for task in record["tasks"]
+        ],
+        "notes": [clean(note) for note in record["notes"]],
+        "facts": {
+            "models": [
+                (name.upper(), f"{clean(one['name'])}; base {one['identity']['weights'][:12]}, adapter "
+                 f"{(one['identity']['adapter'] or 'none')[:12]}")
+                for name, one in record["models"].items()
+            ],
+            "settings": [
+                (name, clean(value)) for name, value in sorted(record["settings"].items()) if value is not None
+            ],
+            "versions": sorted(record["versions"].items()),
+        },
+        "glossary": INTERPOLATE_GLOSSARY,
+    }  # fmt: skip
+
+
+def _path(path: dict) -> dict:
+    named = path | {"groups": {GROUPS[name]: group for name, group in path["groups"].items()}}
+    tasks = path | {"groups": {clean(name): group for name, group in path["tasks"].items()}}
+    several = 1 < len(path["tasks"]) <= charts.COLOURS
+    head, rows = numbers(path)
+    return {
+        "name": KINDS[path["kind"]],
+        "kind": path["kind"],
+        "within": SPACES[path["within"]],
+        "anchor": ANCHORS.get(path["within"], path["within"]),
+        "charts": [charts.path_chart(named, key, 620) for key in ("score", "loss")],
+        "by_task": [charts.path_chart(tasks, key, 620) for key in ("score", "loss")] if several else [],
+        "head": head,
+        "rows": rows,
+    }
+
+
+def _plane(plane: dict, names: list[str]) -> dict:
+    labels = [name.upper() for name in names]
+    return {
+        "within": SPACES[plane["within"]],
+        "anchor": ANCHORS.get(plane["within"], plane["within"]),
+        "maps": [
+            (heading, charts.landscape(plane, key, "all", labels, 480))
+            for key, heading in (("score", "mean score, all tasks"), ("loss", "loss, all tasks"))
+        ],
+    }

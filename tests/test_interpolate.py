@@ -1,0 +1,352 @@
+"""Between two models: points, bands, barriers, the curve and the plane; the command as a whole on the tiny model."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import COLOURS, SIZES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pages import Page, opened_in_browser, self_contained
+from test_path import adapter, subject, whole
+
+from forgetless.cli import main
+from forgetless.config import InterpolateConfig
+from forgetless.errors import UsageError
+from forgetless.geometry import interpolate as run
+from forgetless.geometry.connectivity import SHOWN, SHOWN_NOT, TaskRows, barrier, linear_cka, peak
+from forgetless.geometry.curve import as_factors, straight_middle
+from forgetless.geometry.points import (
+    FACTORS,
+    PRODUCT,
+    Plane,
+    check_factors,
+    distances,
+    in_factors,
+    in_product,
+    line,
+    on_curve,
+    on_line,
+    weight_distances,
+)
+from forgetless.model.adapters import Pair
+from forgetless.score.intervals import band
+
+LAYERS = ("q", "v")
+
+
+def corner(seed: int, rank: int = 2, scale: float = 1.0, layers: tuple[str, ...] = LAYERS) -> dict[str, Pair]:
+    draw = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    return {layer: Pair(drawn(rank, 5), drawn(3, rank), scale) for layer in layers}
+
+
+def product(pair: Pair) -> torch.Tensor:
+    return pair.scale * pair.B @ pair.A
+
+
+# ---------------------------------------------------------------- points
+
+
+@settings(max_examples=25, deadline=None)
+@given(t=st.floats(0, 1), seed=st.integers(0, 1000), scale=st.floats(0.1, 4))
+def test_points_in_factors_have_mixed_terms_and_points_in_the_product_have_none(t, seed, scale):
+    a, b = corner(seed, scale=scale), corner(seed + 1, scale=scale)
+    for layer in LAYERS:
+        (A0, B0, _), (A1, B1, _) = a[layer], b[layer]
+        mixed = (1 - t) ** 2 * B0 @ A0 + t * (1 - t) * (B0 @ A1 + B1 @ A0) + t**2 * B1 @ A1
+        torch.testing.assert_close(product(in_factors([a, b], on_line(t))[layer]), scale * mixed)
+        straight = (1 - t) * product(a[layer]) + t * product(b[layer])
+        torch.testing.assert_close(product(in_product([a, b], on_line(t))[layer]), straight)
+
+
+def test_points_in_the_product_of_other_ranks_scales_and_layers():
+    a, b = corner(0, rank=2, scale=3.0), corner(1, rank=4, scale=0.5, layers=("q", "up"))
+    found = in_product([a, b], (0.0, 1.0))
+    assert {layer: pair.A.shape[0] for layer, pair in found.items()} == {"q": 6, "v": 2, "up": 4}, "ranks stay"
+    torch.testing.assert_close(product(found["q"]), product(b["q"]))
+    assert not product(found["v"]).any()
+
+
+@pytest.mark.parametrize("within", [PRODUCT, FACTORS])
+def test_an_untrained_curve_is_the_straight_line(within):
+    a, b = corner(0, scale=2.0), corner(1, scale=2.0)
+    combined = {PRODUCT: in_product, FACTORS: in_factors}[within]
+    middle = straight_middle(a, b, within)
+    for t in (0.0, 0.3, 0.5, 1.0):
+        curve, straight = combined([a, middle, b], on_curve(t)), combined([a, b], on_line(t))
+        for layer in LAYERS:
+            torch.testing.assert_close(product(curve[layer]), product(straight[layer]))
+    again = as_factors(Pair(a["q"].A, 2.0 * a["q"].B, 1.0), 2.0)
+    torch.testing.assert_close(again.B, a["q"].B)
+
+
+def test_what_cannot_be_added_up_in_factors_is_refused():
+    one = corner(0)
+    check_factors({"one": one, "two": corner(1)})
+    for other, message in [
+        (corner(1, rank=3), "q: A, B and scale are"),
+        (corner(1, scale=2.0), "only equal"),
+        (corner(1, layers=("q",)), "v is changed by one of one and two only"),
+        ({}, "is changed by one of"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            check_factors({"one": one, "two": other})
+
+
+def test_distances_are_those_of_whole_products_and_of_all_entries():
+    a, b = corner(0, scale=2.0), corner(1, scale=2.0)
+    apart = math.sqrt(sum(float(((product(b[x]) - product(a[x])) ** 2).sum()) for x in LAYERS))
+    size = math.sqrt(sum(float((product(a[x]) ** 2).sum()) for x in LAYERS))
+    found = distances([a, b], PRODUCT).as_json()
+    assert found == pytest.approx({"absolute": apart, "relative": apart / size})
+    one, other = (torch.cat([tensor.flatten() for x in LAYERS for tensor in c[x][:2]]) for c in (a, b))
+    found = distances([a, b], FACTORS).as_json()
+    assert found == pytest.approx({"absolute": float((one - other).norm()), "relative": float((one - other).norm() / one.norm())})  # fmt: skip
+    assert distances([{}, a], PRODUCT).as_json() == {"absolute": pytest.approx(size), "relative": None}
+
+
+@given(seed=st.integers(0, 1000), x=st.floats(-2, 2), y=st.floats(-2, 2))
+@settings(max_examples=25, deadline=None)
+def test_the_plane_goes_through_the_three_and_keeps_distances(seed, x, y):
+    thetas = np.random.default_rng(seed).normal(size=(3, 4))
+    moves = thetas[1:] - thetas[0]
+    plane = Plane.through(moves @ moves.T)
+    for theta, place in zip(thetas, plane.corners, strict=True):
+        np.testing.assert_allclose(np.array(plane.weights(*place)) @ thetas, theta, atol=1e-6)
+    point = np.array(plane.weights(x, y)) @ thetas
+    np.testing.assert_allclose(np.linalg.norm(point - thetas[0]), math.hypot(x, y), rtol=1e-6, atol=1e-9)
+    xs, ys = plane.grid(5)
+    assert all(xs[0] < a < xs[-1] and ys[0] < b < ys[-1] for a, b in plane.corners)
+
+
+def test_three_models_on_one_line_have_no_plane():
+    with pytest.raises(UsageError, match="one line"):
+        Plane.through(np.array([[1.0, 2.0], [2.0, 4.0]]))
+    with pytest.raises(UsageError, match="one line"):
+        Plane.through(np.zeros((2, 2)))
+
+
+# ---------------------------------------------------------------- what the rows say
+
+
+def rows(scores: np.ndarray, nats: np.ndarray | None = None, tokens: int = 2) -> TaskRows:
+    return TaskRows(np.ones_like(scores) if nats is None else nats, np.full(len(scores), float(tokens)), scores)
+
+
+def test_a_barrier_by_hand():
+    """Two tokens a row: losses 1, 4, 2 nats a token; the line between the ends is 1.5 in the middle."""
+    nats = np.tile([2.0, 8.0, 4.0], (12, 1)) + np.linspace(-0.1, 0.1, 12)[:, None] * [0, 1, 0]
+    told = barrier([rows(np.zeros((12, 3)), nats)], [0.0, 0.5, 1.0], 0.95)
+    assert (told["height"], told["at"], told["found"]) == (pytest.approx(2.5), 0.5, SHOWN)
+    assert told["heights"] == pytest.approx([0.0, 2.5, 0.0]) and 2.4 < told["low"] < 2.5 < told["high"] < 2.6
+    valley = barrier([rows(np.zeros((12, 3)), 10 - nats)], [0.0, 0.5, 1.0], 0.95)
+    assert valley["height"] == pytest.approx(-2.5) and valley["found"] == SHOWN_NOT
+
+
+def test_a_peak_needs_to_be_above_both_ends():
+    draw = np.random.default_rng(0)
+    better = (draw.random((400, 5)) < [0.3, 0.5, 0.8, 0.6, 0.5]).astype(float)
+    told = peak([rows(better)], line(5), 0.95)
+    assert told["at"] == 0.5 and told["found"] == SHOWN and told["low"] < 0.3 < told["high"]
+    rising = (draw.random((400, 5)) < [0.1, 0.2, 0.3, 0.4, 0.9]).astype(float)
+    assert peak([rows(rising)], line(5), 0.95)["found"] == SHOWN_NOT
+    equal = peak([rows(np.ones((50, 5)))], line(5), 0.95)
+    assert equal["gain"] == 0 and equal["low"] < 0 < equal["high"], "rows that are all equal still bound something"
+    few = peak([rows(better[:9])], line(5), 0.95)
+    assert few["low"] is None and few["found"] == "not shown"
+
+
+def test_each_task_counts_the_same():
+    one, two = np.tile([0.0, 1.0, 0.0], (10, 1)), np.tile([0.0, 0.5, 0.0], (90, 1))
+    assert peak([rows(one), rows(two)], [0.0, 0.5, 1.0], 0.95)["gain"] == pytest.approx(0.75)
+
+
+def test_a_band_holds_all_quantities_together():
+    """Of 200 samples of 60 rows with 8 correlated means, all true means lie inside in about 95 %."""
+    draw, held = np.random.default_rng(3), 0
+    for _ in range(200):
+        sums = draw.normal(size=(60, 8)) + draw.normal(size=(60, 1))
+        found = band([(sums, np.ones(60))], 0.95)
+        held += bool(((found.low <= 0) & (found.high >= 0)).all())
+    assert 182 <= held <= 199
+
+
+def test_cka_by_definition_and_what_it_does_not_see():
+    draw = torch.Generator().manual_seed(0)
+    X, Y = torch.randn(30, 6, generator=draw), torch.randn(30, 4, generator=draw)
+    A, B = X.double() - X.double().mean(0), Y.double() - Y.double().mean(0)
+    wanted = float((B.T @ A).norm() ** 2 / ((A.T @ A).norm() * (B.T @ B).norm()))
+    assert linear_cka(X, Y) == pytest.approx(wanted)
+    Q = torch.linalg.qr(torch.randn(6, 6, generator=draw))[0]
+    assert linear_cka(X, 3 * X @ Q + 1) == pytest.approx(1.0, abs=1e-5)
+    wide = torch.randn(5, 30, generator=draw)
+    C = wide.double() - wide.double().mean(0)
+    wanted = float((A[:5].T @ C).norm() ** 2) if False else None
+    D = X[:5].double() - X[:5].double().mean(0)
+    wanted = float((C.T @ D).norm() ** 2 / ((D.T @ D).norm() * (C.T @ C).norm()))
+    assert linear_cka(X[:5], wide) == pytest.approx(wanted), "fewer rows than columns"
+    assert linear_cka(X, torch.ones(30, 2)) is None
+
+
+# ---------------------------------------------------------------- the whole
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory) -> str:
+    """Two tasks of 12 test rows."""
+    folder = tmp_path_factory.mktemp("tasks")
+    told = []
+    for name, table in (("colours", COLOURS), ("sizes", SIZES)):
+        found = [
+            {"prompt": f"What has the {very}{key}? Answer:", "completion": f" {value}"}
+            for very in ("", "very ") for key, value in table.items()
+        ]  # fmt: skip
+        for split in ("train", "test"):
+            (folder / f"{name}-{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+        told.append({
+            "name": name, "train": f"{name}-train.jsonl", "test": f"{name}-test.jsonl", "validation": 1,
+            "options": sorted(set(table.values())),
+        })  # fmt: skip
+    (folder / "tasks.yaml").write_text(json.dumps({"name": "words", "tasks": told}))
+    return str(folder / "tasks.yaml")
+
+
+@pytest.fixture(scope="module")
+def three(tiny, tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("three")
+    return [adapter(tiny, folder / name, 2, seed) for seed, name in enumerate("abc")]
+
+
+@pytest.fixture(scope="module")
+def told(three, tasks, tmp_path_factory) -> dict:
+    return run.interpolate(
+        InterpolateConfig(
+            three[0], three[1], tasks, "sizes", "both", points=3, curve=12, learning_rate=0.02, plane=three[2], grid=2,
+            output_dir=str(tmp_path_factory.mktemp("out") / "found"), precision="fp32", device="cpu",
+        )
+    )  # fmt: skip
+
+
+def path_of(told: dict, kind: str, within: str) -> dict:
+    [found] = [one for one in told["paths"] if (one["kind"], one["within"]) == (kind, within)]
+    return found
+
+
+def test_the_ends_are_the_models_themselves_and_the_paths_differ(told, three):
+    ends = []
+    for spec in three[:2]:
+        session = run.prepare(InterpolateConfig(spec, three[2], told["settings"]["tasks"], device="cpu"))
+        for _, model in run.opened([subject(spec)], torch.float32, "cpu"):
+            scorer = run.Scorer(model, session.encoder, session.engine, (), 4096)
+            found = {task.name: run.rows_of(session, model, scorer, task) for task in session.tasks}
+            ends.append({name: sum(one["nats"]) / sum(one["tokens"]) for name, one in found.items()})
+    for path in told["paths"]:
+        for name, group in path["tasks"].items():
+            assert group["loss"]["value"][0] == pytest.approx(ends[0][name], rel=1e-4)
+            assert group["loss"]["value"][-1] == pytest.approx(ends[1][name], rel=1e-4)
+    middles = [path_of(told, "line", within)["groups"]["all"]["loss"]["value"][1] for within in ("product", "factors")]
+    assert abs(middles[0] - middles[1]) > 1e-3
+
+
+def test_a_point_is_the_model_with_the_mixed_weights(told, three, tiny):
+    """The middle in the product against the base whose weights were changed by hand."""
+    from forgetless.geometry.updates import read_update
+
+    updates = [read_update(subject(spec).adapter).layers for spec in three[:2]]
+    session = run.prepare(InterpolateConfig(three[0], three[1], told["settings"]["tasks"], device="cpu"))
+    for _, model in run.opened([subject(tiny)], torch.float32, "cpu"):
+        with torch.no_grad():
+            for layer in updates[0]:
+                change = sum(0.5 * pair.scale * pair.B @ pair.A for pair in (one[layer] for one in updates))
+                model.get_submodule(layer).weight += change
+        scorer = run.Scorer(model, session.encoder, session.engine, (), 4096)
+        for task in session.tasks:
+            found = run.rows_of(session, model, scorer, task)
+            loss = path_of(told, "line", "product")["tasks"][task.name]["loss"]["value"][1]
+            assert sum(found["nats"]) / sum(found["tokens"]) == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_trained_curve_has_a_lower_loss_than_the_line(told):
+    for within in ("product", "factors"):
+        curve, straight = (path_of(told, kind, within)["groups"]["all"] for kind in ("curve", "line"))
+        assert curve["loss"]["value"][1] < straight["loss"]["value"][1] - 0.1
+        assert curve["loss"]["value"][0] == straight["loss"]["value"][0], "the ends are the same points"
+
+
+def test_the_plane_has_its_corners_and_groups(told):
+    for plane in told["planes"]:
+        assert np.array(plane["groups"]["all"]["loss"]).shape == (2, 2)
+        assert plane["groups"].keys() == {"old", "new", "all"}
+        both = [np.array(plane["groups"][name]["loss"]) for name in ("old", "new")]
+        np.testing.assert_allclose(np.mean(both, axis=0), plane["groups"]["all"]["loss"])
+    assert told["distances"]["product"]["absolute"] == pytest.approx(told["planes"][0]["corners"][1][0])
+
+
+def test_finished_points_are_not_measured_again(told, monkeypatch):
+    """The same command with more points: only the new ones, and neither ends nor curve."""
+    seen = []
+    rows_of = run.rows_of
+    monkeypatch.setattr(run, "rows_of", lambda *given: seen.append(given[-1].name) or rows_of(*given))
+    monkeypatch.setattr(run, "trained_middle", lambda *given: pytest.fail("the curve was trained already"))
+    known = {name: told["settings"][name] for name in told["settings"] if name in InterpolateConfig.__annotations__}
+    again = run.interpolate(InterpolateConfig(**known | {"points": 5}, output_dir=told["path"]))
+    assert len(seen) == 2 * 2 * 4, "two tasks at two new points of four paths"
+    before, after = (path_of(one, "line", "factors")["groups"]["all"]["loss"]["value"] for one in (told, again))
+    assert after[::2] == before
+
+
+def test_between_whole_weights_and_from_the_base(tiny, tasks, tmp_path, capsys):
+    one, two = whole(tiny, tmp_path / "one", 0), whole(tiny, tmp_path / "two", 1)
+    command = ["interpolate", one, two, "--tasks", tasks, "--points", "3", "--device", "cpu", "--precision", "fp32"]
+    assert main([*command, "--output-dir", str(tmp_path / "out")]) == 0
+    told = json.loads((tmp_path / "out" / "interpolate.json").read_text())
+    [path] = told["paths"]
+    assert path["within"] == "weights" and set(path["groups"]) == {"all"}
+    printed = capsys.readouterr().out
+    assert "Straight line, in the weights" in printed and "interpolate.html" in printed
+    from safetensors.torch import load_file
+
+    one_, two_ = (load_file(f"{folder}/model.safetensors") for folder in (one, two))
+    apart = math.sqrt(sum(float((two_[name] - one_[name]).double().pow(2).sum()) for name in one_))
+    assert told["distances"]["weights"]["absolute"] == pytest.approx(apart)
+    assert weight_distances([subject(one), subject(one)]).as_json()["absolute"] == 0
+    assert main([*command, "--curve", "2"]) == 1, "a curve needs adapters"
+    half = adapter(tiny, tmp_path / "half", 2, 5)
+    found = run.interpolate(
+        InterpolateConfig(tiny, half, tasks, points=3, output_dir=str(tmp_path / "base"), device="cpu")
+    )
+    assert found["distances"]["product"]["relative"] is None
+
+
+def test_the_page_opens_in_a_browser(told, tmp_path):
+    from pathlib import Path
+
+    file = Path(told["path"]) / "interpolate.html"
+    self_contained(Page(file.read_text()), file.read_text())
+    page = opened_in_browser(file, tmp_path)
+    assert "has its peak inside" in page.text or "higher mean score" in page.text
+    markdown = (file.parent / "interpolate.md").read_text()
+    assert "#### Curve, in the factors" in markdown and "0.5" in markdown
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"after": ""}, "give two models"),
+        ({"tasks": None}, "give your tasks"),
+        ({"points": 2}, "points must be 3"),
+        ({"within": "factor"}, "did you mean 'factors'"),
+        ({"new": "size"}, "did you mean 'sizes'"),
+    ],
+)
+def test_what_is_missing_is_said(three, tasks, changed, message):
+    with pytest.raises(UsageError, match=message):
+        run.prepare(InterpolateConfig(**{"before": three[0], "after": three[1], "tasks": tasks} | changed))
