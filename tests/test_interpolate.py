@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ from conftest import COLOURS, SIZES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pages import Page, opened_in_browser, self_contained
+from safetensors.torch import load_file
 from test_path import adapter, subject, whole
 
 from forgetless.cli import main
 from forgetless.config import InterpolateConfig
 from forgetless.errors import UsageError
 from forgetless.geometry import interpolate as run
-from forgetless.geometry.connectivity import SHOWN, SHOWN_NOT, TaskRows, barrier, linear_cka, peak
+from forgetless.geometry.connectivity import SHOWN, SHOWN_NOT, TaskRows, barrier, concave, linear_cka, peak
 from forgetless.geometry.curve import as_factors, straight_middle
 from forgetless.geometry.points import (
     FACTORS,
@@ -33,8 +35,12 @@ from forgetless.geometry.points import (
     on_line,
     weight_distances,
 )
+from forgetless.geometry.updates import read_update
 from forgetless.model.adapters import Pair
+from forgetless.report.glossary import INTERPOLATE_GLOSSARY
+from forgetless.report.interpolation import sentences
 from forgetless.score.intervals import band
+from forgetless.subjects import models
 
 LAYERS = ("q", "v")
 
@@ -108,8 +114,9 @@ def test_distances_are_those_of_whole_products_and_of_all_entries():
     found = distances([a, b], PRODUCT).as_json()
     assert found == pytest.approx({"absolute": apart, "relative": apart / size})
     one, other = (torch.cat([tensor.flatten() for x in LAYERS for tensor in c[x][:2]]) for c in (a, b))
-    found = distances([a, b], FACTORS).as_json()
-    assert found == pytest.approx({"absolute": float((one - other).norm()), "relative": float((one - other).norm() / one.norm())})  # fmt: skip
+    apart, size = float((one - other).norm()), float(one.norm())
+    assert distances([a, b], FACTORS).as_json() == pytest.approx({"absolute": apart, "relative": apart / size})
+    size = distances([a, {}], PRODUCT).norm
     assert distances([{}, a], PRODUCT).as_json() == {"absolute": pytest.approx(size), "relative": None}
 
 
@@ -164,6 +171,15 @@ def test_a_peak_needs_to_be_above_both_ends():
     assert few["low"] is None and few["found"] == "not shown"
 
 
+def test_a_score_that_bends_downwards_everywhere():
+    draw = np.random.default_rng(0)
+    hill = (draw.random((3000, 5)) < [0.1, 0.5, 0.7, 0.5, 0.1]).astype(float)
+    assert concave([rows(hill)], 0.95) == SHOWN
+    assert concave([rows(hill[:20])], 0.95) == "not shown"
+    valley = (draw.random((3000, 5)) < [0.7, 0.3, 0.7, 0.75, 0.7]).astype(float)
+    assert concave([rows(valley)], 0.95) == SHOWN_NOT
+
+
 def test_each_task_counts_the_same():
     one, two = np.tile([0.0, 1.0, 0.0], (10, 1)), np.tile([0.0, 0.5, 0.0], (90, 1))
     assert peak([rows(one), rows(two)], [0.0, 0.5, 1.0], 0.95)["gain"] == pytest.approx(0.75)
@@ -189,7 +205,6 @@ def test_cka_by_definition_and_what_it_does_not_see():
     assert linear_cka(X, 3 * X @ Q + 1) == pytest.approx(1.0, abs=1e-5)
     wide = torch.randn(5, 30, generator=draw)
     C = wide.double() - wide.double().mean(0)
-    wanted = float((A[:5].T @ C).norm() ** 2) if False else None
     D = X[:5].double() - X[:5].double().mean(0)
     wanted = float((C.T @ D).norm() ** 2 / ((D.T @ D).norm() * (C.T @ C).norm()))
     assert linear_cka(X[:5], wide) == pytest.approx(wanted), "fewer rows than columns"
@@ -243,7 +258,9 @@ def path_of(told: dict, kind: str, within: str) -> dict:
 def test_the_ends_are_the_models_themselves_and_the_paths_differ(told, three):
     ends = []
     for spec in three[:2]:
-        session = run.prepare(InterpolateConfig(spec, three[2], told["settings"]["tasks"], device="cpu"))
+        session = run.prepare(
+            InterpolateConfig(spec, three[2], told["settings"]["tasks"], precision="fp32", device="cpu")
+        )
         for _, model in run.opened([subject(spec)], torch.float32, "cpu"):
             scorer = run.Scorer(model, session.encoder, session.engine, (), 4096)
             found = {task.name: run.rows_of(session, model, scorer, task) for task in session.tasks}
@@ -258,10 +275,10 @@ def test_the_ends_are_the_models_themselves_and_the_paths_differ(told, three):
 
 def test_a_point_is_the_model_with_the_mixed_weights(told, three, tiny):
     """The middle in the product against the base whose weights were changed by hand."""
-    from forgetless.geometry.updates import read_update
-
     updates = [read_update(subject(spec).adapter).layers for spec in three[:2]]
-    session = run.prepare(InterpolateConfig(three[0], three[1], told["settings"]["tasks"], device="cpu"))
+    session = run.prepare(
+        InterpolateConfig(three[0], three[1], told["settings"]["tasks"], precision="fp32", device="cpu")
+    )
     for _, model in run.opened([subject(tiny)], torch.float32, "cpu"):
         with torch.no_grad():
             for layer in updates[0]:
@@ -292,13 +309,16 @@ def test_the_plane_has_its_corners_and_groups(told):
 
 def test_finished_points_are_not_measured_again(told, monkeypatch):
     """The same command with more points: only the new ones, and neither ends nor curve."""
-    seen = []
+    seen, loaded = [], []
+    load_base = models.load_base
+    monkeypatch.setattr(models, "load_base", lambda *given: loaded.append(given) or load_base(*given))
     rows_of = run.rows_of
     monkeypatch.setattr(run, "rows_of", lambda *given: seen.append(given[-1].name) or rows_of(*given))
     monkeypatch.setattr(run, "trained_middle", lambda *given: pytest.fail("the curve was trained already"))
     known = {name: told["settings"][name] for name in told["settings"] if name in InterpolateConfig.__annotations__}
     again = run.interpolate(InterpolateConfig(**known | {"points": 5}, output_dir=told["path"]))
     assert len(seen) == 2 * 2 * 4, "two tasks at two new points of four paths"
+    assert len(loaded) == 1, "the base is loaded once"
     before, after = (path_of(one, "line", "factors")["groups"]["all"]["loss"]["value"] for one in (told, again))
     assert after[::2] == before
 
@@ -312,8 +332,6 @@ def test_between_whole_weights_and_from_the_base(tiny, tasks, tmp_path, capsys):
     assert path["within"] == "weights" and set(path["groups"]) == {"all"}
     printed = capsys.readouterr().out
     assert "Straight line, in the weights" in printed and "interpolate.html" in printed
-    from safetensors.torch import load_file
-
     one_, two_ = (load_file(f"{folder}/model.safetensors") for folder in (one, two))
     apart = math.sqrt(sum(float((two_[name] - one_[name]).double().pow(2).sum()) for name in one_))
     assert told["distances"]["weights"]["absolute"] == pytest.approx(apart)
@@ -327,8 +345,6 @@ def test_between_whole_weights_and_from_the_base(tiny, tasks, tmp_path, capsys):
 
 
 def test_the_page_opens_in_a_browser(told, tmp_path):
-    from pathlib import Path
-
     file = Path(told["path"]) / "interpolate.html"
     self_contained(Page(file.read_text()), file.read_text())
     page = opened_in_browser(file, tmp_path)
@@ -350,3 +366,39 @@ def test_the_page_opens_in_a_browser(told, tmp_path):
 def test_what_is_missing_is_said(three, tasks, changed, message):
     with pytest.raises(UsageError, match=message):
         run.prepare(InterpolateConfig(**{"before": three[0], "after": three[1], "tasks": tasks} | changed))
+
+
+def test_every_word_is_explained_and_used(told):
+    root = Path(__file__).parents[1]
+    lines = (root / "docs" / "glossary.md").read_text().splitlines()
+    rows_ = [line.split("|")[1].strip().lower() for line in lines if line.startswith("| ")]
+    terms = {term.strip() for row in rows_ for term in [row, *row.split(",")]}
+    assert not [term for term, _ in INTERPOLATE_GLOSSARY.values() if term.lower() not in terms]
+    page = (Path(told["path"]) / "interpolate.html").read_text()
+    never = {anchor for anchor in INTERPOLATE_GLOSSARY if f'href="#g-{anchor}"' not in page}
+    assert not never
+
+
+def test_sentences_say_no_more_than_was_shown():
+    """The same heights and gains, shown, not shown and excluded."""
+    group = {
+        "score": {"value": [0.5, 0.7, 0.6]}, "concave": SHOWN,
+        "peak": {"at": 0.5, "gain": 0.1, "low": 0.02, "high": 0.2, "found": SHOWN},
+        "barrier": {"at": 0.5, "height": 0.3, "low": 0.1, "high": 0.5, "found": SHOWN},
+    }  # fmt: skip
+    path = {"kind": "line", "within": "product", "alphas": [0.0, 0.5, 1.0], "groups": {"all": group}}
+    record = {"confidence": 0.95, "paths": [path], "distances": {}, "cka": {"cka": 0.5, "positions": 9, "width": 32}}
+    first, bends, height, likeness = sentences(record)
+    assert first == (
+        "Straight line, in the product: the mean score over all tasks has its peak inside: 70 % at λ = 0.5, 10 points "
+        "above the better end’s 60 % (95 % interval 2 to 20 points)"
+    )
+    assert "a barrier of loss over all tasks: the highest point lies 0.3 nats per answer token above" in height
+    assert bends.endswith("is concave between the ends, at every point") and "too high" in likeness
+    group["peak"] |= {"low": -0.02, "found": "not shown"}
+    group["barrier"] |= {"low": None, "high": None, "found": "not shown"}
+    first, _, height, _ = sentences(record)
+    assert "is not shown: 70 %" in first and "interval −2 to 20 points" in first
+    assert "is not shown" in height and "fewer than 10 rows" in height
+    group["peak"] |= {"gain": -0.1, "low": -0.3, "high": -0.1, "found": SHOWN_NOT}
+    assert "no point between the ends has a higher mean score" in next(iter(sentences(record)))

@@ -50,7 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except KeyboardInterrupt:
-        kept = " Finished tasks are kept: the same command goes on after the last of them." * (arguments[0] == "learn")
+        what = {"learn": "tasks", "interpolate": "points"}.get(arguments[0])
+        kept = f" Finished {what} are kept: the same command goes on after the last of them." if what else ""
         console.print(f"stopped.{kept}")
         return 130
 

@@ -1,10 +1,11 @@
 """What the rows say of a path between two models: barrier, peak, and how alike the ends' representations are.
 
 barrier     max_λ h(λ),  h(λ) = L(φ(λ)) - ((1 - λ) L(φ(0)) + λ L(φ(1)))
+concave     M(λ_{i-1}) - 2 M(λ_i) + M(λ_{i+1}) < 0 at every point between the ends
 peak        max_λ min(M(λ) - M(0), M(λ) - M(1)) over the points between the ends, M the mean score
 linear CKA  ‖Y^T X‖_F² / (‖X^T X‖_F ‖Y^T Y‖_F), columns centred        (Kornblith et al. 2019, arXiv 1905.00414)
 
-Both maxima are looked for on the rows that they are measured on. So the bounds hold for all points together
+Maxima are looked for on the rows that they are measured on. So the bounds hold for all points together
 (`score.intervals.band`): what is said of the largest holds whichever it is.
 """
 
@@ -80,6 +81,18 @@ def peak(tasks: Sequence[TaskRows], alphas: Sequence[float], confidence: float) 
         "high": highest,
         "found": _found(lowest, highest),
     }
+
+
+def concave(tasks: Sequence[TaskRows], confidence: float) -> str:
+    """Whether M(λ_{i-1}) - 2 M(λ_i) + M(λ_{i+1}) < 0 at every point between the ends (they are equally far apart).
+
+    SHOWN where it is at all of them, SHOWN_NOT where it is above 0 at one.
+    """
+    bends = [(np.diff(task.scores, n=2), np.ones(len(task.scores))) for task in tasks]
+    told = band(bends, confidence, added=(2.0, -2.0))
+    if (told.high < 0).all():
+        return SHOWN
+    return SHOWN_NOT if (told.low > 0).any() else NOT_SHOWN
 
 
 def _gain(task: TaskRows, end: int) -> np.ndarray:

@@ -34,7 +34,7 @@ from forgetless.forgetting.kept import kept
 from forgetless.forgetting.reference import BATCH_TOKENS, computed
 from forgetless.forgetting.texts import LONGEST
 from forgetless.geometry import points
-from forgetless.geometry.connectivity import TaskRows, barrier, linear_cka, losses, peak, scores
+from forgetless.geometry.connectivity import TaskRows, barrier, concave, linear_cka, losses, peak, scores
 from forgetless.geometry.curve import CurveSettings, as_factors, straight_middle, trained_middle
 from forgetless.geometry.path import AdapterPath, straight_path
 from forgetless.geometry.points import FACTORS, PRODUCT, WHOLE, Corner, Distances, Placed, Plane, Weights
@@ -72,6 +72,9 @@ class Stage:
         return f"{self.kind}-{self.within}"
 
 
+Opening = tuple[Stage, Opened, Placed, list[Any]]  # a stage, its model, what brings it to points, hashes of corners
+
+
 @dataclass
 class Session:
     """Everything loaded and checked before a model is opened."""
@@ -85,6 +88,11 @@ class Session:
     encoder: Encoder
     notes: list[str]
     folder: Path
+
+    @property
+    def hashes(self) -> dict[str, Any]:
+        """All that decides each model's predictions."""
+        return {name: one.decided_by for name, one in self.subjects.items()}
 
     @property
     def groups(self) -> dict[str, tuple[Task, ...]]:
@@ -225,8 +233,7 @@ def _distances(session: Session, within: str) -> Distances:
 
 def _measured(session: Session, stages: Sequence[Stage]) -> Iterator[tuple[str, Any]]:
     """(stage's name, the rows of each of its points), and ("cka", ...); the base is loaded once."""
-    for number, (stage, model, corners, hashes) in enumerate(_opened(session, stages)):
-        placed = _placed(model, corners, stage.within)
+    for number, (stage, model, placed, hashes) in enumerate(_opened(session, stages)):
         union = tuple(dict.fromkeys(option for task in session.tasks for option in task.options))
         scorer = Scorer(model, session.encoder, session.engine, union, BATCH_TOKENS)
         measure = Measure(session, model, scorer, placed, stage, hashes)
@@ -240,30 +247,34 @@ def _measured(session: Session, stages: Sequence[Stage]) -> Iterator[tuple[str, 
             yield "cka", measure.alikeness()
 
 
-def _opened(
-    session: Session, stages: Sequence[Stage]
-) -> Iterator[tuple[Stage, Opened, list[Mapping[str, Any]], list[Any]]]:
+def _opened(session: Session, stages: Sequence[Stage]) -> Iterator[Opening]:
     """Each stage with a model that can be brought to its points, its corners and their hashes."""
-    subjects, dtype, device = session.subjects, session.engine.dtype, session.engine.device
-    hashes: dict[str, Any] = {name: one.decided_by for name, one in subjects.items()}
-    if not session.updates:
-        order = [subjects[name] for name in (A, C, B) if name in subjects]
-        states: dict[int, dict[str, Tensor]] = {}
-        for subject, model in opened(order, dtype, device):
-            states[id(subject)] = {name: tensor.clone().cpu() for name, tensor in model.state_dict().items()}
-            if len(states) == len(order):
-                for stage in stages:
-                    corners = [states[id(subjects[name])] for name in stage.corners]
-                    yield stage, model, corners, [hashes[name] for name in stage.corners]
-        return
+    return _with_adapters(session, stages) if session.updates else _with_weights(session, stages)
+
+
+def _with_adapters(session: Session, stages: Sequence[Stage]) -> Iterator[Opening]:
+    """One adapter a stage on one base."""
+    corners, hashes = dict(session.updates), session.hashes
     with tempfile.TemporaryDirectory() as place:
         templates = [_template(session, stage, Path(place) / stage.name) for stage in stages]
-        for stage, (_, model) in zip(stages, opened(templates, dtype, device), strict=True):
-            corners = dict(session.updates)
+        models = opened(templates, session.engine.dtype, session.engine.device)
+        for stage, (_, model) in zip(stages, models, strict=True):
+            assert isinstance(model, PeftModel)
             if stage.kind == CURVE:
-                assert isinstance(model, PeftModel)
                 corners[MIDDLE], hashes[MIDDLE] = _middle(session, stage, model)
-            yield stage, model, [corners[name] for name in stage.corners], [hashes[name] for name in stage.corners]
+            mine = [corners[name] for name in stage.corners]
+            yield stage, model, points.PlacedAdapter(model, mine, stage.within), [hashes[one] for one in stage.corners]
+
+
+def _with_weights(session: Session, stages: Sequence[Stage]) -> Iterator[Opening]:
+    """All models in memory as tensors, the last one to be opened also as the model that is changed."""
+    order = [session.subjects[name] for name in (A, C, B) if name in session.subjects]
+    states: dict[int, dict[str, Tensor]] = {}
+    for subject, model in opened(order, session.engine.dtype, session.engine.device):
+        states[id(subject)] = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
+        for stage in stages if len(states) == len(order) else ():
+            mine = [states[id(session.subjects[name])] for name in stage.corners]
+            yield stage, model, points.PlacedWeights(model, mine), [session.hashes[one] for one in stage.corners]
 
 
 def _template(session: Session, stage: Stage, folder: Path) -> Subject:
@@ -277,13 +288,6 @@ def _template(session: Session, stage: Stage, folder: Path) -> Subject:
     carrier = session.subjects[B] if session.subjects[B].adapter else session.subjects[A]
     write_update(combined, folder, str(carrier.base))
     return replace(session.subjects[B], name=stage.name, adapter=folder)
-
-
-def _placed(model: Opened, corners: list[Mapping[str, Any]], within: str) -> Placed:
-    if within == WHOLE:
-        return points.PlacedWeights(model, corners)
-    assert isinstance(model, PeftModel)
-    return points.PlacedAdapter(model, corners, within)
 
 
 @dataclass
@@ -465,6 +469,7 @@ def _path(session: Session, stage: Stage, found: list[Rows]) -> dict:
                for name, one in bands.items()},
             "barrier": barrier(tasks, alphas, confidence),
             "peak": peak(tasks, alphas, confidence),
+            "concave": concave(tasks, confidence),
         }  # fmt: skip
 
     return {

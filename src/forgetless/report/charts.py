@@ -12,6 +12,7 @@ from forgetless.report.words import clean, number, percent, row_label
 COLOURS = 8  # of lines; the ninth has the first's colour and another mark
 POINTS_PER_LINE = 120  # of a loss curve; longer ones are averaged over windows of steps
 NAMED = 6  # lines that have room for a name beside them
+DODGE = 4.0  # between lines that share their places
 MINI = {"width": 240, "height": 112, "left": 26, "right": 232, "top": 8, "bottom": 100}
 
 
@@ -185,10 +186,10 @@ def _series(name: str, j: int) -> dict:
 # ---- between two models ------------------------------------------------------------------------------
 
 
-def path_chart(path: dict, key: str, width: int) -> dict:
+def path_chart(path: dict, key: str, width: int, marked: float | None = None) -> dict:
     """A line per group of tasks along a path between two models, with intervals; `key`: loss or score.
 
-    Dashed: the straight line between the ends. Filled: the ends, and each group's best point between them.
+    Dashed: the straight line between the ends. Filled: the ends. `marked`: where a dotted line stands.
     """
     alphas, shown = path["alphas"], percent if key == "score" else words.figure
     told = {name: group[key] for name, group in path["groups"].items()}
@@ -197,14 +198,13 @@ def path_chart(path: dict, key: str, width: int) -> dict:
     box = {"left": 56, "top": 16, "right": width - 100, "bottom": 250}
     x = scale(0, 1, box["left"] + 16, box["right"] - 16)
     y = scale(levels[0], levels[-1], box["bottom"], box["top"])
-    best = max if key == "score" else min
+    names = {0: "A", len(alphas) - 1: "B"}
     series, said = [], []
     for j, (name, line) in enumerate(told.items()):
-        inner = range(1, len(alphas) - 1)
-        marked = {0, len(alphas) - 1, best(inner, key=line["value"].__getitem__)}
-        places = [(x(alpha), y(value)) for alpha, value in zip(alphas, line["value"], strict=True)]
+        aside = DODGE * (j - (len(told) - 1) / 2)  # so that intervals do not hide one another
+        places = [(x(alpha) + aside, y(value)) for alpha, value in zip(alphas, line["value"], strict=True)]
         points = [
-            {"x": places[i][0], "y": places[i][1], "learnt": i in marked}
+            {"x": places[i][0], "y": places[i][1], "learnt": i in names}
             | {"title": f"{name}, λ = {alphas[i]:.3g}: {shown(line['value'][i])}"}
             | ({} if line["low"][i] is None else {"low": y(line["low"][i]), "high": y(line["high"][i])})
             for i in range(len(alphas))
@@ -212,7 +212,6 @@ def path_chart(path: dict, key: str, width: int) -> dict:
         faint = svg_path([places[0], places[-1]])
         series.append(_series(name, j) | {"path": svg_path([*places]), "faint": faint, "points": points})
         said.append(f"{name}: " + ", ".join(shown(value) for value in line["value"]) + ".")
-    names = {0: "A", len(alphas) - 1: "B"}
     every = math.ceil(len(alphas) / 11)
     return {
         "kind": "scores",
@@ -230,7 +229,7 @@ def path_chart(path: dict, key: str, width: int) -> dict:
         ],
         "y_ticks": [(y(one), number(100 * one) if key == "score" else words.figure(one)) for one in levels],
         "series": _spread(series, box["top"] + 4, box["bottom"]),
-        "rules": [],
+        "rules": [] if marked is None else [x(marked)],
         "note": "",
     }
 

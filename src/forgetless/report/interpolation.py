@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from forgetless.geometry.connectivity import NOT_SHOWN, SHOWN
+from forgetless.geometry.connectivity import NOT_SHOWN, SHOWN, SHOWN_NOT
 from forgetless.report import charts, words
 from forgetless.report.glossary import INTERPOLATE_GLOSSARY
 from forgetless.report.markdown import escaped, pipe_table
@@ -21,6 +21,11 @@ from forgetless.subjects import layouts
 PAGE, MARKDOWN = "interpolate.html", "interpolate.md"
 KINDS = {"line": "straight line", "curve": "curve"}
 SPACES = {"product": "in the product", "factors": "in the factors", "weights": "in the weights"}
+CONCAVE = {
+    SHOWN: "the mean score over all tasks is concave between the ends, at every point",
+    NOT_SHOWN: "that the mean score over all tasks is concave between the ends is neither shown nor excluded",
+    SHOWN_NOT: "the mean score over all tasks is not concave between the ends: at one point at least it bends upwards",
+}
 ANCHORS = {"weights": "product"}  # whole weights are explained there
 GROUPS = {"old": "old tasks", "new": "new task", "all": "all tasks"}
 
@@ -89,6 +94,7 @@ def sentences(record: dict) -> Iterator[str]:
     for path in record["paths"]:
         group = path["groups"]["all"]
         yield f"{of_path(path)}: {_peak(path, group, confidence)}"
+        yield f"{of_path(path)}: {CONCAVE[group['concave']]}"
         yield f"{of_path(path)}: {_barrier(group['barrier'], confidence)}"
     for within, told in record["distances"].items():
         relative = "" if told["relative"] is None else f", {told['relative']:.3g} of A’s own size"
@@ -104,7 +110,8 @@ def _peak(path: dict, group: dict, confidence: str) -> str:
     better = max(scores[0], scores[-1])
     at, best = peak["at"], scores[path["alphas"].index(peak["at"])]
     side = "above" if peak["gain"] >= 0 else "below"
-    told = f"{percent(best)} at λ = {at:.3g}, {points(peak['gain'])} {side} the better end’s {percent(better)}"
+    distance = f"{points(peak['gain'])} {side}" if peak["gain"] else "level with"
+    told = f"{percent(best)} at λ = {at:.3g}, {distance} the better end’s {percent(better)}"
     between = _between(peak, confidence, 100, " points")
     if peak["found"] == SHOWN:
         return f"the mean score over all tasks has its peak inside: {told} ({between})"
@@ -116,14 +123,14 @@ def _peak(path: dict, group: dict, confidence: str) -> str:
 def _barrier(barrier: dict, confidence: str) -> str:
     side = "above" if barrier["height"] > 0 else "below"
     told = (
-        f"{abs(barrier['height']):.3g} nats per answer token {side} the straight line between the ends’ losses at "
-        f"λ = {barrier['at']:.3g} ({_between(barrier, confidence, 1, '')})"
+        f"the highest point lies {abs(barrier['height']):.3g} nats per answer token {side} the straight line between "
+        f"the ends’ losses, at λ = {barrier['at']:.3g} ({_between(barrier, confidence, 1, '')})"
     )
     if barrier["found"] == SHOWN:
-        return f"a barrier of loss over all tasks, {told}"
+        return f"a barrier of loss over all tasks: {told}"
     if barrier["found"] == NOT_SHOWN:
-        return f"a barrier of loss over all tasks is not shown: at most {told}"
-    return f"no barrier of loss over all tasks: the highest point lies {told}"
+        return f"a barrier of loss over all tasks is not shown: {told}"
+    return f"no barrier of loss over all tasks: {told}"
 
 
 def _between(told: dict, confidence: str, scale: float, unit: str) -> str:
@@ -191,6 +198,7 @@ def view(record: dict) -> dict:
 def _path(path: dict) -> dict:
     named = path | {"groups": {GROUPS[name]: group for name, group in path["groups"].items()}}
     tasks = path | {"groups": {clean(name): group for name, group in path["tasks"].items()}}
+    peak, barrier = (path["groups"]["all"][what]["at"] for what in ("peak", "barrier"))
     several = 1 < len(path["tasks"]) <= charts.COLOURS
     head, rows = numbers(path)
     return {
@@ -198,7 +206,7 @@ def _path(path: dict) -> dict:
         "kind": path["kind"],
         "within": SPACES[path["within"]],
         "anchor": ANCHORS.get(path["within"], path["within"]),
-        "charts": [charts.path_chart(named, key, 620) for key in ("score", "loss")],
+        "charts": [charts.path_chart(named, key, 620, at) for key, at in (("score", peak), ("loss", barrier))],
         "by_task": [charts.path_chart(tasks, key, 620) for key in ("score", "loss")] if several else [],
         "head": head,
         "rows": rows,
