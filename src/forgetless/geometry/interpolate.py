@@ -15,6 +15,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -305,7 +306,7 @@ class Measure:
         """Every task's rows at a point, or what they gave before."""
         session = self.session
         parts = [(digest, w) for digest, w in zip(self.hashes, weights, strict=True) if w]
-        decided_by = self._decides() | {"weights": parts, "within": self.stage.within if len(parts) > 1 else None}
+        decided_by = self.decided_by | {"weights": parts, "within": self.stage.within if len(parts) > 1 else None}
 
         def compute() -> Rows:
             self.placed.put(weights)
@@ -326,9 +327,11 @@ class Measure:
             X, Y = states
             return {"cka": linear_cka(X, Y), "positions": X.shape[0], "width": X.shape[1]}
 
-        return kept(self._decides() | {"cka": self.hashes, "most": CKA_POSITIONS}, compute)
+        return kept(self.decided_by | {"cka": self.hashes, "most": CKA_POSITIONS}, compute)
 
-    def _decides(self) -> dict:
+    @cached_property
+    def decided_by(self) -> dict:
+        """All that the numbers depend on beside the point."""
         session = self.session
         return {
             "interpolate": 1,

@@ -41,8 +41,10 @@ def print_interpolation(record: dict, console: Console) -> None:
     console.print(Text(title(record), style="bold"))
     for name, label in short_names(record).items():
         console.print(Text(f"  {name.upper()}: {label}"))
-    for line in sentences(record):
-        console.print(Text(f"  - {line}"))
+    for heading, lines in said(record):
+        console.print(Text(f"{heading}", style="bold"))
+        for line in lines:
+            console.print(Text(f"  - {line}"))
     for path in record["paths"]:
         head, rows = numbers(path)
         table = Table(title=Text(f"{of_path(path)}", style="bold"), title_justify="left")
@@ -88,21 +90,31 @@ def of_path(path: dict) -> str:
     return f"{kind[0].upper()}{kind[1:]}, {SPACES[path['within']]}"
 
 
-def sentences(record: dict) -> Iterator[str]:
-    """Peak and barrier of every path, then distances and likeness of the ends."""
+def sentences(record: dict) -> list[str]:
+    """What is said, each line with what it is said of."""
+    return [f"{heading}: {line}" for heading, lines in said(record) for line in lines]
+
+
+def said(record: dict) -> Iterator[tuple[str, list[str]]]:
+    """Peak, shape and barrier of every path; then how far apart and how alike the ends are."""
     confidence = number(100 * record["confidence"])
     for path in record["paths"]:
         group = path["groups"]["all"]
-        yield f"{of_path(path)}: {_peak(path, group, confidence)}"
-        yield f"{of_path(path)}: {CONCAVE[group['concave']]}"
-        yield f"{of_path(path)}: {_barrier(group['barrier'], confidence)}"
-    for within, told in record["distances"].items():
-        relative = "" if told["relative"] is None else f", {told['relative']:.3g} of A’s own size"
-        yield f"The weights of A and B are {told['absolute']:.3g} apart {SPACES[within]}{relative}"
-    cka = record["cka"]
-    few = ", fewer than their width, which makes it too high" if cka["positions"] < cka["width"] else ""
-    told = "cannot be computed: one side is constant" if cka["cka"] is None else f"{cka['cka']:.3f}"
-    yield f"Linear CKA of the ends’ last hidden states: {told} ({cka['positions']} answer tokens{few})"
+        yield of_path(path), [
+            _peak(path, group, confidence), CONCAVE[group["concave"]], _barrier(group["barrier"], confidence)
+        ]  # fmt: skip
+    yield "The ends", [*map(_distance, *zip(*record["distances"].items(), strict=True)), _alikeness(record["cka"])]
+
+
+def _distance(within: str, told: dict) -> str:
+    relative = "" if told["relative"] is None else f", {told['relative']:.3g} of A’s own size"
+    return f"the weights of A and B are {told['absolute']:.3g} apart {SPACES[within]}{relative}"
+
+
+def _alikeness(told: dict) -> str:
+    few = ", fewer than their width, which makes it too high" if told["positions"] < told["width"] else ""
+    value = "cannot be computed, one side is constant" if told["cka"] is None else f"{told['cka']:.3f}"
+    return f"linear CKA of their last hidden states: {value} ({told['positions']:,} answer tokens{few})"
 
 
 def _peak(path: dict, group: dict, confidence: str) -> str:
@@ -171,7 +183,7 @@ def view(record: dict) -> dict:
         "title": title(record),
         "names": [(name.upper(), label) for name, label in names.items()],
         "confidence": number(100 * record["confidence"]),
-        "sentences": list(sentences(record)),
+        "said": list(said(record)),
         "paths": [_path(path) for path in record["paths"]],
         "planes": [_plane(plane, list(names)) for plane in record["planes"]],
         "tasks": [
