@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 from pages import Page, opened_in_browser, self_contained
 from safetensors.torch import load_file
 from test_path import adapter, subject, whole
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forgetless.cli import main
 from forgetless.config import InterpolateConfig
+from forgetless.data.batches import Encoder
 from forgetless.errors import UsageError
 from forgetless.geometry import interpolate as run
 from forgetless.geometry.connectivity import SHOWN, SHOWN_NOT, TaskRows, barrier, concave, linear_cka, peak
-from forgetless.geometry.curve import as_factors, straight_middle
+from forgetless.geometry.curve import CurveSettings, as_factors, straight_middle, trained_middle
 from forgetless.geometry.points import (
     FACTORS,
     PRODUCT,
@@ -35,11 +37,14 @@ from forgetless.geometry.points import (
     on_line,
     weight_distances,
 )
-from forgetless.geometry.updates import read_update
+from forgetless.geometry.updates import read_update, write_update
+from forgetless.learning.engine import Engine
+from forgetless.learning.step import TrainSettings, plan
 from forgetless.model.adapters import Pair
 from forgetless.report.glossary import INTERPOLATE_GLOSSARY
 from forgetless.report.interpolation import sentences
 from forgetless.score.intervals import band
+from forgetless.seeds import generator
 from forgetless.subjects import models
 
 LAYERS = ("q", "v")
@@ -139,6 +144,46 @@ def test_three_models_on_one_line_have_no_plane():
         Plane.through(np.array([[1.0, 2.0], [2.0, 4.0]]))
     with pytest.raises(UsageError, match="one line"):
         Plane.through(np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("within", [PRODUCT, FACTORS])
+def test_a_step_of_the_curve_follows_the_gradient_of_the_dense_model(within, tiny, tmp_path, sizes):
+    """AdamW's first step is -rate times the gradient's sign; the twin adds whole products to whole weights."""
+    a, b = (
+        read_update(subject(adapter(tiny, tmp_path / name, 2, seed)).adapter).layers for seed, name in enumerate("ab")
+    )
+    start, combined = straight_middle(a, b, within), {PRODUCT: in_product, FACTORS: in_factors}[within]
+    write_update(combined([a, start, b], on_curve(0.0)), tmp_path / "points", tiny)
+    engine = Engine("cpu", "fp32")
+    encoder = Encoder(AutoTokenizer.from_pretrained(tiny), 128)
+    examples = [encoder(row) for row in sizes.train]
+    curve = CurveSettings(1, learning_rate=1e-3, max_grad_norm=1e9)
+    losses: list[float] = []
+    for _, model in models.opened([subject(str(tmp_path / "points"))], torch.float32):
+        found = trained_middle(
+            model, a, b, within, examples, curve, engine, encoder.tokenizer.pad_token_id, losses.append
+        )
+
+    middle = {layer: Pair(*(x.clone().requires_grad_() for x in pair[:2]), pair.scale) for layer, pair in start.items()}
+    weights = on_curve(float(torch.rand((), generator=generator("curve", curve.seed))))
+    changes = {layer: product(pair) for layer, pair in combined([a, middle, b], weights).items()}
+    dense = AutoModelForCausalLM.from_pretrained(tiny)
+    changed = {f"{layer}.weight": dense.get_submodule(layer).weight.detach() + x for layer, x in changes.items()}
+    batch = next(plan(examples, TrainSettings(batch_size=8, group_by_length=False), "curve", curve.seed))
+    nats, tokens = torch.zeros(()), 0
+    for one in batch:
+        ids = torch.tensor([one.ids])
+        logits = torch.func.functional_call(dense, changed, kwargs={"input_ids": ids}).logits[0, :-1]
+        answer = torch.tensor(one.answer[1:])
+        nats = nats + torch.nn.functional.cross_entropy(logits[answer], ids[0, 1:][answer], reduction="sum")
+        tokens += int(answer.sum())
+    (nats / tokens).backward()
+    assert losses == [pytest.approx(float(nats.detach()) / tokens, rel=1e-5)]
+    for layer, pair in middle.items():
+        for begun, moved in zip(pair[:2], found[layer][:2], strict=True):
+            large = begun.grad.abs() > 1e-5
+            assert large.any()
+            torch.testing.assert_close((moved - begun)[large], -1e-3 * begun.grad.sign()[large], rtol=0.02, atol=1e-6)
 
 
 # ---------------------------------------------------------------- what the rows say
