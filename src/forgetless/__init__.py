@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from forgetless.auditing.callback import ForgettingCallback
     from forgetless.auditing.run import audit
-    from forgetless.config import AuditConfig, LearnConfig
+    from forgetless.config import AuditConfig, InterpolateConfig, LearnConfig
+    from forgetless.geometry.interpolate import interpolate
     from forgetless.learning.stream import learn
 
 __version__ = version("forgetless")
-__all__ = ["AuditConfig", "ForgettingCallback", "LearnConfig", "audit", "learn"]
+__all__ = ["AuditConfig", "ForgettingCallback", "InterpolateConfig", "LearnConfig", "audit", "interpolate", "learn"]
 
 _PLACES = {
     "AuditConfig": "config",
     "ForgettingCallback": "auditing.callback",
+    "InterpolateConfig": "config",
     "LearnConfig": "config",
     "audit": "auditing.run",
+    "interpolate": "geometry.interpolate",
     "learn": "learning.stream",
 }
 

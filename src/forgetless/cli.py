@@ -50,7 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except KeyboardInterrupt:
-        kept = " Finished tasks are kept: the same command goes on after the last of them." * (arguments[0] == "learn")
+        what = {"learn": "tasks", "interpolate": "points"}.get(arguments[0])
+        kept = f" Finished {what} are kept: the same command goes on after the last of them." if what else ""
         console.print(f"stopped.{kept}")
         return 130
 
@@ -59,7 +60,7 @@ def _help() -> int:
     print("forgetless: what did each fine-tune make a language model forget, and how to keep it\n")
     print("usage: forgetless COMMAND [options]        forgetless COMMAND --help\n")
     for verb, (meaning, _) in VERBS.items():
-        print(f"  {verb:10}{meaning}")
+        print(f"  {verb:12}{meaning}")
     return 0
 
 
@@ -375,6 +376,62 @@ def _audit_parser() -> argparse.ArgumentParser:
     return parser
 
 
+INTERPOLATE_EPILOG = """
+  forgetless interpolate runs/a/tasks/01-sst2/adapter runs/a/tasks/02-bbc/adapter --tasks demo --new bbc --in both
+"""
+
+
+def _interpolate(arguments: list[str]) -> int:
+    told = _parsed(_interpolate_parser(), arguments)
+    if told is None:
+        return 0
+    from forgetless.config import InterpolateConfig
+    from forgetless.geometry.interpolate import interpolate
+    from forgetless.progress import out
+    from forgetless.report.interpolation import print_interpolation
+
+    record = interpolate(InterpolateConfig(**vars(told)))
+    print_interpolation(record, out)
+    files = f"{record['path']} (interpolate.html, interpolate.md, interpolate.json)"
+    out.print(f"\ninterpolate: {files}", soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+def _interpolate_parser() -> argparse.ArgumentParser:
+    import argparse
+
+    from forgetless.config import SPACES, InterpolateConfig, documentation
+    from forgetless.learning.engine import DEVICES, PRECISIONS
+
+    parser = argparse.ArgumentParser(
+        prog="forgetless interpolate", description=VERBS["interpolate"][0], exit_on_error=False, allow_abbrev=False,
+        epilog=INTERPOLATE_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    told = documentation(InterpolateConfig)
+
+    def add(name: str, flag: str | None = None, **how: Any) -> None:
+        default = getattr(InterpolateConfig, name)
+        flags = [flag] if flag else dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        known = {"dest": name, "default": default} | how
+        shown = f" (default {default})" if default and how.get("action") is None else ""
+        parser.add_argument(*flags, help=(told[name] + shown).replace("%", "%%"), **known)
+
+    parser.add_argument("before", metavar="A", help=told["before"])
+    parser.add_argument("after", metavar="B", help=told["after"])
+    for name in ("tasks", "new", "plane", "output_dir", "base_is"):
+        add(name)
+    add("within", "--in", choices=SPACES)
+    for name in ("points", "grid", "limit"):
+        add(name, type=int)
+    add("curve", type=int, nargs="?", const=100, metavar="STEPS")
+    for name in ("learning_rate", "confidence"):
+        add(name, type=float)
+    add("allow_pickle", action="store_true")
+    add("precision", choices=PRECISIONS)
+    add("device", choices=DEVICES)
+    return parser
+
+
 def _report(arguments: list[str]) -> int:
     import argparse
 
@@ -463,5 +520,6 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "demo": ("see a model forget, and forget less: two methods on three small tasks", _demo),
     "methods": ("list the methods", _methods),
     "streams": ("list the streams by name: source, licence, hashes, rows, scorer, and how to get them", _streams),
+    "interpolate": ("loss and score between two models: line, curve, plane; barrier, distance, CKA", _interpolate),
     "report": ("draw the report of one or several run folders again", _report),
 }

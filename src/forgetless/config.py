@@ -213,6 +213,68 @@ class AuditConfig:
             raise UsageError("recover brings back your own tasks; give them with --tasks")
 
 
+SPACES = ("product", "factors", "both")
+
+
+@dataclass(frozen=True)
+class InterpolateConfig:
+    """Between which models `interpolate` looks, where, and on which rows."""
+
+    before: str = ""
+    """the first model: a packaged model, a hub name, a folder with full weights or an adapter, or BASE+ADAPTER"""
+    after: str = ""
+    """the second one, of the same kinds, on the same base"""
+    tasks: str | None = None
+    """your own tasks, a file as `learn` takes it, or a stream's name; their test rows are scored"""
+    new: str | None = None
+    """the task that the second model learnt; the others are old"""
+    within: str = "product"
+    """product: between the updates s B A; factors: between the matrices A and B (equal layers, ranks and scales);
+    both: one after the other"""
+    points: int = 11
+    """on the line, and on the curve, ends included"""
+    curve: int = 0
+    """training steps of a curve of low loss between the two (a quadratic Bezier; your tasks' training rows)"""
+    learning_rate: float = 1e-3
+    """of these steps"""
+    plane: str | None = None
+    """a third model: loss and score on the plane through the three"""
+    grid: int = 7
+    """points of the plane in each direction"""
+    confidence: float = 0.95
+    """of every interval"""
+    limit: int | None = None
+    """at most this many test rows of each task, drawn with a fixed seed"""
+    output_dir: str = ""
+    """default runs/interpolate-<first>-<second>"""
+    base_is: str | None = None
+    """the base of the adapters is this model, whatever name they give it"""
+    allow_pickle: bool = False
+    """read .bin weights too (tensors only)"""
+    precision: str = "auto"
+    """auto, bf16 or fp32"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+
+    def check(self) -> None:
+        """UsageError for what is missing or out of range."""
+        if not (self.before and self.after):
+            raise UsageError("give two models: forgetless interpolate A B --tasks tasks.yaml")
+        if not self.tasks:
+            raise UsageError("give your tasks, whose test rows are scored at every point: --tasks tasks.yaml")
+        if self.within not in SPACES:
+            raise UsageError(f"in: no {self.within!r}{nearest(self.within, SPACES)}")
+        if self.points < 3 or self.grid < 2:
+            raise UsageError(f"points must be 3 or above and grid 2 or above, not {self.points} and {self.grid}")
+        if self.curve < 0 or not self.learning_rate > 0:
+            raise UsageError(f"curve is a number of steps and learning_rate above 0, not {self.curve} and "
+                             f"{self.learning_rate}")  # fmt: skip
+        if not 0.5 <= self.confidence < 1:
+            raise UsageError(f"confidence must be from 0.5 to below 1, such as 0.95, not {self.confidence}")
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"limit must be 1 or above, not {self.limit}")
+
+
 def documentation(config: type) -> dict[str, str]:
     """What stands below each field of a dataclass."""
     from docstring_parser import parse_from_object

@@ -226,6 +226,15 @@ class Adapters:
         )
 
 
+def pairs_of(model: PeftModel) -> dict[str, Pair]:
+    """The pair of each layer, by the layer's name in the base, of a model with one LoRA adapter that PEFT loaded."""
+    return {
+        name.removeprefix("base_model.model."): _pair(module, CURRENT)
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+
+
 def join(pairs: list[Pair]) -> Pair:
     """Pairs of one scale as one pair whose product is the sum of theirs."""
     first = pairs[0]

@@ -12,6 +12,7 @@ from forgetless.report.words import clean, number, percent, row_label
 COLOURS = 8  # of lines; the ninth has the first's colour and another mark
 POINTS_PER_LINE = 120  # of a loss curve; longer ones are averaged over windows of steps
 NAMED = 6  # lines that have room for a name beside them
+DODGE = 4.0  # between lines that share their places
 MINI = {"width": 240, "height": 112, "left": 26, "right": 232, "top": 8, "bottom": 100}
 
 
@@ -179,6 +180,92 @@ def _series(name: str, j: int) -> dict:
         "label": _shorten(clean(name), 16),
         "slot": j % COLOURS,
         "square": (j // COLOURS) % 2 == 1,
+    }
+
+
+# ---- between two models ------------------------------------------------------------------------------
+
+
+def path_chart(path: dict, key: str, width: int, marked: float | None = None) -> dict:
+    """A line per group of tasks along a path between two models, with intervals; `key`: loss or score.
+
+    Dashed: the straight line between the ends. Filled: the ends. `marked`: where a dotted line stands.
+    """
+    alphas, shown = path["alphas"], percent if key == "score" else words.figure
+    told = {name: group[key] for name, group in path["groups"].items()}
+    ends = [one for line in told.values() for part in line.values() for one in part if one is not None]
+    levels = [0.0, 0.25, 0.5, 0.75, 1.0] if key == "score" else ticks(min(ends), max(ends), about=4)
+    box = {"left": 56, "top": 16, "right": width - 100, "bottom": 250}
+    x = scale(0, 1, box["left"] + 16, box["right"] - 16)
+    y = scale(levels[0], levels[-1], box["bottom"], box["top"])
+    names = {0: "A", len(alphas) - 1: "B"}
+    series, said = [], []
+    for j, (name, line) in enumerate(told.items()):
+        aside = DODGE * (j - (len(told) - 1) / 2)  # so that intervals do not hide one another
+        places = [(x(alpha) + aside, y(value)) for alpha, value in zip(alphas, line["value"], strict=True)]
+        points = [
+            {"x": places[i][0], "y": places[i][1], "learnt": i in names}
+            | {"title": f"{name}, λ = {alphas[i]:.3g}: {shown(line['value'][i])}"}
+            | ({} if line["low"][i] is None else {"low": y(line["low"][i]), "high": y(line["high"][i])})
+            for i in range(len(alphas))
+        ]
+        faint = svg_path([places[0], places[-1]])
+        series.append(_series(name, j) | {"path": svg_path([*places]), "faint": faint, "points": points})
+        said.append(f"{name}: " + ", ".join(shown(value) for value in line["value"]) + ".")
+    every = math.ceil(len(alphas) / 11)
+    return {
+        "kind": "scores",
+        "desc": " ".join(said),
+        "width": width,
+        "height": 290,
+        "box": box,
+        "x_name": "",
+        "y_name": "mean score, %" if key == "score" else "loss, nats per answer token",
+        "slanted": False,
+        "x_ticks": [
+            (x(alpha), names.get(i, f"{alpha:.3g}"), "")
+            for i, alpha in enumerate(alphas)
+            if i in names or i % every == 0
+        ],
+        "y_ticks": [(y(one), number(100 * one) if key == "score" else words.figure(one)) for one in levels],
+        "series": _spread(series, box["top"] + 4, box["bottom"]),
+        "rules": [] if marked is None else [x(marked)],
+        "note": "",
+    }
+
+
+def landscape(plane: dict, key: str, group: str, names: list[str], width: int) -> dict:
+    """A group's loss or score on the plane through three models as coloured cells, the three marked, to scale."""
+    xs, ys, values = plane["x"], plane["y"], plane["groups"][group][key]
+    shown = percent if key == "score" else words.figure
+    step_x, step_y = xs[1] - xs[0], ys[1] - ys[0]
+    height = round(min(1.2, max(0.3, (ys[-1] - ys[0] + step_y) / (xs[-1] - xs[0] + step_x))) * width)
+    x = scale(xs[0] - step_x / 2, xs[-1] + step_x / 2, 0, width)
+    y = scale(ys[0] - step_y / 2, ys[-1] + step_y / 2, height, 0)
+    every = [one for row in values for one in row]
+    low, high = min(every), max(every)
+    share = scale(low, high, 0, 100) if high > low else lambda value: 0.0
+    cells = [
+        {
+            "x": x(one - step_x / 2),
+            "y": y(other + step_y / 2),
+            "width": round(x(one + step_x / 2) - x(one - step_x / 2) + 0.5, 1),
+            "height": round(y(other - step_y / 2) - y(other + step_y / 2) + 0.5, 1),
+            "share": share(value),
+            "title": f"x = {one:.3g}, y = {other:.3g}: {shown(value)}",
+        }
+        for other, row in zip(ys, values, strict=True)
+        for one, value in zip(xs, row, strict=True)
+    ]
+    marks = [{"x": x(a), "y": y(b), "label": name} for (a, b), name in zip(plane["corners"], names, strict=True)]
+    return {
+        "width": width,
+        "height": height,
+        "cells": cells,
+        "marks": marks,
+        "low": shown(low),
+        "high": shown(high),
+        "desc": f"From {shown(low)} to {shown(high)} on {len(ys)} rows of {len(xs)} points.",
     }
 
 

@@ -318,3 +318,55 @@ AUDIT_GLOSSARY = {
     "control": ("healthy control", "The reference, given the same steps on the same rows: what the steps alone do."),
 } | {anchor: GLOSSARY[anchor] for anchor in _SHARED}
 """The same for the page of an audit."""
+
+INTERPOLATE_GLOSSARY = {
+    "line": (
+        "straight line",
+        "Points (1 - λ) A + λ B between two models: λ = 0 is the first, λ = 1 the second.",
+    ),
+    "product": (
+        "in the product",
+        "The points lie between what the adapters add to the weights, s B A; of models without adapters between the "
+        "weights.",
+    ),
+    "factors": (
+        "in the factors",
+        "The points lie between the matrices A and between the matrices B. Their product has mixed terms, so this is "
+        "another path between the same ends.",
+    ),
+    "curve": (
+        "curve",
+        "A quadratic Bézier curve between the two models; its middle point is trained so that the loss on it is low.",
+    ),
+    "plane": (
+        "plane",
+        "All weighted sums of three models whose weights add up to 1; its axes are in the unit of the weights.",
+    ),
+    "barrier": (
+        "barrier",
+        "How far the loss on the path rises above the straight line between the losses of its ends, where it rises "
+        "most.",
+    ),
+    "peak": (
+        "peak inside",
+        "A point between the ends with a higher mean score than both of them.",
+    ),
+    "band": (
+        "simultaneous interval",
+        "It holds for all points of a path together, so that the best or worst of them may be picked on these rows.",
+    ),
+    "answer-loss": (
+        "loss on answers",
+        "-log p in nats per answer token, the mean over a task's answer tokens, then over tasks.",
+    ),
+    "distance": (
+        "weight distance",
+        "The root of the sum of squared differences of all weights; relative: divided by the first model's own.",
+    ),
+    "cka": (
+        "linear CKA",
+        "How alike two models' representations of the same tokens are: 1 where they are equal up to rotation and "
+        "scale, near 0 where they have nothing in common.",
+    ),
+} | {anchor: GLOSSARY[anchor] for anchor in ("task", "row", "score", "points")}
+"""The same for the page of an interpolation."""

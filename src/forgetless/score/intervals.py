@@ -154,6 +154,57 @@ def ratio_intervals(
     return bounds[0], bounds[1]
 
 
+@dataclass(frozen=True)
+class Band:
+    """Several quantities of the same rows, with bounds that hold for all of them together; NaN where there are none."""
+
+    value: np.ndarray  # (quantities,)
+    low: np.ndarray
+    high: np.ndarray
+
+
+def band(
+    tasks: Sequence[tuple[np.ndarray, np.ndarray]], confidence: float = 0.95, added: tuple[float, ...] = (),
+    seed: int = 0,
+) -> Band:  # fmt: skip
+    """(1/T) Σ_t Σ_i sums[i, q] / Σ_i counts[i] for every quantity q, with simultaneous bounds.
+
+    `tasks`: each task's sums (rows, quantities) and counts (rows,). Rows are resampled within their task, the same
+    rows for all quantities, and c of value ± c se is such that the largest of |draw - value| / se is within it in the
+    stated share of draws, so that one may look for the largest or smallest of the quantities (a max-t band). c is
+    widened by the number of rows as in `paired_change`. `added`: scores of rows that are added to each task for the
+    bounds, such as (1, -1) for differences of right and wrong (Bonett & Price 2012): rows that are all equal bound
+    nothing otherwise. Below ten rows in a task there are no bounds.
+    """
+    value = np.mean([sums.sum(axis=0) / counts.sum() for sums, counts in tasks], axis=0)
+    fewest = min(len(sums) for sums, _ in tasks)
+    if fewest < FEWEST_CLUSTERS:
+        return Band(value, np.full_like(value, np.nan), np.full_like(value, np.nan))
+    tasks = [(_with_rows(sums, added), np.append(counts, np.ones(len(added)))) for sums, counts in tasks]
+    middle = np.mean([sums.sum(axis=0) / counts.sum() for sums, counts in tasks], axis=0)
+    error = np.sqrt(sum(map(_ratio_variance, tasks))) / len(tasks)
+    moves = np.zeros((DRAWS, len(value)))
+    for number, (sums, counts) in enumerate(tasks):
+        drawn = [(times @ sums) / (times @ counts)[:, None] for times in _resamples(len(sums), seed + number)]
+        moves += np.concatenate(drawn) / len(tasks)
+    moving = error > 1e-12
+    largest = np.max(np.abs(moves - middle)[:, moving] / error[moving], axis=1, initial=0.0)
+    half = np.quantile(largest, 1 - 2 * _tail(fewest, confidence)) * error
+    return Band(value, np.minimum(value, middle - half), np.maximum(value, middle + half))
+
+
+def _with_rows(sums: np.ndarray, added: tuple[float, ...]) -> np.ndarray:
+    return np.vstack([sums, *(np.full((1, sums.shape[1]), score) for score in added)])
+
+
+def _ratio_variance(task: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Of Σ sums / Σ counts, by its linearisation: Σ (sums - ratio counts)² / (n (n-1) mean(counts)²)."""
+    sums, counts = task
+    n = len(counts)
+    rest = sums - np.outer(counts, sums.sum(axis=0) / counts.sum())
+    return (rest**2).sum(axis=0) / (n * (n - 1) * counts.mean() ** 2)
+
+
 def _bootstrap(difference: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
     """Percentiles of the mean over resampled rows, widened as Student's t is.
 
