@@ -8,10 +8,11 @@ if TYPE_CHECKING:
     from forgetless.auditing.callback import ForgettingCallback
     from forgetless.auditing.run import audit
     from forgetless.config import AuditConfig, LearnConfig
+    from forgetless.geometry.overlap import overlap
     from forgetless.learning.stream import learn
 
 __version__ = version("forgetless")
-__all__ = ["AuditConfig", "ForgettingCallback", "LearnConfig", "audit", "learn"]
+__all__ = ["AuditConfig", "ForgettingCallback", "LearnConfig", "audit", "learn", "overlap"]
 
 _PLACES = {
     "AuditConfig": "config",
@@ -19,6 +20,7 @@ _PLACES = {
     "LearnConfig": "config",
     "audit": "auditing.run",
     "learn": "learning.stream",
+    "overlap": "geometry.overlap",
 }
 
 
