@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -218,10 +219,13 @@ def test_independent_places_collide_as_often_as_chance_says():
 
 
 def test_random_directions_share_what_chance_says():
-    shared = [
-        compare_layer("x", {0: drawn(2, i, 30, 20), 1: drawn(4, i + 500, 30, 20)}, (1.0,)).meetings[0, 1].shared
+    meetings = [
+        compare_layer("x", {0: drawn(2, i, 30, 20), 1: drawn(4, i + 500, 30, 20)}, (1.0,)).meetings[0, 1]
         for i in range(60)
     ]
+    shared = [one.shared for one in meetings]
+    for square, turned in (("output_side", 1), ("input_side", 2)):
+        assert np.mean([getattr(one, square) / one.sizes[turned] for one in meetings]) == pytest.approx(1, rel=0.2)
     columns, rows, random_columns, random_rows, fewest = np.mean(shared, axis=0)
     assert [random_columns, random_rows, fewest] == pytest.approx([8 / 20, 8 / 30, 2])
     assert columns == pytest.approx(random_columns, rel=0.2) and rows == pytest.approx(random_rows, rel=0.2)
@@ -388,16 +392,21 @@ def made(count: int = 3, layers: int = 2, updates: list[Update] | None = None) -
     )
 
 
-def test_what_stands_out_is_said_with_chance_beside_it():
-    found = made()
+@pytest.mark.parametrize("weight, said", [(1.0, "point most the same way"), (-1.0, "are most opposed"), (0.0, "")])
+def test_what_stands_out_is_said_with_chance_beside_it(weight, said):
+    first, *others, last = adapters()
+    last = replace(last, layers=weighted([first.layers, last.layers], [weight, 1.0]))
+    found = made(updates=[first, *others, last])
     told = " ".join(sentences(found))
     at, rates, chance = found["thresholds"].index(1), found["average_collision_rate"], found["average_by_chance"]
     assert f"both change {100 * rates[at]:.3g} % of all entries by more than 1 times the rms entry" in told
     assert f"unrelated ones would change {100 * chance[at]:.3g} %" in told
-    most = max(found["pairs"], key=lambda one: abs(one["cosine"]))
-    pair = f"{most['pair'][0]}-task and {most['pair'][1]}-task"
-    how = "point most the same way" if most["cosine"] > 0 else "are most opposed"
-    assert f"{pair} {how}: cosine {most['cosine']:.3g}." in told
+    related = found["pairs"][1]
+    assert related["pair"] == [0, 2] and related["cosine"] * weight >= 0
+    expected = (
+        f"0-task and 2-task {said}: cosine {related['cosine']:.3g}." if weight else "No two updates point the same"
+    )
+    assert expected in told
     for text in (Page(render_overlap(found)).text.replace("\u00a0", " "), overlap_markdown(found)):
         assert "What was forgotten they do not say" in text
         assert all(line in text.replace("\\", "") for line in sentences(found))

@@ -5,8 +5,9 @@ With ΔW = s B A = U diag(σ) V^T, for two updates i and j of a layer with n = o
     collision rate     CR = |{|ΔW_i| > τ_i} ∩ {|ΔW_j| > τ_j}| / n,  τ = k rms(ΔW),  rms = ‖ΔW‖_F / √n
     by chance          CR_ii CR_jj, what independent places give; CR_ii is the density
     inner product      <ΔW_i, ΔW_j> = Σ σ_i C ∘ D σ_j,    C = U_i^T U_j, D = V_i^T V_j
-    output side        ‖ΔW_i^T ΔW_j‖_F = ‖diag(σ_i) C diag(σ_j)‖_F     0 where both write in orthogonal directions
+    output side        ‖ΔW_i^T ΔW_j‖_F = ‖diag(σ_i) C diag(σ_j)‖_F     0 where both write to orthogonal directions
     input side         ‖ΔW_i ΔW_j^T‖_F = ‖diag(σ_i) D diag(σ_j)‖_F     0 where both read from orthogonal directions
+    by chance          ‖ΔW_i‖_F ‖ΔW_j‖_F / √out and / √in: the same updates turned at random (root mean square)
     principal angles   arccos of the singular values of C (column spaces) and of D (row spaces)
     shared directions  ‖C‖_F² / min(k_i, k_j), ‖D‖_F² / min(k_i, k_j)     (φ of Hu et al. 2021, arXiv 2106.09685)
     by chance          k_i k_j / out, k_i k_j / in, each over min(k_i, k_j): random directions of those ranks
@@ -94,7 +95,7 @@ class Meeting:
     inner: float
     output_side: float  # ‖ΔW_i^T ΔW_j‖_F²
     input_side: float  # ‖ΔW_i ΔW_j^T‖_F²
-    sizes: float  # ‖ΔW_i‖_F² ‖ΔW_j‖_F², which neither exceeds
+    sizes: np.ndarray  # ‖ΔW_i‖_F² ‖ΔW_j‖_F², which neither exceeds; over out; over in
     factors: np.ndarray  # Σ|A_i A_j^T|, Σ(A_i A_j^T)², Σ|B_i^T B_j|, Σ(B_i^T B_j)²
     shared: np.ndarray  # ‖C‖_F², ‖D‖_F², what random directions give for each, min(k_i, k_j)
     angles: tuple[list[float], list[float]]  # between column spaces, between row spaces; degrees, rising
@@ -115,13 +116,14 @@ class Meeting:
     def as_json(self, entries: int, norms: float) -> dict:
         """`entries`: those that rates are shares of; `norms`: ‖ΔW_i‖_F ‖ΔW_j‖_F."""
         columns, rows, random_columns, random_rows, directions = self.shared.tolist()
+        most, turned, turned_inputs = self.sizes.tolist()
         told: dict = {
             "collision_rate": (self.collisions / entries).tolist(),
             "by_chance": (self.by_chance / entries).tolist(),
             "inner_product": self.inner,
             "cosine": _share(self.inner, norms),
-            "output_side": _side(self.output_side, self.sizes),
-            "input_side": _side(self.input_side, self.sizes),
+            "output_side": _side(self.output_side, most, by_chance=turned),
+            "input_side": _side(self.input_side, most, by_chance=turned_inputs),
             "factors": dict(zip(("A_abs", "A_squares", "B_abs", "B_squares"), self.factors.tolist(), strict=True)),
             "column_spaces": {"shared": _share(columns, directions), "by_chance": _share(random_columns, directions)},
             "row_spaces": {"shared": _share(rows, directions), "by_chance": _share(random_rows, directions)},
@@ -137,10 +139,10 @@ def _share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def _side(square: float, sizes: float) -> dict:
-    """A product's norm, and relative to the largest that updates of these norms can have."""
-    relative = math.sqrt(square / sizes) if sizes else None
-    return {"norm": math.sqrt(square), "square": square, "relative": relative}
+def _side(square: float, most: float, by_chance: float) -> dict:
+    """A product's norm, and relative to the largest that updates of these norms can have; the arguments are squares."""
+    relative, chance = (math.sqrt(part / most) if most else None for part in (square, by_chance))
+    return {"norm": math.sqrt(square), "square": square, "relative": relative, "by_chance": chance}
 
 
 @dataclass(frozen=True)
@@ -319,7 +321,7 @@ def _meeting(
         inner=float((weights * C * D).sum()),
         output_side=float((weights * C).square().sum()),
         input_side=float((weights * D).square().sum()),
-        sizes=float(one.sigma.square().sum() * other.sigma.square().sum()),
+        sizes=float(one.sigma.square().sum() * other.sigma.square().sum()) / np.array([1, len(one.U), len(one.V)]),
         factors=np.array([float(each) for M in (A, B) for each in (M.abs().sum(), M.square().sum())]),
         shared=np.array([float(C.square().sum()), float(D.square().sum()), *chance, fewest]),
         angles=(_angles(C), _angles(D)),
@@ -403,7 +405,9 @@ def _summed(layers: Sequence[LayerOverlap], i: int, levels: int) -> Size:
 
 
 def _met(layers: Sequence[LayerOverlap], couple: Couple, levels: int) -> Meeting:
-    nothing = Meeting(np.zeros(levels), np.zeros(levels), 0.0, 0.0, 0.0, 0.0, np.zeros(4), np.zeros(5), ([], []))
+    nothing = Meeting(
+        np.zeros(levels), np.zeros(levels), 0.0, 0.0, 0.0, np.zeros(3), np.zeros(4), np.zeros(5), ([], [])
+    )
     return sum((layer.meetings[couple] for layer in layers if couple in layer.meetings), nothing)
 
 

@@ -82,11 +82,23 @@ def _pairs(record: dict) -> Table:
         for one in chosen
     ]
     head = ["pair", "collision rate", "over chance", "cosine", "output side", "input side"]
-    head += ["shared output directions", "shared input directions"]
+    head += ["shared outputs", "shared inputs"]
     left_out = len(record["pairs"]) - len(chosen)
     more = (f"The {len(chosen)} pairs with the largest cosines; {left_out} more in {RECORD}.",) if left_out else ()
-    said = f"Collisions: entries above {level(record)}. Sides: norms of ΔW_iᵀΔW_j and ΔW_iΔW_jᵀ over both norms."
-    return Table("Pairs, over all layers", head, rows, (said, *more))
+    notes = (
+        f"Collisions: entries above {level(record)}. Shared: of the directions of the smaller update.",
+        f"Sides: norms of ΔW_iᵀΔW_j and ΔW_iΔW_jᵀ over both norms; {_chance(record)}.",
+    )
+    return Table("Pairs, over all layers", head, rows, (*notes, *more))
+
+
+def _chance(record: dict) -> str:
+    """What the sides of unrelated updates are, over all pairs."""
+    told = []
+    for side in ("output_side", "input_side"):
+        known = [chance for one in record["pairs"] if (chance := one[side]["by_chance"]) is not None]
+        told.append(figure(sum(known) / len(known) if known else None))
+    return f"by chance {told[0]} and {told[1]}"
 
 
 def _adapters(record: dict) -> Table:
@@ -113,11 +125,11 @@ def _sweep(record: dict) -> Table:
         densities = [one["densities"][at] for one in record["adapters"]]
         ratios = [found for one in record["pairs"] if (found := ratio(one, at)) is not None]
         rows.append([
-            f"{threshold:g} x rms",
+            f"{threshold:g} × rms",
             share(sum(densities) / len(densities)),
             share(record["average_collision_rate"][at]),
             share(record["average_by_chance"][at]),
-            f"{times(min(ratios))} to {times(max(ratios))}" if ratios else "-",
+            " to ".join(dict.fromkeys(map(times, (min(ratios), max(ratios))))) if ratios else "-",
         ])  # fmt: skip
     head = ["threshold", "mean density", "average collision rate", "by chance", "over chance, by pair"]
     return Table("The same at every threshold", head, rows)

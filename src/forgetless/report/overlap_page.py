@@ -29,6 +29,21 @@ LABELS = 10  # pixels that the name of a layer needs
 
 
 @dataclass(frozen=True)
+class Unit:
+    """How values are written, and how briefly in a cell."""
+
+    written: Callable[[float | None], str]
+    brief: str
+    nothing: float = 0.0  # sizes below it are 0 in a cell, not -0.00
+
+    def short(self, value: float | None) -> str:
+        return "-" if value is None else self.brief.format(0.0 if abs(value) < self.nothing else value)
+
+
+SHARE, TIMES, FIGURE = Unit(share, "{:.1%}"), Unit(times, "{:.2f}"), Unit(figure, "{:.2f}", 0.005)
+
+
+@dataclass(frozen=True)
 class Measure:
     """One of the maps."""
 
@@ -36,24 +51,27 @@ class Measure:
     anchor: str
     about: str
     value: Callable[[dict, int], float | None]  # of a pair, at a threshold's place
-    written: Callable[[float | None], str]
+    unit: Unit
+
+    def written(self, value: float | None) -> str:
+        return self.unit.written(value)
 
 
 MEASURES = [
     Measure("Collision rate", "collision-rate", "entries that both change, of all entries",
-            lambda one, at: one["collision_rate"][at], share),
-    Measure("Collisions over chance", "by-chance", "1 x: as often as unrelated updates of these densities",
-            ratio, times),
-    Measure("Cosine", "inner-product", "of all entries; the colour is its size, whatever its sign",
-            lambda one, at: one["cosine"], figure),
+            lambda one, at: one["collision_rate"][at], SHARE),
+    Measure("Collisions over chance", "by-chance", "1×: as often as unrelated updates of these densities",
+            ratio, TIMES),
+    Measure("Cosine", "inner-product", "of all entries, as two vectors",
+            lambda one, at: one["cosine"], FIGURE),
     Measure("Output side", "output-side", "‖ΔW_iᵀ ΔW_j‖ over both norms",
-            lambda one, at: one["output_side"]["relative"], figure),
+            lambda one, at: one["output_side"]["relative"], FIGURE),
     Measure("Input side", "input-side", "‖ΔW_i ΔW_jᵀ‖ over both norms",
-            lambda one, at: one["input_side"]["relative"], figure),
+            lambda one, at: one["input_side"]["relative"], FIGURE),
     Measure("Shared output directions", "shared-directions", "of the column spaces, whatever their sizes",
-            lambda one, at: one["column_spaces"]["shared"], share),
+            lambda one, at: one["column_spaces"]["shared"], SHARE),
     Measure("Shared input directions", "shared-directions", "of the row spaces, whatever their sizes",
-            lambda one, at: one["row_spaces"]["shared"], share),
+            lambda one, at: one["row_spaces"]["shared"], SHARE),
 ]  # fmt: skip
 
 
@@ -92,8 +110,9 @@ def _heat(value: float | None, top: float) -> int | None:
     return None if value is None else round(100 * abs(value) / top) if top else 0
 
 
-def _cell(value: float | None, written: Callable[[float | None], str], top: float, title: str, small: str = "") -> dict:
-    return cell(None) | {"text": written(value), "heat": _heat(value, top), "between": small, "title": title}
+def _cell(value: float | None, unit: Unit, top: float, title: str, small: str = "") -> dict:
+    """A cell has two digits; the pointer shows three."""
+    return cell(None) | {"text": unit.short(value), "heat": _heat(value, top), "between": small, "title": title}
 
 
 def _top(values: Sequence[float | None]) -> float:
@@ -116,7 +135,7 @@ def _pair_map(record: dict, measure: Measure, at: int, names: list[str]) -> dict
         if i == j:
             return cell(None) | {"title": names[i]}
         value = values[min(i, j), max(i, j)]
-        return _cell(value, measure.written, top, f"{names[i]} and {names[j]}: {measure.written(value)}")
+        return _cell(value, measure.unit, top, f"{names[i]} and {names[j]}: {measure.written(value)}")
 
     numbers = range(len(names))
     rows = [row(names[i], "", [drawn(i, j) for j in numbers]) for i in numbers]
@@ -139,9 +158,9 @@ def _sweep(record: dict, shown: list[dict], names: list[str]) -> dict:
     rows = []
     for at, threshold in enumerate(record["thresholds"]):
         cells = [
-            _cell(ratio(one, at), times, top, f"{named_pair(one, names)} at {threshold:g} x rms: collision rate "
+            _cell(ratio(one, at), TIMES, top, f"{named_pair(one, names)} at {threshold:g} × rms: collision rate "
                   f"{share(one['collision_rate'][at])}, by chance {share(one['by_chance'][at])}",
-                  share(one["collision_rate"][at]))
+                  SHARE.short(one["collision_rate"][at]))
             for one in shown
         ]  # fmt: skip
         rows.append(row(f"{threshold:g} × rms", "", cells))

@@ -8,9 +8,10 @@ from forgetless.report.words import clean
 from forgetless.subjects import layouts
 
 TABLE_PAIRS = 12  # of a table in the terminal
+ALIGNED = 0.1  # cosines below are told as none
 CAUTION = (
     "These are different things: adapters without a collision have an inner product of 0, but may still write to the "
-    "same outputs or read the same inputs. What was forgotten they do not say; `forgetless audit` measures it."
+    "same outputs or read the same inputs. What was forgotten they do not say; forgetless audit measures it."
 )
 
 
@@ -51,7 +52,7 @@ def share(value: float | None) -> str:
 
 
 def times(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g} x"
+    return "-" if value is None else f"{value:.3g}×"
 
 
 def figure(value: float | None) -> str:
@@ -82,8 +83,8 @@ def _cosine(record: dict) -> str:
         return ""
     names, most = names_of(record), max(known, key=lambda one: abs(one["cosine"]))
     pair, cosine = named_pair(most, names), most["cosine"]
-    if abs(cosine) < 0.005:
-        return f"No two updates point the same or the opposite way: every cosine is below {0.005}."
+    if abs(cosine) < ALIGNED:
+        return f"No two updates point the same or the opposite way: the largest cosine is {figure(cosine)} ({pair})."
     how = "point most the same way" if cosine > 0 else "are most opposed"
     among = how if len(known) > 1 else how.replace(" most", "")
     return f"{pair} {among}: cosine {figure(cosine)}."
