@@ -7,13 +7,15 @@ folders and read back, so that the figures hold for the whole command without it
 process's resident memory, libraries included (Linux).
 
 The floor of the products is their operations, 2 x rank an entry and adapter, at the rate of a large fp32 matrix product
-on as many threads. The parts are those of one layer on one thread, timed by themselves.
+on as many threads. Processor seconds tell the work apart from waiting for other programs. The parts are those of one
+layer on one thread, timed by themselves.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -80,9 +82,9 @@ def main() -> None:
         folders = [f"{folder}/{i}" for i in range(told.adapters)]
         for i, each in enumerate(folders):
             write_update(made_up(told, i), Path(each), "made-up")
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         found = overlap(folders)
-        seconds = time.perf_counter() - began
+        seconds, busy = time.perf_counter() - began, time.process_time() - worked
     memory = peak()
     rate = product_rate(torch.float32)
     operations = 2 * told.rank * told.adapters * entries
@@ -92,6 +94,8 @@ def main() -> None:
         "entries of each": entries,
         "threads": told.threads,
         "seconds": round(seconds, 1),
+        "processor seconds": round(busy, 1),
+        "load of the machine": os.getloadavg()[0],
         "peak MiB": memory,
         "GB of the products in fp32": round(4 * told.adapters * entries / 1e9, 1),
         "floor of the products, s": round(operations / rate, 2),
