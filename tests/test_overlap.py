@@ -399,7 +399,7 @@ def test_what_stands_out_is_said_with_chance_beside_it(weight, said):
     found = made(updates=[first, *others, last])
     told = " ".join(sentences(found))
     at, rates, chance = found["thresholds"].index(1), found["average_collision_rate"], found["average_by_chance"]
-    assert f"both change {100 * rates[at]:.3g} % of all entries by more than 1 times the rms entry" in told
+    assert f"both change {100 * rates[at]:.3g} % of all entries by more than the rms entry" in told
     assert f"unrelated ones would change {100 * chance[at]:.3g} %" in told
     related = found["pairs"][1]
     assert related["pair"] == [0, 2] and related["cosine"] * weight >= 0

@@ -47,7 +47,7 @@ from forgetless.subjects.models import AdapterFolder, find_adapters, same_model
 
 THRESHOLDS = (0.0, 0.01, 0.1, 0.5, 1.0, 2.0)  # k, times the rms entry of an update in a layer
 SHOWN_AT = 1.0  # the threshold that maps show: entries larger than is usual in their layer
-NO_PRODUCT = "overlap compares LoRA adapters, and peft's save_as_lora turns other types into the nearest one"
+NO_PRODUCT = "overlap compares LoRA adapters; peft's save_as_lora turns many other types into the nearest one"
 
 Couple = tuple[int, int]
 

@@ -43,7 +43,7 @@ def ratio(one: dict, at: int) -> float | None:
 def level(record: dict) -> str:
     """The threshold that is shown, in words."""
     k = record["shown_at"]
-    return f"{k:g} times the rms entry of their layer" if k else "0"
+    return f"{k:g} times the rms entry of their layer".removeprefix("1 times ") if k else "0"
 
 
 def share(value: float | None) -> str:
@@ -56,8 +56,14 @@ def times(value: float | None) -> str:
 
 
 def figure(value: float | None) -> str:
-    """Three digits; rounding of a zero is 0."""
-    return "-" if value is None else "0" if abs(value) < 1e-9 else f"{value:.3g}"
+    """Three digits; rounding of a zero is 0.
+
+    >>> figure(0.12345), figure(-1e-12), figure(1234.5)
+    ('0.123', '0', '1,234')
+    """
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 else "0" if abs(value) < 1e-9 else f"{value:.3g}"
 
 
 def sentences(record: dict) -> list[str]:
