@@ -9,10 +9,20 @@ if TYPE_CHECKING:
     from forgetless.auditing.run import audit
     from forgetless.config import AuditConfig, InterpolateConfig, LearnConfig
     from forgetless.geometry.interpolate import interpolate
+    from forgetless.geometry.overlap import overlap
     from forgetless.learning.stream import learn
 
 __version__ = version("forgetless")
-__all__ = ["AuditConfig", "ForgettingCallback", "InterpolateConfig", "LearnConfig", "audit", "interpolate", "learn"]
+__all__ = [
+    "AuditConfig",
+    "ForgettingCallback",
+    "InterpolateConfig",
+    "LearnConfig",
+    "audit",
+    "interpolate",
+    "learn",
+    "overlap",
+]
 
 _PLACES = {
     "AuditConfig": "config",
@@ -22,6 +32,7 @@ _PLACES = {
     "audit": "auditing.run",
     "interpolate": "geometry.interpolate",
     "learn": "learning.stream",
+    "overlap": "geometry.overlap",
 }
 
 

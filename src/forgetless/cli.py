@@ -29,6 +29,12 @@ A stream file:                                     A configuration file gives th
 """
 
 
+OVERLAP_EPILOG = """
+  forgetless overlap ./invoices ./tickets someone/adapter-on-the-hub
+  forgetless overlap runs/olora --increments
+"""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the `forgetless` command."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -432,6 +438,52 @@ def _interpolate_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _overlap(arguments: list[str]) -> int:
+    import argparse
+
+    from forgetless.errors import UsageError
+
+    parser = argparse.ArgumentParser(
+        prog="forgetless overlap", description=VERBS["overlap"][0], exit_on_error=False, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=OVERLAP_EPILOG,
+    )  # fmt: skip
+    parser.add_argument(
+        "models", nargs="*", metavar="ADAPTER", help="two LoRA adapters or more: folders with adapters, output folders "
+        "of trainers, hub names, run folders (each of its tasks); their base need not be here",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output_dir", "--output-dir", type=Path, default=Path("runs/overlap"), help="where to write (%(default)s)"
+    )
+    parser.add_argument(
+        "--thresholds", nargs="+", type=float, metavar="K", help="an entry counts where it is larger than K times the "
+        "rms entry of its update in its layer; default 0 0.01 0.1 0.5 1 2; maps show 1, or else the largest",
+    )  # fmt: skip
+    parser.add_argument("--base_is", "--base-is", help="all adapters are on this base, whatever they call it")
+    parser.add_argument(
+        "--increments", action="store_true", help="of each adapter only what it adds to the one before it: for a run, "
+        "whose later adapters hold what earlier tasks added",
+    )  # fmt: skip
+    parser.add_argument("--allow_pickle", "--allow-pickle", action="store_true", help="read .bin files, tensors only")
+    told = _parsed(parser, arguments)
+    if told is None:
+        return 0
+    if not told.models:
+        raise UsageError("overlap: which adapters? see forgetless overlap --help")
+    from forgetless.geometry.overlap import THRESHOLDS, overlap
+    from forgetless.progress import out
+    from forgetless.report.overlap import print_overlap, write_overlap
+
+    record = overlap(
+        told.models, told.thresholds or THRESHOLDS, base_is=told.base_is, increments=told.increments,
+        allow_pickle=told.allow_pickle,
+    )  # fmt: skip
+    write_overlap(record, told.output_dir)
+    print_overlap(record, out)
+    files = f"{told.output_dir} (overlap.html, overlap.md, overlap.json)"
+    out.print(f"\noverlap: {files}", soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
 def _report(arguments: list[str]) -> int:
     import argparse
 
@@ -516,6 +568,10 @@ def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.N
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "audit": ("what did a fine-tune make a model forget? any trainer's models against an earlier one", _audit),
+    "overlap": (
+        "do these LoRA adapters change the same weights, write to the same outputs, read the same inputs?",
+        _overlap,
+    ),
     "learn": ("learn a stream of tasks, score every task after each", _learn),
     "demo": ("see a model forget, and forget less: two methods on three small tasks", _demo),
     "methods": ("list the methods", _methods),

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from peft import LoraConfig
@@ -25,6 +26,7 @@ from forgetless.errors import RunError, UsageError
 from forgetless.model.adapters import Pair
 from forgetless.model.identity import open_tensors
 from forgetless.runs.folder import read_json
+from forgetless.subjects.models import CHANGE_THE_BASE
 
 _FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?P<side>[AB])(?:\.\w+)?\.weight")
 _NOT_A_PRODUCT = {
@@ -46,28 +48,36 @@ class Update:
     layers: Mapping[str, Pair]
 
 
-def read_update(folder: Path, name: str | None = None) -> Update:
+def read_update(
+    folder: Path, name: str | None = None, remedy: str = "merge it into full weights and give these"
+) -> Update:
     """The pairs of a plain LoRA folder of any trainer: ranks and alphas may differ from layer to layer, rsLoRA too.
 
-    Raises UsageError for what is no such product, RunError for files that are no adapter.
+    Raises UsageError, which ends with the `remedy`, for what is no such product, RunError for files that are no
+    adapter.
     """
     told = read_json(folder / CONFIG_NAME)
     if not isinstance(told, dict) or told.get("peft_type") != "LORA":
         kind = told.get("peft_type") if isinstance(told, dict) else None
-        raise UsageError(f"{folder}: is no LoRA adapter (peft_type {kind}); merge it into full weights and give these")
+        raise UsageError(f"{folder}: is no LoRA adapter (peft_type {kind}); {remedy}")
     for key, why in _NOT_A_PRODUCT.items():
         if told.get(key) not in (None, False, "none", [], {}):
             raise UsageError(
                 f"{folder / CONFIG_NAME}: {key}={told[key]!r}: {why}, so its update is more than a product of two "
-                "factors; merge it into full weights and give these"
+                f"factors; {remedy}"
             )
+    if str(start := told.get("init_lora_weights")).startswith(CHANGE_THE_BASE):
+        raise UsageError(
+            f"{folder / CONFIG_NAME}: init_lora_weights={start!r} took weight out of the base at its start, so its "
+            f"update is more than these factors; {remedy}"
+        )
     sides: dict[str, dict[str, Tensor]] = {}
     weights = folder / SAFETENSORS_WEIGHTS_NAME
     with open_tensors(weights) as tensors:
         for key in sorted(tensors.keys()):
             found = _FACTOR.fullmatch(key)
             if not found:
-                raise UsageError(f"{weights}: {key} is no factor of a linear layer; merge it into full weights")
+                raise UsageError(f"{weights}: {key} is no factor of a linear layer; {remedy}")
             sides.setdefault(found["layer"], {})[found["side"]] = tensors.get_tensor(key).float()
     layers = {layer: _pair(pair, layer, told, weights) for layer, pair in sides.items()}
     if not layers:
@@ -76,7 +86,8 @@ def read_update(folder: Path, name: str | None = None) -> Update:
 
 
 def _pair(sides: dict[str, Tensor], layer: str, told: dict, file: Path) -> Pair:
-    if sides.keys() != {"A", "B"} or sides["A"].shape[0] != sides["B"].shape[1]:
+    flat = all(tensor.ndim == 2 for tensor in sides.values())
+    if sides.keys() != {"A", "B"} or not flat or sides["A"].shape[0] != sides["B"].shape[1]:
         shapes = {side: tuple(tensor.shape) for side, tensor in sides.items()}
         raise RunError(f"{file}: the factors of {layer} are {shapes}, no A (rank, in) and B (out, rank)")
     rank = sides["A"].shape[0]
@@ -119,14 +130,27 @@ def difference(a: Pair, b: Pair) -> float:
     return math.sqrt(max(0.0, inner(a, a) - 2 * inner(a, b) + inner(b, b)))
 
 
-def compressed(pair: Pair, rank: int) -> Pair:
-    """The nearest update of a rank (Eckart and Young, 1936), its singular values shared between both factors."""
+class Decomposed(NamedTuple):
+    """ΔW = U diag(σ) V^T in fp64, k singular values of at most the rank."""
+
+    U: Tensor  # (out, k)
+    sigma: Tensor  # (k,)
+    V: Tensor  # (in, k)
+
+
+def decomposed(pair: Pair) -> Decomposed:
+    """The singular value decomposition of a product, which is not formed."""
     Q, R = torch.linalg.qr(pair.B.double())
     P, S = torch.linalg.qr(pair.A.double().T)
-    U, sigma, V = torch.linalg.svd(pair.scale * R @ S.T)
+    U, sigma, V = torch.linalg.svd(pair.scale * R @ S.T, full_matrices=False)
+    return Decomposed(Q @ U, sigma, P @ V.T)
+
+
+def compressed(pair: Pair, rank: int) -> Pair:
+    """The nearest update of a rank (Eckart and Young, 1936), its singular values shared between both factors."""
+    U, sigma, V = decomposed(pair)
     root = sigma[:rank].sqrt()
-    B, A = Q @ U[:, :rank] * root, root[:, None] * (V[:rank] @ P.T)
-    return Pair(A.float(), B.float(), 1.0)
+    return Pair((V[:, :rank] * root).T.float(), (U[:, :rank] * root).float(), 1.0)
 
 
 # ---------------------------------------------------------------------------------------------- folders

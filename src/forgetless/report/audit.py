@@ -55,7 +55,7 @@ def print_audit(record: dict, verdicts: Mapping[str, Verdict], console: Console)
     for table in tables(record):
         if table.detail:
             continue
-        console.print(_rich(table))
+        console.print(rich_table(table))
         for note in table.notes:
             console.print(Text(note, style="dim"))
         console.print()
@@ -463,7 +463,7 @@ def _share(value: float | None) -> str:
     return "-" if value is None else percent(value)
 
 
-def _rich(table: Table) -> RichTable:
+def rich_table(table: Table) -> RichTable:
     drawn = RichTable(title=Text(table.title, style="bold"), title_justify="left")
     for place, name in enumerate(table.head):
         drawn.add_column(Text(name), justify="left" if place == 0 else "right", overflow="fold")

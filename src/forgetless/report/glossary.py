@@ -370,3 +370,57 @@ INTERPOLATE_GLOSSARY = {
     ),
 } | {anchor: GLOSSARY[anchor] for anchor in ("task", "row", "score", "points")}
 """The same for the page of an interpolation."""
+OVERLAP_GLOSSARY = {
+    "adapter": GLOSSARY["adapter"],
+    "threshold": (
+        "threshold",
+        "From which size on an entry of an update counts: a multiple of the usual (root mean square) entry of that "
+        "update in that layer. At 0 every entry that is not exactly 0 counts.",
+    ),
+    "update-density": ("density of an update", "The share of its entries that exceed the threshold."),
+    "collision-rate": (
+        "collision rate",
+        "The share of all entries of the weights that both adapters change by more than the threshold.",
+    ),
+    "by-chance": (
+        "by chance",
+        "What updates without any relation would show: for collisions the product of the two densities, for "
+        "directions the share that as many random ones have in common.",
+    ),
+    "inner-product": (
+        "inner product, cosine",
+        "The sum of the products of equal entries; as a cosine divided by both norms. 1: the same update up to its "
+        "size; 0: neither helps nor undoes the other, entry by entry; below 0: one partly undoes the other.",
+    ),
+    "output-side": (
+        "output side",
+        "The norm of ΔW_iᵀ ΔW_j: how far both write into the same directions of the layer's output. Relative: divided "
+        "by both norms; 0 is not at all, 1 is all in one shared direction.",
+    ),
+    "input-side": (
+        "input side",
+        "The norm of ΔW_i ΔW_jᵀ: how far both read from the same directions of the layer's input. O-LoRA's penalty "
+        "makes this side small, by A_i A_jᵀ, and leaves the output side free.",
+    ),
+    "shared-directions": (
+        "shared directions",
+        "The share of the directions of the smaller update that lie in those of the other, whatever their sizes: the "
+        "mean squared cosine of the principal angles.",
+    ),
+    "principal-angles": (
+        "principal angles",
+        "The angles between the two sets of directions, the smallest first: 0 is a direction that both have.",
+    ),
+    "generalised-sparsity": (
+        "generalised sparsity",
+        "Sum of sizes over root of the number of entries times norm: 1 where all entries have one size, near 0 where "
+        "a few hold everything.",
+    ),
+    "norm": (
+        "norm of the update",
+        "The root of the sum of squares of all that an adapter changes (Frobenius).",
+    ),
+    "nuclear-norm": AUDIT_GLOSSARY["nuclear-norm"],
+    "effective-rank": AUDIT_GLOSSARY["effective-rank"],
+}
+"""The same for the page of overlaps."""

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
+from itertools import takewhile
 from pathlib import Path
 
 import peft
@@ -121,6 +122,43 @@ def find_subjects(spec: str, *, base_is: str | None = None, allow_pickle: bool =
     return [replace(subject, notes=(*place.notes, *subject.notes))]
 
 
+@dataclass(frozen=True)
+class AdapterFolder:
+    """An adapter whose base need not be here."""
+
+    name: str
+    folder: Path
+    base: str  # its base's name, as the user, the run or the adapter's configuration gives it; may be empty
+    notes: tuple[str, ...] = ()
+
+
+def find_adapters(spec: str, *, allow_pickle: bool = False) -> list[AdapterFolder]:
+    """The adapters that a name stands for, found as `find_subjects` finds them: one, or those of a run's tasks."""
+    base, rest = _split(spec)
+    folder = find_model(rest)
+    if (folder / RUN_CONFIG).is_file() and (folder / "tasks").is_dir():
+        told, tasks, notes = _finished(folder)
+        name = told["model"]["name"]
+        return [AdapterFolder(f"{rest.rstrip('/')}/{task.name}", task / "adapter", name, notes) for task in tasks]
+    place = locate(folder)
+    if place.kind != "adapter":
+        raise UsageError(f"{place.folder}: holds full weights, no adapter; give a folder with a LoRA adapter")
+    adapter = as_safetensors(place.folder, allow_pickle)
+    named = _adapter_config(adapter).get("base_model_name_or_path") or ""
+    _refuse_non_finite(adapter / SAFETENSORS_WEIGHTS_NAME)
+    return [AdapterFolder(spec, adapter, base or named, place.notes)]
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names are known to be one model: the same name, or equal weights here."""
+    if one == other:
+        return True
+    found, twin = _found_here(one), _found_here(other)
+    if found is None or twin is None:
+        return False
+    return weights_digest(weight_files(found)) == weights_digest(weight_files(twin))
+
+
 def _split(spec: str) -> tuple[str | None, str]:
     """`BASE+ADAPTER`, unless a folder has this very name."""
     if "+" not in spec or Path(spec).exists():
@@ -133,21 +171,26 @@ def _split(spec: str) -> tuple[str | None, str]:
 
 def _of_run(spec: str, folder: Path, base_is: str | None) -> list[Subject]:
     """The adapters of a run's finished tasks, on the base that the run was learnt on."""
-    run, told = RunFolder(folder), read_json(folder / RUN_CONFIG)
+    told, tasks, notes = _finished(folder)
     base = base_is or told["model"]["name"]
     subjects = []
-    for number, lesson in enumerate(told["lessons"], 1):
-        task = run.task(number, lesson["name"])
-        if not complete(task):
-            break
+    for task in tasks:
         subject = _on_base(f"{spec.rstrip('/')}/{task.name}", task / "adapter", base, base)
         check_same(told["base"], subject.identity, task)
-        subjects.append(replace(subject, notes=()))
-    if not subjects:
+        subjects.append(replace(subject, notes=notes))
+    return subjects
+
+
+def _finished(folder: Path) -> tuple[dict, list[Path], tuple[str, ...]]:
+    """What a run's file says, the folders of its finished tasks in their order, and notes."""
+    run, told = RunFolder(folder), read_json(folder / RUN_CONFIG)
+    planned = [run.task(number, lesson["name"]) for number, lesson in enumerate(told["lessons"], 1)]
+    tasks = list(takewhile(complete, planned))
+    if not tasks:
         raise RunError(f"{folder}: no task of this run is finished; let `forgetless learn` finish one")
-    unfinished = len(told["lessons"]) - len(subjects)
-    note = f"{folder}: {unfinished} of {len(told['lessons'])} tasks are not finished and were left out"
-    return [replace(subject, notes=(note,)) if unfinished else subject for subject in subjects]
+    unfinished = len(planned) - len(tasks)
+    note = f"{folder}: {unfinished} of {len(planned)} tasks are not finished and were left out"
+    return told, tasks, (note,) if unfinished else ()
 
 
 def _full(name: str, folder: Path) -> Subject:
