@@ -95,7 +95,7 @@ def run(data: Path, stage: str, method: str, seed: int, rate: float, folder: Pat
         "rows": rows, **summary["headline"], "forgotten": summary["forgotten"],
         "metrics": {name: metric["value"] for name, metric in summary["metrics"].items()},
         "trainable": summary["model"]["trainable"], "precision": summary["model"]["precision"],
-        "kl": [border.get("per_token", {}).get("kl") for border in summary.get("forgetting", [])],
+        "kl": [border.get("kl") for border in summary.get("forgetting", [])],
         "warnings": summary["warnings"], "learning_cpu_minutes": round(spent / 60, 2),
         "threads": torch.get_num_threads(), "versions": summary["versions"],
     }  # fmt: skip
