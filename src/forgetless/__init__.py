@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from forgetless.auditing.callback import ForgettingCallback
     from forgetless.auditing.run import audit
-    from forgetless.config import AuditConfig, LearnConfig
+    from forgetless.config import AuditConfig, BlendConfig, LearnConfig
+    from forgetless.geometry.blend import blend
     from forgetless.learning.stream import learn
 
 __version__ = version("forgetless")
-__all__ = ["AuditConfig", "ForgettingCallback", "LearnConfig", "audit", "learn"]
+__all__ = ["AuditConfig", "BlendConfig", "ForgettingCallback", "LearnConfig", "audit", "blend", "learn"]
 
 _PLACES = {
     "AuditConfig": "config",
+    "BlendConfig": "config",
     "ForgettingCallback": "auditing.callback",
     "LearnConfig": "config",
     "audit": "auditing.run",
+    "blend": "geometry.blend",
     "learn": "learning.stream",
 }
 

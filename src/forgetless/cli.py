@@ -375,6 +375,65 @@ def _audit_parser() -> argparse.ArgumentParser:
     return parser
 
 
+BLEND_EPILOG = """
+  forgetless blend smollm2-135m-instruct runs/may/adapter --tasks tasks.yaml --max-drop invoices=2pp --max-kl 0.05
+
+tasks.yaml holds the old tasks (those with a budget) and the new one. exit codes: 0 a model was written; 3 none was,
+since nothing could be certified or nothing certified learns more: keep the old model; 1 an error
+"""
+
+
+def _blend(arguments: list[str]) -> int:
+    parser = _blend_parser()
+    told = _parsed(parser, arguments)
+    if told is None:
+        return 0
+    from forgetless.config import BlendConfig
+    from forgetless.geometry.blend import blend
+    from forgetless.progress import out
+    from forgetless.report.blend import print_blend
+
+    record = blend(BlendConfig(**vars(told)))
+    print_blend(record, out)
+    out.print(f"\nblend: {record['path']} (blend.html, blend.md, blend.json)", soft_wrap=True, highlight=False)
+    return record["exit_code"]
+
+
+def _blend_parser() -> argparse.ArgumentParser:
+    import argparse
+
+    from forgetless.config import TEMPLATES, BlendConfig, documentation
+    from forgetless.learning.engine import DEVICES, PRECISIONS
+
+    parser = argparse.ArgumentParser(
+        prog="forgetless blend", description=VERBS["blend"][0], exit_on_error=False, allow_abbrev=False,
+        epilog=BLEND_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    told = documentation(BlendConfig)
+
+    def add(name: str, **how: Any) -> None:
+        flags = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        parser.add_argument(*flags, help=told[name].replace("%", "%%"), **how)
+
+    for name in ("before", "after"):
+        parser.add_argument(name, metavar=name.upper(), help=told[name])
+    for name in ("max_drop", "max_lost", "max_kl", "text", "probes"):
+        add(name, nargs="+", default=[])
+    add("tasks")
+    add("confidence", type=float, default=0.95)
+    add("borders", type=int, default=1)
+    add("points", type=int, default=10)
+    add("limit", type=int)
+    for name in ("whole_path", "allow_pickle"):
+        add(name, action="store_true")
+    add("output_dir", default="")
+    add("base_is")
+    add("chat_template", default=TEMPLATES[0], choices=TEMPLATES)
+    add("precision", default="auto", choices=PRECISIONS)
+    add("device", default="auto", choices=DEVICES)
+    return parser
+
+
 def _report(arguments: list[str]) -> int:
     import argparse
 
@@ -459,6 +518,7 @@ def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.N
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "audit": ("what did a fine-tune make a model forget? any trainer's models against an earlier one", _audit),
+    "blend": ("between two models, the one that learns most and keeps what must not be forgotten", _blend),
     "learn": ("learn a stream of tasks, score every task after each", _learn),
     "demo": ("see a model forget, and forget less: two methods on three small tasks", _demo),
     "methods": ("list the methods", _methods),

@@ -213,6 +213,71 @@ class AuditConfig:
             raise UsageError("recover brings back your own tasks; give them with --tasks")
 
 
+@dataclass(frozen=True)
+class BlendConfig:
+    """What `blend` mixes, on which held-out rows, and the budgets."""
+
+    before: str = ""
+    """the model before: a packaged model, a hub name, a folder with full weights or an adapter, or BASE+ADAPTER"""
+    after: str = ""
+    """the model after, of the same kinds: an adapter on the same base, or full weights of the same shapes"""
+    tasks: str | None = None
+    """your tasks, a file as `learn` takes it; their test rows are the held-out rows. Those with a budget are what must
+    not be forgotten, the others what is learnt"""
+    probes: Sequence[str] = ()
+    """names of docs/probes.md, lm-eval:TASK, or files of rows, each with a budget of its own"""
+    text: Sequence[str] = ()
+    """files for max_kl: JSONL, JSON or Parquet rows, or plain text whose documents empty lines part; default: the
+    model's own answers to general prompts"""
+    max_drop: Sequence[str] = ()
+    """budgets on the drop of the mean score of a task or probe in percentage points, gains counted: NAME=2pp"""
+    max_lost: Sequence[str] = ()
+    """budgets on the share of rows that score less than before (right before, wrong after): NAME=2pp"""
+    max_kl: Sequence[str] = ()
+    """budgets on texts in nats per token: 0.05 for every text, or NAME=0.05"""
+    confidence: float = 0.95
+    """of the promise that the written model is within all budgets"""
+    borders: int = 1
+    """how many blends the confidence is to hold for together: each is tested at (1 - confidence) / borders"""
+    points: int = 10
+    """of the path, equally far from each other, the last one the model after"""
+    whole_path: bool = False
+    """measure the points after the first that is not certified too, for the drawing; none of them can be chosen"""
+    limit: int | None = None
+    """at most this many rows of each task, probe and text, drawn with a fixed seed"""
+    output_dir: str = ""
+    """default runs/blend-<after>-against-<before>"""
+    base_is: str | None = None
+    """the base of the adapters is this model, whatever name they give it"""
+    allow_pickle: bool = False
+    """read .bin weights too (tensors only)"""
+    chat_template: str = "own"
+    """own: each model is prompted in its own chat template; reference: both in that of the model before"""
+    precision: str = "auto"
+    """auto, bf16 or fp32"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+
+    def check(self) -> None:
+        """UsageError for what is missing or out of range."""
+        if not (self.before and self.after):
+            raise UsageError("give two models: forgetless blend BEFORE AFTER --tasks tasks.yaml --max-drop NAME=2pp")
+        if not (self.max_drop or self.max_lost or self.max_kl):
+            raise UsageError(
+                "how much may be forgotten? Give --max-drop NAME=2pp, --max-lost NAME=2pp or --max-kl 0.05"
+            )
+        if self.text and not self.max_kl:
+            raise UsageError("text is measured for a budget of nats per token; give one with --max-kl 0.05")
+        for name in ("borders", "points"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be 1 or above, not {getattr(self, name)}")
+
+    def as_audit(self) -> AuditConfig:
+        """The same models on the same rows, with the budgets that an audit has too."""
+        shared = {one.name for one in fields(AuditConfig)} & {one.name for one in fields(self)}
+        return AuditConfig(self.before, (self.after,), **{name: getattr(self, name) for name in shared})
+
+
 def documentation(config: type) -> dict[str, str]:
     """What stands below each field of a dataclass."""
     from docstring_parser import parse_from_object
