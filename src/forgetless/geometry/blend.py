@@ -192,19 +192,20 @@ def _points(
     folder, found = session.folder / "points", Found({})
     scratch = session.folder / ".points"
     make_folder(folder, "give another output_dir")
-    shutil.rmtree(scratch, ignore_errors=True)
     todo = [alpha for alpha in alphas if _read(folder, session, alpha) is None]
     engine = session.engine
-    with closing(path.points([0.0, *todo], scratch, engine.dtype, engine.device)) as models:
-        for alpha in alphas:
-            point = _read(folder, session, alpha)
-            if point is None:
-                if not found.sides:
-                    measure_role(session, REFERENCE, next(models)[1], found)
-                point = _measure(session, alpha, next(models)[1], found)
-                _keep(folder, session, point)
-            yield point
-    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        with closing(path.points([0.0, *todo], scratch, engine.dtype, engine.device)) as models:
+            for alpha in alphas:
+                point = _read(folder, session, alpha)
+                if point is None:
+                    if not found.sides:
+                        measure_role(session, REFERENCE, next(models)[1], found)
+                    point = _measure(session, alpha, next(models)[1], found)
+                    _keep(folder, session, point)
+                yield point
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _measure(session: AuditSession, alpha: float, model: Opened, found: Found) -> Point:
