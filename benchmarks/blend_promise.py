@@ -20,7 +20,7 @@ import numpy as np
 
 from forgetless.auditing.budgets import MAX_DROP, MAX_KL, MAX_LOST, Budget
 from forgetless.auditing.measures import Divergence, Measure, Scores
-from forgetless.geometry.promise import certified, chosen, held
+from forgetless.geometry.promise import certified, chosen, is_shown
 
 LEVEL = 0.05
 ALPHAS = [number / 10 for number in range(1, 11)]
@@ -87,7 +87,7 @@ def _measure(budget: Budget, loss: float, gains: float, luck: np.ndarray) -> Mea
 
 def choose(path: Path, points: Sequence[Sequence[Measure]], learnt: Sequence[float]) -> float:
     """What `blend` takes."""
-    shown = ([held(*told, LEVEL) for told in zip(point, path.budgets, strict=True)] for point in points)
+    shown = (all(is_shown(*told, LEVEL) for told in zip(point, path.budgets, strict=True)) for point in points)
     good = []
     for one in certified(shown):
         good.append(one)

@@ -20,7 +20,7 @@ from forgetless.cli import main
 from forgetless.errors import UsageError
 from forgetless.geometry import blend as blending
 from forgetless.geometry.path import straight_path
-from forgetless.report.blend_page import chart
+from forgetless.report import blend_page
 from forgetless.report.glossary import BLEND_GLOSSARY
 from forgetless.runs.folder import read_json
 from forgetless.subjects.models import find_subjects
@@ -233,7 +233,7 @@ def test_the_page_holds_all_it_needs_and_explains_its_words(measured):
 def test_the_chart_by_hand(measured):
     """Marks lie where their numbers are: the budget to the right of each certified point's bar."""
     record = read_json(measured / "blend.json")
-    drawn = chart(record, 0)
+    drawn = blend_page.chart(record, 0)
     before, *points = drawn["points"]
     assert before["x"] == before["high"] == drawn["box"]["left"]
     for point, told in zip(points, record["points"], strict=True):
@@ -247,3 +247,10 @@ def test_the_page_opens_in_a_browser(measured, tmp_path):
     assert [attributes["id"] for tag, attributes in page.tags if tag == "section"] == [
         "plain", "path", "points", "details", "glossary",
     ]  # fmt: skip
+
+
+def test_marks_on_one_another_share_a_label():
+    points = [{"x": 0, "y": 9, "label": "before"}] + [
+        {"x": x, "y": 100, "label": label} for x, label in ((50, "0.1"), (51, "0.2"), (60, "0.3"), (99, "0.4"))
+    ]
+    assert [one["text"] for one in blend_page._labels(points)] == ["before", "0.1 to 0.3", "0.4"]

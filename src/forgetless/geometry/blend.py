@@ -30,7 +30,7 @@ from forgetless.auditing.verdict import over_the_clip
 from forgetless.config import BlendConfig
 from forgetless.errors import UsageError
 from forgetless.geometry.path import AdapterPath, WeightPath, straight_path
-from forgetless.geometry.promise import Held, can_be_shown, certified, chosen, held, least_rows
+from forgetless.geometry.promise import Held, can_be_shown, certified, chosen, held, least_rows, more_rows
 from forgetless.model.identity import json_digest
 from forgetless.progress import console
 from forgetless.report.blend import BLENDED, LEARNS_NOTHING, NOT_SHOWN, TOO_FEW_ROWS, WHOLE, blend_markdown
@@ -134,7 +134,7 @@ def _measured(
             short = _short(point, budgets, level, session.kl_clip)
             if short or not (config.whole_path or all(one.shown for one in shown[-1])):
                 break
-    new, good = _new_tasks(session, budgets), list(certified(shown))
+    new, good = _new_tasks(session, budgets), list(certified(all(one.shown for one in told) for told in shown))
     learnt = _learnt(points, new) if new else None
     best = 0.0 if short else chosen([point.alpha for point in points], good, learnt)
     return {
@@ -150,8 +150,7 @@ def _measured(
         "new_tasks": new,
         "learnt": learnt,
         "points": [
-            _point_json(point, budgets, good, new, config.confidence)
-            for point, budgets, good in zip(points, shown, good, strict=True)
+            _point_json(point, told, one, new, config) for point, told, one in zip(points, shown, good, strict=True)
         ],
         "too_few_rows": short,
         "chosen": best,
@@ -246,12 +245,12 @@ def _keep(folder: Path, session: AuditSession, point: Point) -> None:
     write_whole(folder / f"{point.alpha:.6f}.json", json_text(kept))
 
 
-def _point_json(point: Point, budgets: list[Held], good: bool, new: list[str], confidence: float) -> dict:
+def _point_json(point: Point, budgets: list[Held], good: bool, new: list[str], config: BlendConfig) -> dict:
     """Numbers of rows, never their texts."""
     learnt = {}
     for name in new:
         scores = point.scores(name)
-        change = paired_change(scores.before, scores.after, confidence)
+        change = paired_change(scores.before, scores.after, config.confidence)
         learnt[name] = {
             "before": float(np.mean(scores.before)),
             "after": float(np.mean(scores.after)),
@@ -263,7 +262,11 @@ def _point_json(point: Point, budgets: list[Held], good: bool, new: list[str], c
         "alpha": point.alpha,
         "certified": good,
         "learnt": learnt,
-        "budgets": [asdict(one) | {"budget": asdict(one.budget), "text": str(one.budget)} for one in budgets],
+        "budgets": [
+            asdict(one)
+            | {"text": str(one.budget), "rows_needed": more_rows(point.of(one.budget), one.budget, level_of(config))}
+            for one in budgets
+        ],
     }
 
 

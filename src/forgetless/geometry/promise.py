@@ -39,28 +39,29 @@ class Held:
     lost: int | None  # rows that score less than before, and more; None for a divergence
     gained: int | None
     clipped: int | None  # documents above the clip, which rule a point out; None for scores
-    rows_needed: int | None  # about how many rows like these would show it; None where none would, or it is shown
 
 
 def held(measure: Measure, budget: Budget, level: float) -> Held:
     """What a measure's rows show of its budget, at the level δ."""
     test, scores = test_of(measure, budget, level), isinstance(measure, Scores)
     lost, gained = int((measure.losses > 0).sum()), int((measure.losses < 0).sum())
-    clipped = 0 if isinstance(measure, Scores) else measure.clipped
-    p = test.p_at_least(budget.limit)
-    shown = p <= level and not clipped
     return Held(
         budget,
         rows=len(measure.losses),
         loss=lost / len(measure.losses) if budget.option == MAX_LOST else measure.mean,
         high=test.upper(1 - level),
-        p=p,
-        shown=shown,
+        p=test.p_at_least(budget.limit),
+        shown=is_shown(measure, budget, level),
         lost=lost if scores else None,
         gained=gained if scores else None,
-        clipped=None if scores else clipped,
-        rows_needed=None if shown or clipped else _rows_needed(measure, budget, level),
+        clipped=None if isinstance(measure, Scores) else measure.clipped,
     )
+
+
+def is_shown(measure: Measure, budget: Budget, level: float) -> bool:
+    """Whether the rows reject "the loss is above the budget"; documents beyond the clip rule it out, as in an audit."""
+    beyond = isinstance(measure, Divergence) and measure.clipped > 0
+    return not beyond and test_of(measure, budget, level).p_at_least(budget.limit) <= level
 
 
 def test_of(measure: Measure, budget: Budget, level: float) -> Bound:
@@ -70,11 +71,15 @@ def test_of(measure: Measure, budget: Budget, level: float) -> Bound:
     return Betting(measure.losses, measure.least, measure.most, 1 - level)
 
 
-def certified(points: Iterable[Sequence[Held]]) -> Iterator[bool]:
-    """For each point in the fixed order whether it is certified; from the first that is not, none is."""
+def certified(shown: Iterable[bool]) -> Iterator[bool]:
+    """For each point in the fixed order whether it is certified: all budgets shown, here and at every point before.
+
+    >>> list(certified([True, False, True]))
+    [True, False, False]
+    """
     still = True
-    for budgets in points:
-        still = still and all(one.shown for one in budgets)
+    for one in shown:
+        still = still and one
         yield still
 
 
@@ -117,8 +122,11 @@ def least_rows(budget: Budget, level: float, clip: float) -> int | None:
     return plan(budget, 1 - level, clip=clip)
 
 
-def _rows_needed(measure: Measure, budget: Budget, level: float) -> int | None:
+def more_rows(measure: Measure, budget: Budget, level: float) -> int | None:
+    """About how many rows like these would show the budget; None where none would, or where it is shown."""
     losses = measure.losses
+    if is_shown(measure, budget, level) or (isinstance(measure, Divergence) and measure.clipped):
+        return None
     if budget.option != MAX_LOST:
         needed = rows_needed(losses, budget.limit, 1 - level, measure.least, measure.most)
         return needed and max(needed, len(losses) + 1)

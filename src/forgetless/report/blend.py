@@ -9,6 +9,7 @@ from rich.text import Text
 from forgetless.auditing.budgets import MAX_KL
 from forgetless.report.markdown import escaped, pipe_table
 from forgetless.report.words import clean, figure, number, percent, signed
+from forgetless.subjects.layouts import short_names
 
 BLENDED, WHOLE, TOO_FEW_ROWS, NOT_SHOWN, LEARNS_NOTHING = (
     "blended", "all of it", "too few rows", "not shown", "learns nothing",
@@ -39,7 +40,9 @@ def blend_markdown(record: dict) -> str:
 
 
 def title(record: dict) -> str:
-    return f"between {clean(record['before']['name'])} and {clean(record['after']['name'])}"
+    names = [record["before"]["name"], record["after"]["name"]]
+    short = short_names(names)
+    return "between " + " and ".join(clean(short[name]) for name in names)
 
 
 def headline(record: dict) -> str:
@@ -60,11 +63,13 @@ def headline(record: dict) -> str:
 def promise(record: dict) -> str:
     """What the confidence is about."""
     together = "" if record["borders"] == 1 else f", of {record['borders']} such blends together"
+    texts = any(one["budget"]["option"] == MAX_KL for one in record["points"][0]["budgets"])
+    clip = f" On texts a document counts as {figure(record['kl_clip'])} nats per token at most." if texts else ""
     chance = number(100 * (1 - record["confidence"]), 2)
     return (
         f"A written model is over one of its budgets with a probability of {chance} % at most{together}, if the rows "
         "are drawn independently from what the budgets are about. Each point is tested at the level "
-        f"{record['level']:.4g}, from alpha {record['grid'][0]:g} on, up to the first that is not certified."
+        f"{record['level']:.4g}, from alpha {record['grid'][0]:g} on, up to the first that is not certified." + clip
     )
 
 

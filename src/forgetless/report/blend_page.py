@@ -9,8 +9,9 @@ from forgetless.report.glossary import BLEND_GLOSSARY
 from forgetless.report.pieces import render
 from forgetless.report.words import clean, figure, number, percent
 
-WIDTH, HEIGHT = 760, 330
-BOX = {"left": 60, "top": 18, "right": WIDTH - 30, "bottom": HEIGHT - 52}
+WIDTH, HEIGHT = 1060, 380
+BOX = {"left": 60, "top": 40, "right": WIDTH - 40, "bottom": HEIGHT - 52}
+APART = 16  # pixels between marks with labels of their own
 
 
 def render_blend(record: dict) -> str:
@@ -68,12 +69,26 @@ def chart(record: dict, i: int) -> dict:
         "budget": x(unit * budget["limit"]),
         "path": svg_path([(point["x"], point["y"]) for point in points]),
         "points": points,
+        "labels": _labels(points),
         "x_ticks": [(x(tick), figure(tick)) for tick in across],
         "y_ticks": [(y(tick), number(tick)) for tick in upwards],
         "x_name": "lost, nats per token" if budget["option"] == MAX_KL else "lost, percentage points",
         "y_name": "new tasks, mean score, %" if record["learnt"] else "way from before to after, %",
         "desc": " ".join(f"{point['title']}." for point in points),
     }
+
+
+def _labels(points: list[dict]) -> list[dict]:
+    """A label for each mark, or for several that lie on one another: `0.1 to 0.4`."""
+    groups: list[list[dict]] = []
+    for point in points:
+        last = groups[-1][-1] if groups else None
+        if last and abs(point["x"] - last["x"]) + abs(point["y"] - last["y"]) < APART:
+            groups[-1].append(point)
+        else:
+            groups.append([point])
+    texts = [" to ".join(dict.fromkeys((group[0]["label"], group[-1]["label"]))) for group in groups]
+    return [{"x": group[0]["x"], "y": group[0]["y"], "text": text} for group, text in zip(groups, texts, strict=True)]
 
 
 def _facts(record: dict) -> list[tuple[str, str]]:
