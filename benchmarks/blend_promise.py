@@ -62,7 +62,8 @@ CASES: dict[str, Path] = {
     "net drop, gains too": Path((drop(),), (RISING,), gains=0.05),
     "net drop, all a hair over": Path((drop(),), (JUST_OVER,), gains=0.02),
     "KL, rising": Path((KL,), (0.12 * ALPHA**2,)),
-    "three budgets": Path((lost("a"), drop("b"), KL), (RISING, RISING[::-1], 0.12 * ALPHA**2)),
+    "three budgets": Path((lost("a"), drop("b"), KL), (RISING, RISING / 2, 0.12 * ALPHA**2)),
+    "three budgets, one kept at the far end only": Path((lost("a"), drop("b"), KL), (RISING, RISING[::-1], RISING)),
     "three budgets, one a hair over": Path((lost("a"), drop("b"), KL), (0 * ALPHA, JUST_OVER, 0.01 * ALPHA)),
 }
 

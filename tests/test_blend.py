@@ -8,16 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import COLOURS, SIZES
+from conftest import COLOURS, SIZES, SOUNDS
 from pages import Page, opened_in_browser, self_contained
 from peft import PeftModel
 from safetensors.torch import load_file
 from test_audit import taught
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from forgetless import BlendConfig, blend
+from forgetless import BlendConfig, LearnConfig, blend, learn
+from forgetless.auditing import measuring
+from forgetless.auditing.measuring import ask
 from forgetless.cli import main
-from forgetless.errors import UsageError
+from forgetless.data.packages import sha256_of
+from forgetless.errors import DataError, UsageError
 from forgetless.geometry import blend as blending
 from forgetless.geometry.path import straight_path
 from forgetless.report import blend_page
@@ -200,6 +203,17 @@ def test_full_weights_and_a_budget_on_a_text(models, tasks, tmp_path):
         torch.testing.assert_close(tensor, 0.8 * one[name] + 0.2 * two[name])
 
 
+def test_without_a_text_the_own_answers_of_the_model_before_are_measured(models, tasks, tmp_path, monkeypatch):
+    """No point is asked for answers of its own: only how it finds those of the model before."""
+    asked = []
+    monkeypatch.setattr(measuring, "ask", lambda session, *told: asked.append(told[0].name) or ask(session, *told))
+    told = {"max_lost": [], "max_kl": ["0.9"], "points": 1, "limit": 30}
+    record = blend(options(models, tasks, tmp_path / "out", **told))
+    [kl] = record["points"][0]["budgets"]
+    assert kl["text"] == "max-kl own-answers=0.9" and kl["rows"] > 20 and asked == [models["before"]]
+    assert "a document counts as 1 nats per token" in (tmp_path / "out" / "blend.md").read_text()
+
+
 def test_what_cannot_be_blended_is_refused_by_name(models, tasks, tmp_path):
     def refused(match: str, **more) -> None:
         with pytest.raises(UsageError, match=match):
@@ -209,10 +223,77 @@ def test_what_cannot_be_blended_is_refused_by_name(models, tasks, tmp_path):
     refused("give one with --max-kl", text=["notes.txt"])
     refused("no task or probe 'colour'; did you mean 'colours'", max_lost=["colour=2pp"])
     refused("max-drop colours=2: '2' is a number without a unit", max_drop=["colours=2"])
+    refused("new: no task 'size'; did you mean 'sizes'", new=["size"])
+    refused("score_on: no 'train'", score_on="train")
+    with pytest.raises(DataError, match="task colours has no validation rows"):
+        blend(options(models, tasks, tmp_path / "out", score_on="validation"))
     refused("borders must be 1 or above", borders=0)
     refused("confidence must be from 0.5", confidence=95.0)
     refused("every model would pass", max_kl=["1.5"])
     assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------------------------------- a run, border by border
+
+
+TRAIN = {"learning_rate": 2e-2, "batch_size": 6, "num_train_epochs": 3.0, "r": 4, "max_length": 64,
+         "forgetting_prompts": 0, "cells": "last"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory) -> Path:
+    """A run of three tasks: its folder, and beside it the stream with validation rows."""
+    root = tmp_path_factory.mktemp("run")
+    entries = []
+    for name, what, table in (("a", "colour", COLOURS), ("b", "size", SIZES), ("c", "sound", SOUNDS)):
+        lines = [json.dumps({"prompt": prompt, "completion": answer}) for prompt, answer in rows(what, table)]
+        for split, few in (("train", lines[:12]), ("val", lines[12:24]), ("test", lines[44:])):
+            (root / f"{name}-{split}.jsonl").write_text("\n".join(few))
+        options = ", ".join(dict.fromkeys(table.values()))
+        entries.append(f"  - {{name: {name}, train: {name}-train.jsonl, validation: {name}-val.jsonl, "
+                       f"test: {name}-test.jsonl, options: [{options}]}}")  # fmt: skip
+    (root / "stream.yaml").write_text("\n".join(["tasks:", *entries]))
+    learn(LearnConfig(stream=str(root / "stream.yaml"), model=tiny, output_dir=str(root / "run"), **TRAIN, **CPU))
+    return root
+
+
+def test_a_run_is_blended_border_by_border(tiny, run, capsys):
+    """Budgets of a border are those of earlier tasks; each border begins where the last deployed model is."""
+    told = ["--tasks", str(run / "stream.yaml"), "--score-on", "validation", "--points", "2", "--device", "cpu",
+            "--precision", "fp32", "--max-lost", "a=90pp", "b=90pp"]  # fmt: skip
+    learner = sha256_of(run / "run" / "tasks" / "02-b" / "adapter" / "adapter_model.safetensors")
+    code = main(["blend", tiny, str(run / "run"), *told])
+    one, two = (read_json(run / "run" / "blended" / name / "blend.json") for name in ("02-b", "03-c"))
+    assert code == (0 if two["chosen"] else 3)
+    assert [[held["text"] for held in told["points"][0]["budgets"]] for told in (one, two)] == [
+        ["max-lost a=90pp"], ["max-lost a=90pp", "max-lost b=90pp"],
+    ]  # fmt: skip
+    assert (one["new_tasks"], two["new_tasks"]) == (["b"], ["c"])
+    assert one["before"]["name"] == f"{tiny}+{run / 'run' / 'tasks' / '01-a' / 'adapter'}"
+    deployed = run / "run" / "blended" / "02-b" / "adapter" if one["chosen"] else run / "run" / "tasks/01-a/adapter"
+    assert two["before"]["name"] == f"{tiny}+{deployed}"
+    assert two["after"]["name"] == f"{tiny}+{run / 'run' / 'tasks' / '03-c' / 'adapter'}"
+    assert one["points"][0]["budgets"][0]["rows"] == 12, "validation rows"
+    assert sha256_of(run / "run" / "tasks" / "02-b" / "adapter" / "adapter_model.safetensors") == learner
+    capsys.readouterr()
+    assert main(["blend", tiny, str(run / "run"), *told[:-3], "--max-lost", "c=90pp"]) == 1
+    assert "no finished task comes after one with a budget" in " ".join(capsys.readouterr().err.split())
+
+
+def test_learn_blends_what_is_to_be_deployed(tiny, run, tmp_path, capsys):
+    """The same as blending the run afterwards; what cannot be is refused before anything is trained."""
+    folder = Path(shutil.copytree(run / "run", tmp_path / "run", ignore=shutil.ignore_patterns("blended", ".lock")))
+    flags = [f"--{name}={value}" for name, value in (TRAIN | CPU).items()]
+    told = ["learn", "--stream", str(run / "stream.yaml"), "--model", tiny, *flags]
+    assert main([*told, "--output_dir", str(folder), "--max_lost", "b=90pp", "--max_drop", "b=95pp"]) == 0
+    assert "max-lost b=90pp" in capsys.readouterr().out
+    record = read_json(folder / "blended" / "03-c" / "blend.json")
+    assert [held["text"] for held in record["points"][0]["budgets"]] == ["max-drop b=95pp", "max-lost b=90pp"]
+    assert not (folder / "blended" / "02-b").exists(), "nothing was to be kept there"
+    for wrong, why in (("c=2pp", "it is the last task"), ("d=2pp", "no earlier task 'd'"), ("b=2", "without a unit")):
+        assert main([*told, "--output_dir", str(tmp_path / "new"), "--max_lost", wrong]) == 1
+        assert why in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "new").exists()
 
 
 # ---------------------------------------------------------------------------------------- the page

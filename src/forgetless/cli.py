@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from forgetless.config import LearnConfig
 
+LISTS = ("report_to", "max_drop", "max_lost", "max_kl")  # options of learn that take a,b
 LEARN_EPILOG = """
 A stream file:                                     A configuration file gives the same options by name:
   name: support                                      stream: support.yaml
@@ -81,15 +82,30 @@ def _learn(arguments: list[str]) -> int:
         return 0
     from accelerate import PartialState
 
+    from forgetless.geometry.borders import blend_run, check_stream
     from forgetless.learning.stream import learn
     from forgetless.progress import out
     from forgetless.report.terminal import print_matrices
 
+    if budgeted := config.as_blend(""):
+        check_stream(budgeted)
     summary = learn(config)
     if PartialState().is_main_process:
         print_matrices([summary], out)
         out.print(f"\nreport: {summary['path']}/report.html", soft_wrap=True, highlight=False)
+        if blending := config.as_blend(summary["path"]):
+            _print_blends(blend_run(blending))
     return 0
+
+
+def _print_blends(records: list[dict]) -> None:
+    from forgetless.progress import out
+    from forgetless.report.blend import print_blend
+
+    for record in records:
+        print_blend(record, out)
+        files = f"{record['path']} (blend.html, blend.md, blend.json)"
+        out.print(f"\nblend: {files}\n", soft_wrap=True, highlight=False, markup=False)
 
 
 def parse_learn(arguments: list[str]) -> LearnConfig | None:
@@ -113,8 +129,9 @@ def parse_learn(arguments: list[str]) -> LearnConfig | None:
             raise UsageError(f"{file}: {strange[0]!r} is no option's name")
         if not isinstance(options.get("method", {}), dict):
             options["method"] = {"name": options["method"] or "sequential"}
-        if isinstance(options.get("report_to"), str):
-            options["report_to"] = [options["report_to"]]
+        for name in LISTS:
+            if isinstance(options.get(name), str):
+                options[name] = [options[name]]
     else:
         options = {}
     chosen = flags.get("method.name", options.get("method", {}).get("name", "sequential"))
@@ -181,7 +198,7 @@ def _read_flags(arguments: list[str]) -> tuple[dict[str, str], str | None]:
             if bare and name not in switches and not name.startswith("method."):
                 raise UsageError(f"--{name} needs a value")
             value = "true" if bare else rest.pop(0)
-        if name == "report_to" and not value.startswith("["):
+        if name in LISTS and not value.startswith("["):
             value = f"[{value}]"
         flags[name] = value
     return flags, flags.pop("config", None)
@@ -356,6 +373,7 @@ def _audit_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     for name in ("tasks", "output_dir", "base_is", "policy"):
         add(name, default="" if name == "output_dir" else None)
+    add("score_on", default="test", choices=("test", "validation"))
     for name in ("text", "probes", "judge", "max_kl", "max_drop"):
         add(name, nargs="+", default=[])
     for name in ("allow_pickle", "weights", "show_text"):
@@ -390,13 +408,12 @@ def _blend(arguments: list[str]) -> int:
         return 0
     from forgetless.config import BlendConfig
     from forgetless.geometry.blend import blend
-    from forgetless.progress import out
-    from forgetless.report.blend import print_blend
+    from forgetless.geometry.borders import blend_run, is_run
 
-    record = blend(BlendConfig(**vars(told)))
-    print_blend(record, out)
-    out.print(f"\nblend: {record['path']} (blend.html, blend.md, blend.json)", soft_wrap=True, highlight=False)
-    return record["exit_code"]
+    config = BlendConfig(**vars(told))
+    records = blend_run(config) if is_run(config.after) else [blend(config)]
+    _print_blends(records)
+    return records[-1]["exit_code"]
 
 
 def _blend_parser() -> argparse.ArgumentParser:
@@ -417,9 +434,10 @@ def _blend_parser() -> argparse.ArgumentParser:
 
     for name in ("before", "after"):
         parser.add_argument(name, metavar=name.upper(), help=told[name])
-    for name in ("max_drop", "max_lost", "max_kl", "text", "probes"):
-        add(name, nargs="+", default=[])
     add("tasks")
+    for name in ("new", "max_drop", "max_lost", "max_kl", "text", "probes"):
+        add(name, nargs="+", default=[])
+    add("score_on", default="test", choices=("test", "validation"))
     add("confidence", type=float, default=0.95)
     add("borders", type=int, default=1)
     add("points", type=int, default=10)

@@ -28,7 +28,8 @@ from forgetless.auditing.measuring import Found, measure_model, measure_role, me
 from forgetless.auditing.session import AuditSession, drop_names, prepare
 from forgetless.auditing.verdict import over_the_clip
 from forgetless.config import BlendConfig
-from forgetless.errors import UsageError
+from forgetless.data.tasks import Task
+from forgetless.errors import UsageError, nearest
 from forgetless.geometry.path import AdapterPath, WeightPath, straight_path
 from forgetless.geometry.promise import Held, can_be_shown, certified, chosen, held, least_rows, more_rows
 from forgetless.model.identity import json_digest
@@ -95,6 +96,7 @@ def _prepared(config: BlendConfig) -> tuple[AuditSession, tuple[Budget, ...]]:
         raise UsageError(f"probes {names}: a judge reads their answers; blend takes probes with right answers")
     if not config.max_kl:
         session.prompts = ()
+    session.tasks = _wanted(config, session.tasks)
     if not config.output_dir:
         session.folder = session.folder.with_name("blend" + session.folder.name.removeprefix("audit"))
     told = flag_budgets(config.max_drop, config.max_kl, config.max_lost)
@@ -107,6 +109,16 @@ def _prepared(config: BlendConfig) -> tuple[AuditSession, tuple[Budget, ...]]:
         if probe.task.name not in budgeted:
             raise UsageError(f"probe {probe.task.name}: has no budget; give --max-drop {probe.task.name}=2pp")
     return session, budgets
+
+
+def _wanted(config: BlendConfig, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+    """The tasks with a budget and the new ones; where none is called new, all."""
+    names = [task.name for task in tasks]
+    for name in config.new:
+        if name not in names:
+            raise UsageError(f"new: no task {name!r}{nearest(name, names)}")
+    budgeted = {one.name for one in flag_budgets(config.max_drop, (), config.max_lost)}
+    return tuple(task for task in tasks if not config.new or task.name in budgeted or task.name in config.new)
 
 
 def _new_tasks(session: AuditSession, budgets: Sequence[Budget]) -> list[str]:
