@@ -31,7 +31,7 @@ from forgetless.config import BlendConfig
 from forgetless.data.tasks import Task
 from forgetless.errors import UsageError, nearest
 from forgetless.geometry.path import AdapterPath, WeightPath, straight_path
-from forgetless.geometry.promise import Held, can_be_shown, certified, chosen, held, least_rows, more_rows
+from forgetless.geometry.promise import Held, can_be_shown, certified, chosen, held, is_shown, least_rows, more_rows
 from forgetless.model.identity import json_digest
 from forgetless.progress import console
 from forgetless.report.blend import BLENDED, LEARNS_NOTHING, NOT_SHOWN, TOO_FEW_ROWS, WHOLE, blend_markdown
@@ -192,7 +192,7 @@ def _short(point: Point, budgets: Sequence[Budget], level: float, clip: float) -
         {"budget": str(one), "rows": len(measure.losses), "needed": least_rows(one, level, clip)}
         for one in budgets
         for measure in [point.of(one)]
-        if not can_be_shown(measure, one, level)
+        if not (is_shown(measure, one, level) or can_be_shown(measure, one, level))
     ]
 
 

@@ -102,13 +102,13 @@ def chosen(alphas: Sequence[float], certified: Sequence[bool], learnt: Sequence[
 
 
 def can_be_shown(measure: Measure, budget: Budget, level: float) -> bool:
-    """Whether any outcome on these rows could show the budget: none lost, and every other row gained."""
+    """Whether these rows could show the budget with nothing lost: no row changed, or all that can be gained."""
     n = len(measure.losses)
     if isinstance(measure, Divergence):
-        best: Measure = Divergence(measure.name, (0.0,) * n, measure.tokens, measure.clip)
+        best: list[Measure] = [Divergence(measure.name, (0.0,) * n, (1,) * n, measure.clip)]
     else:
-        best = Scores(measure.name, measure.before, (1.0,) * n)
-    return test_of(best, budget, level).p_at_least(budget.limit) <= level
+        best = [Scores(measure.name, measure.before, after) for after in (measure.before, (1.0,) * n)]
+    return any(is_shown(one, budget, level) for one in best)
 
 
 def least_rows(budget: Budget, level: float, clip: float) -> int | None:
