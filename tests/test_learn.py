@@ -331,7 +331,7 @@ def test_bad_options_are_named(options, said, tiny, three, tmp_path):
 
 def test_options_longer_than_the_context_are_refused(tiny, colours, tmp_path):
     long = replace(colours, options=(*colours.options, "word " * 60))
-    with pytest.raises(ForgetlessError, match="fills max_length"):
+    with pytest.raises(ForgetlessError, match="fills the"):
         learn(config(tiny, Stream("one", (long,)), tmp_path / "run"))
 
 

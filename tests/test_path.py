@@ -85,7 +85,7 @@ def test_between_whole_weights(tiny, tmp_path):
         told = dict(model.named_parameters())
         for name in ends[0].keys() & told.keys():
             torch.testing.assert_close(told[name].data, (1 - alpha) * ends[0][name] + alpha * ends[1][name])
-        assert len(list((tmp_path / "points").iterdir())) == 1, "one point on disk at a time"
+        assert len(list(tmp_path.glob("points/*"))) == (alpha > 0), "one point on disk at a time; the first is there"
     assert seen == [0.0, 0.25, 1.0] and not list((tmp_path / "points").iterdir())
     path.write(1.0, tmp_path / "end")
     again = load_file(tmp_path / "end" / "model.safetensors")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from forgetless.auditing.callback import ForgettingCallback
     from forgetless.auditing.run import audit
-    from forgetless.config import AuditConfig, InterpolateConfig, LearnConfig
+    from forgetless.config import AuditConfig, BlendConfig, InterpolateConfig, LearnConfig
+    from forgetless.geometry.blend import blend
     from forgetless.geometry.interpolate import interpolate
     from forgetless.geometry.overlap import overlap
     from forgetless.learning.stream import learn
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
 __version__ = version("forgetless")
 __all__ = [
     "AuditConfig",
+    "BlendConfig",
     "ForgettingCallback",
     "InterpolateConfig",
     "LearnConfig",
     "audit",
+    "blend",
     "interpolate",
     "learn",
     "overlap",
@@ -26,10 +29,12 @@ __all__ = [
 
 _PLACES = {
     "AuditConfig": "config",
+    "BlendConfig": "config",
     "ForgettingCallback": "auditing.callback",
     "InterpolateConfig": "config",
     "LearnConfig": "config",
     "audit": "auditing.run",
+    "blend": "geometry.blend",
     "interpolate": "geometry.interpolate",
     "learn": "learning.stream",
     "overlap": "geometry.overlap",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from forgetless.config import LearnConfig
 
+LISTS = ("report_to", "max_drop", "max_lost", "max_kl")  # options of learn that take a,b
 LEARN_EPILOG = """
 A stream file:                                     A configuration file gives the same options by name:
   name: support                                      stream: support.yaml
@@ -88,15 +89,30 @@ def _learn(arguments: list[str]) -> int:
         return 0
     from accelerate import PartialState
 
+    from forgetless.geometry.borders import blend_run, check_stream
     from forgetless.learning.stream import learn
     from forgetless.progress import out
     from forgetless.report.terminal import print_matrices
 
+    if budgeted := config.as_blend(""):
+        check_stream(budgeted)
     summary = learn(config)
     if PartialState().is_main_process:
         print_matrices([summary], out)
         out.print(f"\nreport: {summary['path']}/report.html", soft_wrap=True, highlight=False)
+        if blending := config.as_blend(summary["path"]):
+            _print_blends(blend_run(blending))
     return 0
+
+
+def _print_blends(records: list[dict]) -> None:
+    from forgetless.progress import out
+    from forgetless.report.blend import print_blend
+
+    for record in records:
+        print_blend(record, out)
+        files = f"{record['path']} (blend.html, blend.md, blend.json)"
+        out.print(f"\nblend: {files}\n", soft_wrap=True, highlight=False, markup=False)
 
 
 def parse_learn(arguments: list[str]) -> LearnConfig | None:
@@ -120,8 +136,9 @@ def parse_learn(arguments: list[str]) -> LearnConfig | None:
             raise UsageError(f"{file}: {strange[0]!r} is no option's name")
         if not isinstance(options.get("method", {}), dict):
             options["method"] = {"name": options["method"] or "sequential"}
-        if isinstance(options.get("report_to"), str):
-            options["report_to"] = [options["report_to"]]
+        for name in LISTS:
+            if isinstance(options.get(name), str):
+                options[name] = [options[name]]
     else:
         options = {}
     chosen = flags.get("method.name", options.get("method", {}).get("name", "sequential"))
@@ -188,7 +205,7 @@ def _read_flags(arguments: list[str]) -> tuple[dict[str, str], str | None]:
             if bare and name not in switches and not name.startswith("method."):
                 raise UsageError(f"--{name} needs a value")
             value = "true" if bare else rest.pop(0)
-        if name == "report_to" and not value.startswith("["):
+        if name in LISTS and not value.startswith("["):
             value = f"[{value}]"
         flags[name] = value
     return flags, flags.pop("config", None)
@@ -363,6 +380,7 @@ def _audit_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     for name in ("tasks", "output_dir", "base_is", "policy"):
         add(name, default="" if name == "output_dir" else None)
+    add("score_on", default="test", choices=("test", "validation"))
     for name in ("text", "probes", "judge", "max_kl", "max_drop"):
         add(name, nargs="+", default=[])
     for name in ("allow_pickle", "weights", "show_text"):
@@ -484,6 +502,65 @@ def _overlap(arguments: list[str]) -> int:
     return 0
 
 
+BLEND_EPILOG = """
+  forgetless blend smollm2-135m-instruct runs/may/adapter --tasks tasks.yaml --max-drop invoices=2pp --max-kl 0.05
+
+tasks.yaml holds the old tasks (those with a budget) and the new one. exit codes: 0 a model was written; 3 none was,
+since nothing could be certified or nothing certified learns more: keep the old model; 1 an error
+"""
+
+
+def _blend(arguments: list[str]) -> int:
+    parser = _blend_parser()
+    told = _parsed(parser, arguments)
+    if told is None:
+        return 0
+    from forgetless.config import BlendConfig
+    from forgetless.geometry.blend import blend
+    from forgetless.geometry.borders import blend_run, is_run
+
+    config = BlendConfig(**vars(told))
+    records = blend_run(config) if is_run(config.after) else [blend(config)]
+    _print_blends(records)
+    return records[-1]["exit_code"]
+
+
+def _blend_parser() -> argparse.ArgumentParser:
+    import argparse
+
+    from forgetless.config import TEMPLATES, BlendConfig, documentation
+    from forgetless.learning.engine import DEVICES, PRECISIONS
+
+    parser = argparse.ArgumentParser(
+        prog="forgetless blend", description=VERBS["blend"][0], exit_on_error=False, allow_abbrev=False,
+        epilog=BLEND_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    told = documentation(BlendConfig)
+
+    def add(name: str, **how: Any) -> None:
+        flags = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        parser.add_argument(*flags, help=told[name].replace("%", "%%"), **how)
+
+    for name in ("before", "after"):
+        parser.add_argument(name, metavar=name.upper(), help=told[name])
+    add("tasks")
+    for name in ("new", "max_drop", "max_lost", "max_kl", "text", "probes"):
+        add(name, nargs="+", default=[])
+    add("score_on", default="test", choices=("test", "validation"))
+    add("confidence", type=float, default=0.95)
+    add("borders", type=int, default=1)
+    add("points", type=int, default=10)
+    add("limit", type=int)
+    for name in ("whole_path", "allow_pickle"):
+        add(name, action="store_true")
+    add("output_dir", default="")
+    add("base_is")
+    add("chat_template", default=TEMPLATES[0], choices=TEMPLATES)
+    add("precision", default="auto", choices=PRECISIONS)
+    add("device", default="auto", choices=DEVICES)
+    return parser
+
+
 def _report(arguments: list[str]) -> int:
     import argparse
 
@@ -572,6 +649,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
         "do these LoRA adapters change the same weights, write to the same outputs, read the same inputs?",
         _overlap,
     ),
+    "blend": ("between two models, the one that learns most and keeps what must not be forgotten", _blend),
     "learn": ("learn a stream of tasks, score every task after each", _learn),
     "demo": ("see a model forget, and forget less: two methods on three small tasks", _demo),
     "methods": ("list the methods", _methods),

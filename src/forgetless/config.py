@@ -42,6 +42,8 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "max_length": _ABOVE_0,
     "score_batch_tokens": _ABOVE_0,
     "forgetting_prompts": _NOT_BELOW_0,
+    "confidence": (lambda value: 0.5 <= value < 1, "from 0.5 to below 1"),
+    "borders": _ABOVE_0,
 }
 
 
@@ -79,6 +81,17 @@ class LearnConfig(TrainSettings, LoraSettings):
     """a file to be measured on instead: JSONL, JSON or Parquet rows, or plain text whose documents empty lines part"""
     report_to: list[str] = field(default_factory=list)
     """trackers: tensorboard, wandb, trackio, ..."""
+    max_drop: list[str] = field(default_factory=list)
+    """what to deploy after each task is blended (docs/blend.md), into blended/: budgets on the drop of earlier tasks'
+    mean scores, a=2pp,b=2pp, kept on their validation rows; the learner itself goes on unblended"""
+    max_lost: list[str] = field(default_factory=list)
+    """the same for the share of an earlier task's rows that score less than before"""
+    max_kl: list[str] = field(default_factory=list)
+    """the same for the nats per token on the model's own answers to general prompts: 0.05"""
+    confidence: float = 0.95
+    """of the promise that a blended model is within its budgets"""
+    borders: int = 1
+    """how many blends the confidence is to hold for together"""
     dry_run: bool = False
     """print the plan and train nothing"""
 
@@ -117,6 +130,14 @@ class LearnConfig(TrainSettings, LoraSettings):
         stream = self.stream.name if isinstance(self.stream, Stream) else self.stream
         return told | {"stream": stream, "method_options": self.all_method_options()}
 
+    def as_blend(self, run: str) -> BlendConfig | None:
+        """How the borders of the run in this folder are blended; None without a budget."""
+        if not (self.max_drop or self.max_lost or self.max_kl):
+            return None
+        shared = ("max_drop", "max_lost", "max_kl", "confidence", "borders", "device", "precision")
+        told = {name: getattr(self, name) for name in shared}
+        return BlendConfig(self.model, run, tasks=self.stream, score_on="validation", **told)
+
     def decides(self) -> dict:
         """The options that may not change when a run is continued. Precision, device and the split may: another
         machine goes on with what it has, and the numbers then agree up to rounding (dropout draws anew).
@@ -134,6 +155,11 @@ class LearnConfig(TrainSettings, LoraSettings):
             "on_bad_row",
             "forgetting_prompts",
             "forgetting_text",
+            "max_drop",
+            "max_lost",
+            "max_kl",
+            "confidence",
+            "borders",
         }
         return {name: value for name, value in self.plain().items() if name not in free}
 
@@ -150,7 +176,9 @@ class AuditConfig:
     models: Sequence[str] = ()
     """the models to audit, of the same kinds; a run folder stands for the models after each of its tasks"""
     tasks: str | None = None
-    """your own tasks, a file as `learn` takes it; their test rows are scored"""
+    """your own tasks, a file as `learn` takes it"""
+    score_on: str = "test"
+    """test, or validation: the rows of your tasks that are scored"""
     text: Sequence[str] = ()
     """files on which predictions are compared: JSONL, JSON or Parquet rows, or plain text whose documents empty lines
     part; default: the reference's own answers to general prompts"""
@@ -201,6 +229,8 @@ class AuditConfig:
             raise UsageError("give a reference and at least one model: forgetless audit REFERENCE MODEL ...")
         if not 0.5 <= self.confidence < 1:
             raise UsageError(f"confidence must be from 0.5 to below 1, such as 0.95, not {self.confidence}")
+        if self.score_on not in CHOICES["score_on"]:
+            raise UsageError(f"score_on: no {self.score_on!r}{nearest(self.score_on, CHOICES['score_on'])}")
         if self.chat_template not in TEMPLATES:
             raise UsageError(f"chat_template: no {self.chat_template!r}{nearest(self.chat_template, TEMPLATES)}")
         for name in ("window", "stride", "limit"):
@@ -273,6 +303,76 @@ class InterpolateConfig:
             raise UsageError(f"confidence must be from 0.5 to below 1, such as 0.95, not {self.confidence}")
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"limit must be 1 or above, not {self.limit}")
+
+
+@dataclass(frozen=True)
+class BlendConfig:
+    """What `blend` mixes, on which held-out rows, and the budgets."""
+
+    before: str = ""
+    """the model before: a packaged model, a hub name, a folder with full weights or an adapter, or BASE+ADAPTER"""
+    after: str = ""
+    """the model after, of the same kinds: an adapter on the same base, or full weights of the same shapes; or a run
+    folder, which is blended border by border"""
+    tasks: str | None = None
+    """your tasks, a file as `learn` takes it. Those with a budget are what must not be forgotten, the others what is
+    learnt"""
+    new: Sequence[str] = ()
+    """names of the tasks that are learnt; tasks that are neither named here nor have a budget are left out"""
+    score_on: str = "test"
+    """test, or validation: the held-out rows of the tasks; choose on validation rows, and judge on test rows once"""
+    probes: Sequence[str] = ()
+    """names of docs/probes.md, lm-eval:TASK, or files of rows, each with a budget of its own"""
+    text: Sequence[str] = ()
+    """files for max_kl: JSONL, JSON or Parquet rows, or plain text whose documents empty lines part; default: the
+    model's own answers to general prompts"""
+    max_drop: Sequence[str] = ()
+    """budgets on the drop of the mean score of a task or probe in percentage points, gains counted: NAME=2pp"""
+    max_lost: Sequence[str] = ()
+    """budgets on the share of rows that score less than before (right before, wrong after): NAME=2pp"""
+    max_kl: Sequence[str] = ()
+    """budgets on texts in nats per token: 0.05 for every text, or NAME=0.05"""
+    confidence: float = 0.95
+    """of the promise that the written model is within all budgets"""
+    borders: int = 1
+    """how many blends the confidence is to hold for together: each is tested at (1 - confidence) / borders"""
+    points: int = 10
+    """of the path, equally far from each other, the last one the model after"""
+    whole_path: bool = False
+    """measure the points after the first that is not certified too, for the drawing; none of them can be chosen"""
+    limit: int | None = None
+    """at most this many rows of each task, probe and text, drawn with a fixed seed"""
+    output_dir: str = ""
+    """default runs/blend-<after>-against-<before>"""
+    base_is: str | None = None
+    """the base of the adapters is this model, whatever name they give it"""
+    allow_pickle: bool = False
+    """read .bin weights too (tensors only)"""
+    chat_template: str = "own"
+    """own: each model is prompted in its own chat template; reference: both in that of the model before"""
+    precision: str = "auto"
+    """auto, bf16 or fp32"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+
+    def check(self) -> None:
+        """UsageError for what is missing or out of range."""
+        if not (self.before and self.after):
+            raise UsageError("give two models: forgetless blend BEFORE AFTER --tasks tasks.yaml --max-drop NAME=2pp")
+        if not (self.max_drop or self.max_lost or self.max_kl):
+            raise UsageError(
+                "how much may be forgotten? Give --max-drop NAME=2pp, --max-lost NAME=2pp or --max-kl 0.05"
+            )
+        if self.text and not self.max_kl:
+            raise UsageError("text is measured for a budget of nats per token; give one with --max-kl 0.05")
+        for name in ("borders", "points"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be 1 or above, not {getattr(self, name)}")
+
+    def as_audit(self) -> AuditConfig:
+        """The same models on the same rows, with the budgets that an audit has too."""
+        shared = {one.name for one in fields(AuditConfig)} & {one.name for one in fields(self)}
+        return AuditConfig(self.before, (self.after,), **{name: getattr(self, name) for name in shared})
 
 
 def documentation(config: type) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """How much may be lost: `--max-drop NAME=2pp` and `--max-kl [NAME=]0.05`, in flags, in a policy and in results alike.
 
 One name and one unit each. A drop is a difference of mean scores, so it is told in percentage points; a divergence is
-told in nats per token. Nothing else is understood: `2` and `2%` could each mean several things.
+told in nats per token. Nothing else is understood: `2` and `2%` could each mean several things. A blend also takes
+`--max-lost NAME=2pp`, which counts the rows that score less than before, whatever is gained elsewhere.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Any
 
 from forgetless.errors import UsageError, nearest
 
-MAX_DROP, MAX_KL = "max-drop", "max-kl"
-EXAMPLES = {MAX_DROP: "invoices=2pp", MAX_KL: "manual=0.05"}
+MAX_DROP, MAX_LOST, MAX_KL = "max-drop", "max-lost", "max-kl"
+IN_A_POLICY = (MAX_DROP, MAX_KL)
+EXAMPLES = {MAX_DROP: "invoices=2pp", MAX_LOST: "invoices=2pp", MAX_KL: "manual=0.05"}
 MEANINGS = {
     MAX_DROP: "percentage points of the mean score on a task or probe",
+    MAX_LOST: "percentage points: share of a task's or probe's rows that score less than before",
     MAX_KL: "nats per token of KL(reference || model) on a text",
 }
 
@@ -29,7 +32,7 @@ class Budget:
     `limit` is a share of the full score (2pp = 0.02) or nats per token; an empty `name` stands for every text.
     """
 
-    option: str  # MAX_DROP or MAX_KL
+    option: str  # MAX_DROP, MAX_LOST or MAX_KL
     name: str
     limit: float
 
@@ -44,16 +47,19 @@ def written(option: str, limit: float) -> str:
     >>> written(MAX_DROP, 0.025), written(MAX_KL, 0.05)
     ('2.5pp', '0.05')
     """
-    return f"{100 * limit:.10g}pp" if option == MAX_DROP else f"{limit:.10g}"
+    return f"{limit:.10g}" if option == MAX_KL else f"{100 * limit:.10g}pp"
 
 
-def flag_budgets(max_drop: Iterable[str] = (), max_kl: Iterable[str] = ()) -> tuple[Budget, ...]:
-    """The budgets of the flags `--max-drop NAME=2pp ...` and `--max-kl [NAME=]0.05 ...`.
+def flag_budgets(
+    max_drop: Iterable[str] = (), max_kl: Iterable[str] = (), max_lost: Iterable[str] = ()
+) -> tuple[Budget, ...]:
+    """The budgets of the flags `--max-drop NAME=2pp ...`, `--max-kl [NAME=]0.05 ...` and `--max-lost NAME=2pp ...`.
 
     >>> [str(one) for one in flag_budgets(["invoices=2pp"], ["0.05"])]
     ['max-drop invoices=2pp', 'max-kl 0.05']
     """
-    told = [(option, text) for option, texts in ((MAX_DROP, max_drop), (MAX_KL, max_kl)) for text in texts]
+    given = ((MAX_DROP, max_drop), (MAX_LOST, max_lost), (MAX_KL, max_kl))
+    told = [(option, text) for option, texts in given for text in texts]
     return _once([_flag(option, text) for option, text in told], "--")
 
 
@@ -65,8 +71,8 @@ def read_budgets(told: Any, place: str) -> tuple[Budget, ...]:
         )
     found = []
     for option, limits in told.items():
-        if option not in MEANINGS:
-            raise UsageError(f"{place}: unknown key {option!r}{nearest(str(option), MEANINGS)}")
+        if option not in IN_A_POLICY:
+            raise UsageError(f"{place}: unknown key {option!r}{nearest(str(option), IN_A_POLICY)}")
         if not isinstance(limits, dict):
             found.append(_budget(option, "", limits, f"{place}.{option}"))
             continue
@@ -84,7 +90,7 @@ def resolve(
     budgets, resolved = list(budgets), []
     own = {budget.name for budget in budgets if budget.option == MAX_KL}
     for budget in budgets:
-        known, what = (drops, "task or probe") if budget.option == MAX_DROP else (texts, "text")
+        known, what = (texts, "text") if budget.option == MAX_KL else (drops, "task or probe")
         if not budget.name:
             if not texts:
                 raise UsageError(f"{where}{budget}: no text is measured; name one with --text")
@@ -92,7 +98,7 @@ def resolve(
         elif budget.name in known:
             resolved.append(budget)
         elif budget.name in drops or budget.name in texts:
-            other = MAX_KL if budget.option == MAX_DROP else MAX_DROP
+            other = MAX_DROP if budget.option == MAX_KL else MAX_KL
             raise UsageError(f"{where}{budget}: {budget.name!r} is no {what}; its budget is --{other}")
         else:
             near = nearest(budget.name, known) if known else f"; no {what} is measured"
@@ -107,13 +113,13 @@ def _flag(option: str, text: str) -> Budget:
 
 def _budget(option: str, name: str, limit: Any, place: str) -> Budget:
     example = f"for example --{option} {EXAMPLES[option]} ({MEANINGS[option]})"
-    if option == MAX_DROP and not name:
+    if option != MAX_KL and not name:
         raise UsageError(f"{place}: which task or probe? Name it: {example}")
-    value = _points(limit) if option == MAX_DROP else _nats(limit)
+    value = _nats(limit) if option == MAX_KL else _points(limit)
     if value is None:
         raise UsageError(f"{place}: {limit!r} is {_wrong(option, limit)}; {example}")
-    if not 0 < value < (1 if option == MAX_DROP else math.inf):
-        most = " and below 100pp" if option == MAX_DROP else ""
+    if not 0 < value < (math.inf if option == MAX_KL else 1):
+        most = "" if option == MAX_KL else " and below 100pp"
         raise UsageError(f"{place}: a budget is above 0{most}, since no sample shows that nothing at all is lost")
     return Budget(option, name, value)
 

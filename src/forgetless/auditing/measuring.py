@@ -77,23 +77,34 @@ def measure(session: AuditSession) -> Found:
     for subject, model in _in_order(session):
         role = role_of.get(id(subject))
         if role is not None:
-            console.print(f"{role}: {subject.name}", markup=False)
-            rows = _kept_rows(session, subject, model)
-            if role == REFERENCE:
-                _add_texts(session, rows, found)
-            found.sides[role] = _side(session, subject, model, rows, found)
+            measure_role(session, role, model, found)
         else:
             console.print(f"model: {subject.name}", markup=False)
-            found.rows[subject.name] = _rows(session, subject, model)
-            found.divergences[subject.name] = {
-                (role, name): _divergence(session, side.states[name], model, windows, name)
-                for role, side in found.sides.items()
-                for name, windows in found.windows[subject.name].items()
-            }
+            measure_model(session, subject, model, found)
     if session.judged:
         _judge(session, found)
     session.check_time()
     return found
+
+
+def measure_role(session: AuditSession, role: str, model: Opened, found: Found) -> None:
+    """A role's rows and states, from the cache if they are there; the texts are the reference's."""
+    subject = session.roles[role]
+    console.print(f"{role}: {subject.name}", markup=False)
+    rows = _kept_rows(session, subject, model)
+    if role == REFERENCE:
+        _add_texts(session, rows, found)
+    found.sides[role] = _side(session, subject, model, rows, found)
+
+
+def measure_model(session: AuditSession, subject: Subject, model: Opened, found: Found) -> None:
+    """A model's rows, and how far it is from every role on every text."""
+    found.rows[subject.name] = _rows(session, subject, model)
+    found.divergences[subject.name] = {
+        (role, name): _divergence(session, side.states[name], model, windows, name)
+        for role, side in found.sides.items()
+        for name, windows in found.windows.get(subject.name, {}).items()
+    }
 
 
 def measures_of(session: AuditSession, found: Found, model: str) -> list[Measure]:
@@ -209,7 +220,7 @@ def _side(session: AuditSession, subject: Subject, model: Opened, rows: Rows, fo
     """The role's states on disk, with heads of their own: the model goes, or gets an adapter."""
     states, noise, using = {}, {}, session.engine.autocast
     head = Head(model, using).copy()
-    for name, windows in found.windows[subject.name].items():
+    for name, windows in found.windows.get(subject.name, {}).items():
         reference = reference_of(
             model, windows, subject.decided_by, cache_folder() / "states", using=using, label=f"{name}, reference"
         )

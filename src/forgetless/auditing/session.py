@@ -292,8 +292,16 @@ def _tasks(config: AuditConfig) -> tuple[Task, ...]:
     if not config.tasks:
         return ()
     tasks = load_stream(config.tasks).tasks
+    for task in tasks:
+        if not getattr(task, config.score_on):
+            raise DataError(f"{config.tasks}: task {task.name} has no {config.score_on} rows")
     return tuple(
-        replace(task, test=sample(task.test, config.limit, seed=JUDGED_SEED, name=task.name, purpose="test"))
+        replace(
+            task,
+            test=sample(
+                getattr(task, config.score_on), config.limit, seed=JUDGED_SEED, name=task.name, purpose=config.score_on
+            ),
+        )
         for task in tasks
     )
 
@@ -397,7 +405,11 @@ def _policy(config: AuditConfig) -> Policy | None:
     ]
     if config.reference:
         told.insert(0, "reference")
-    told += [name for name in ("confidence", "chat_template") if getattr(config, name) != getattr(AuditConfig, name)]
+    told += [
+        name
+        for name in ("confidence", "chat_template", "score_on")
+        if getattr(config, name) != getattr(AuditConfig, name)
+    ]
     if told:
         raise UsageError(f"--policy says what is compared on what; leave out {', '.join(told)}, or change the policy")
     policy = read_policy(config.policy)

@@ -10,7 +10,8 @@ tensor, and rounded to the precision in which the later model has them. What is 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,14 +45,20 @@ class AdapterPath:
 
     def points(
         self, alphas: Sequence[float], folder: Path, dtype: torch.dtype, device: torch.device
-    ) -> Iterator[tuple[float, Opened]]:
-        """The model at each α in turn, ready for inference, good until the next; the base is loaded once."""
+    ) -> Generator[tuple[float, Opened], None, None]:
+        """The model at each α in turn, ready for inference, good until the next; the base is loaded once.
+
+        The beginning is the model before itself; each other point lies on disk until the next is asked for.
+        """
         places = [folder / f"{alpha:.6f}" for alpha in alphas]
-        for alpha, place in zip(alphas, places, strict=True):
-            self.write(alpha, place)
-        subjects = [replace(self.after, name=place.name, adapter=place) for place in places]
-        for alpha, (_, model) in zip(alphas, opened(subjects, dtype, device), strict=True):
-            yield alpha, model
+        there = [replace(self.after, name=place.name, adapter=place) for place in places]
+        subjects = [one if alpha else self.before for alpha, one in zip(alphas, there, strict=True)]
+        with closing(opened(subjects, dtype, device)) as models:
+            for alpha, place in zip(alphas, places, strict=True):
+                if alpha:
+                    self.write(alpha, place)
+                yield alpha, next(models)[1]
+                shutil.rmtree(place, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -83,14 +90,15 @@ class WeightPath:
 
     def points(
         self, alphas: Sequence[float], folder: Path, dtype: torch.dtype, device: torch.device
-    ) -> Iterator[tuple[float, Opened]]:
+    ) -> Generator[tuple[float, Opened], None, None]:
         """The model at each α in turn, ready for inference, good until the next; one lies on disk at a time."""
         for alpha in alphas:
             place = folder / f"{alpha:.6f}"
-            self.write(alpha, place)
-            for _, model in opened(find_subjects(str(place)), dtype, device):
+            if alpha:
+                self.write(alpha, place)
+            for _, model in opened(find_subjects(str(place)) if alpha else [self.before], dtype, device):
                 yield alpha, model
-            shutil.rmtree(place)
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def straight_path(before: Subject, after: Subject) -> AdapterPath | WeightPath:

@@ -424,3 +424,25 @@ OVERLAP_GLOSSARY = {
     "effective-rank": AUDIT_GLOSSARY["effective-rank"],
 }
 """The same for the page of overlaps."""
+BLEND_GLOSSARY = {
+    "blend": (
+        "blend",
+        "A model between the one before and the one after: of each weight the share alpha of the way. Adapters are "
+        "mixed as what they add to the base, not factor by factor.",
+    ),
+    "held-out": (
+        "held-out rows",
+        "Rows that neither model learnt from, drawn from what the budget is about. Rows that were trained on "
+        "show too little loss.",
+    ),
+    "certified": (
+        "certified",
+        "Shown by the held-out rows to be within every budget, as every point before it is. With the stated confidence "
+        "no certified point is over a budget.",
+    ),
+    "rows-lost": (
+        "rows lost",
+        "The share of rows that score less than before (right before, wrong after), whatever was gained on other rows.",
+    ),
+} | {anchor: AUDIT_GLOSSARY[anchor] for anchor in ("budget", "bound")}
+"""The same for the page of a blend."""

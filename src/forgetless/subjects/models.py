@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from itertools import takewhile
@@ -435,7 +435,7 @@ def _compare_templates(reference: Subject, subject: Subject) -> Iterator[str]:
 
 def opened(
     subjects: list[Subject], dtype: torch.dtype, device: torch.device | str = "cpu"
-) -> Iterator[tuple[Subject, Opened]]:
+) -> Generator[tuple[Subject, Opened], None, None]:
     """Each subject with its model, ready for inference; each base is loaded once, one at a time.
 
     Subjects on one base come after one another, so the order may change. A model is good until the next one is asked
