@@ -8,17 +8,20 @@ if TYPE_CHECKING:
     from forgetless.auditing.callback import ForgettingCallback
     from forgetless.auditing.run import audit
     from forgetless.config import AuditConfig, LearnConfig
+    from forgetless.geometry.merging import MergeConfig, merge
     from forgetless.learning.stream import learn
 
 __version__ = version("forgetless")
-__all__ = ["AuditConfig", "ForgettingCallback", "LearnConfig", "audit", "learn"]
+__all__ = ["AuditConfig", "ForgettingCallback", "LearnConfig", "MergeConfig", "audit", "learn", "merge"]
 
 _PLACES = {
     "AuditConfig": "config",
     "ForgettingCallback": "auditing.callback",
     "LearnConfig": "config",
+    "MergeConfig": "geometry.merging",
     "audit": "auditing.run",
     "learn": "learning.stream",
+    "merge": "geometry.merging",
 }
 
 

@@ -28,6 +28,13 @@ A stream file:                                     A configuration file gives th
   forgetless learn --config support-replay.yaml --dry_run
 """
 
+MERGE_EPILOG = """
+  forgetless merge runs/may --output_dir may-full                       one adapter into its base, as whole weights
+  forgetless merge invoices letters --output_dir both                   two into one: their exact sum
+  forgetless merge invoices letters --rank 16 --tasks tasks.yaml --output_dir both-16
+  forgetless merge invoices letters --method ties --density 0.2 --weights 1 0.5 --output_dir both-ties
+"""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the `forgetless` command."""
@@ -375,6 +382,57 @@ def _audit_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _merge(arguments: list[str]) -> int:
+    told = _parsed(_merge_parser(), arguments)
+    if told is None:
+        return 0
+    from forgetless.geometry.merging import MARKDOWN, RECORD, MergeConfig, merge
+    from forgetless.progress import out
+    from forgetless.report.merge import print_merge
+
+    record = merge(MergeConfig(**vars(told)))
+    print_merge(record, out)
+    out.print(f"\nmerged: {record['path']} ({RECORD}, {MARKDOWN})", soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+def _merge_parser() -> argparse.ArgumentParser:
+    import argparse
+
+    from forgetless.config import documentation
+    from forgetless.geometry.merging import MergeConfig
+    from forgetless.geometry.operators import METHODS
+    from forgetless.learning.engine import DEVICES, PRECISIONS
+
+    parser = argparse.ArgumentParser(
+        prog="forgetless merge", description=VERBS["merge"][0], exit_on_error=False, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=MERGE_EPILOG,
+    )  # fmt: skip
+    told = documentation(MergeConfig)
+
+    def add(name: str, **how: Any) -> None:
+        flags = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        parser.add_argument(*flags, help=told[name].replace("%", "%%"), **how)
+
+    parser.add_argument("models", nargs="+", metavar="ADAPTER", help=told["models"])
+    add("output_dir", default="", metavar="DIR")
+    add("method", default="sum", choices=METHODS, metavar="METHOD")
+    add("weights", nargs="+", type=float, default=[], metavar="W")
+    for name in ("rank", "limit"):
+        add(name, type=int)
+    add("density", type=float)
+    add("seed", type=int, default=0)
+    for name in ("rows", "text"):
+        add(name, nargs="+", default=[], metavar="FILE")
+    for name in ("tasks", "base_is"):
+        add(name)
+    for name in ("kl_by_layer", "allow_pickle"):
+        add(name, action="store_true")
+    add("precision", default="auto", choices=PRECISIONS)
+    add("device", default="auto", choices=DEVICES)
+    return parser
+
+
 def _report(arguments: list[str]) -> int:
     import argparse
 
@@ -459,6 +517,7 @@ def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.N
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "audit": ("what did a fine-tune make a model forget? any trainer's models against an earlier one", _audit),
+    "merge": ("merge an adapter into its base, or several into one; says what it cost", _merge),
     "learn": ("learn a stream of tasks, score every task after each", _learn),
     "demo": ("see a model forget, and forget less: two methods on three small tasks", _demo),
     "methods": ("list the methods", _methods),
