@@ -17,7 +17,7 @@ STANDS_ON = {
     "score": {"data", "learning", "model", "runs"},
     "forgetting": {"data", "model", "runs", "score", "subjects"},
     "methods": {"data", "learning", "model"},
-    "geometry": {"auditing", "data", "forgetting", "learning", "model", "report", "runs", "score", "subjects"},
+    "geometry": EVERY - {"methods"},
     "learning": EVERY - {"auditing", "geometry"},
 }
 NOT_ABOVE = {package: EVERY - below - {package} for package, below in STANDS_ON.items()}

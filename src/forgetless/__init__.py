@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from forgetless.auditing.callback import ForgettingCallback
     from forgetless.auditing.run import audit
-    from forgetless.config import AuditConfig, LearnConfig
-    from forgetless.geometry.merging import MergeConfig, merge
+    from forgetless.config import AuditConfig, LearnConfig, MergeConfig
+    from forgetless.geometry.merging import merge
     from forgetless.learning.stream import learn
 
 __version__ = version("forgetless")
@@ -18,7 +18,7 @@ _PLACES = {
     "AuditConfig": "config",
     "ForgettingCallback": "auditing.callback",
     "LearnConfig": "config",
-    "MergeConfig": "geometry.merging",
+    "MergeConfig": "config",
     "audit": "auditing.run",
     "learn": "learning.stream",
     "merge": "geometry.merging",

@@ -386,7 +386,8 @@ def _merge(arguments: list[str]) -> int:
     told = _parsed(_merge_parser(), arguments)
     if told is None:
         return 0
-    from forgetless.geometry.merging import MARKDOWN, RECORD, MergeConfig, merge
+    from forgetless.config import MergeConfig
+    from forgetless.geometry.merging import MARKDOWN, RECORD, merge
     from forgetless.progress import out
     from forgetless.report.merge import print_merge
 
@@ -399,9 +400,7 @@ def _merge(arguments: list[str]) -> int:
 def _merge_parser() -> argparse.ArgumentParser:
     import argparse
 
-    from forgetless.config import documentation
-    from forgetless.geometry.merging import MergeConfig
-    from forgetless.geometry.operators import METHODS
+    from forgetless.config import MERGES, MergeConfig, documentation
     from forgetless.learning.engine import DEVICES, PRECISIONS
 
     parser = argparse.ArgumentParser(
@@ -416,7 +415,7 @@ def _merge_parser() -> argparse.ArgumentParser:
 
     parser.add_argument("models", nargs="+", metavar="ADAPTER", help=told["models"])
     add("output_dir", default="", metavar="DIR")
-    add("method", default="sum", choices=METHODS, metavar="METHOD")
+    add("method", default="sum", choices=MERGES, metavar="METHOD")
     add("weights", nargs="+", type=float, default=[], metavar="W")
     for name in ("rank", "limit"):
         add(name, type=int)

@@ -26,17 +26,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forgetless.config import MergeConfig
 from forgetless.data.batches import Encoder
 from forgetless.data.readers import read_rows
 from forgetless.data.streams import JUDGED_SEED, load_stream, sample
 from forgetless.data.tasks import Stream
-from forgetless.errors import UsageError, nearest
+from forgetless.errors import UsageError
 from forgetless.forgetting.divergence import Divergence, compare_states, divergence
 from forgetless.forgetting.reference import BATCH_TOKENS, Reference, hidden_states, write_states
-from forgetless.forgetting.sides import kept_side, longest, side_in
+from forgetless.forgetting.sides import kept_side, side_in
 from forgetless.forgetting.texts import LONGEST, Text, general_prompts, own_prompts, read_text
 from forgetless.geometry.fisher import fisher
-from forgetless.geometry.operators import FISHER, METHODS, PRUNED, combined, fisher_mean, usual_weights
+from forgetless.geometry.operators import FISHER, combined, fisher_mean, usual_weights
 from forgetless.geometry.updates import Update, compressed, difference, norm, read_update, write_update
 from forgetless.geometry.whole import copy_tokenizer, write_merged
 from forgetless.learning.engine import Engine
@@ -54,69 +55,8 @@ from forgetless.subjects.models import Opened, Subject, find_subjects, opened
 
 FORMAT = 1
 RECORD, MARKDOWN = "merge.json", "merge.md"
-DENSITY = 0.5
 FISHER_ROWS = 64
 BASE, MERGED = "base alone", "merged result"
-
-
-@dataclass(frozen=True)
-class MergeConfig:
-    """What `merge` merges, how, and what it measures the result on."""
-
-    models: Sequence[str] = ()
-    """adapters on one base: folders, BASE+ADAPTER or run folders; one is merged into its base, several into one"""
-    output_dir: str = ""
-    """the folder to write; it must be new, empty, or of an earlier merge, which is replaced"""
-    method: str = "sum"
-    """sum (exact), linear, ties, dare_linear, dare_ties, these three with _svd, slao or fisher"""
-    weights: Sequence[float] = ()
-    """of the adapters in their order; default 1 each, for linear 1/n each"""
-    rank: int | None = None
-    """the most that a layer's rank may be; default: all of it, for products the sum of the adapters' ranks"""
-    density: float | None = None
-    """share of entries that TIES and DARE keep; default 0.5"""
-    seed: int = 0
-    """of what DARE drops"""
-    rows: Sequence[str] = ()
-    """for fisher: a file of rows of each adapter's task, in the adapters' order"""
-    text: Sequence[str] = ()
-    """files on which predictions are compared; default: each adapter's own answers to general prompts"""
-    tasks: str | None = None
-    """your own tasks, a file as `learn` takes it; base, adapters and result are scored on their test rows"""
-    kl_by_layer: bool = False
-    """with a rank: the KL that re-compressing each layer alone costs; one more pass over the text a layer"""
-    limit: int | None = None
-    """at most this many rows of each task, text and file, and prompts; for fisher 64 where it is not given"""
-    base_is: str | None = None
-    """the base of the adapters is this model, whatever name they give it"""
-    allow_pickle: bool = False
-    """read .bin weights too (tensors only)"""
-    precision: str = "auto"
-    """of what is measured: auto, bf16 or fp32; merging itself is in fp32"""
-    device: str = "auto"
-    """auto, cpu or cuda"""
-
-    def check(self) -> None:
-        """UsageError for what is missing, out of range or without effect."""
-        if not self.models or not self.output_dir:
-            raise UsageError("give at least one adapter and a folder: forgetless merge ADAPTER ... --output_dir DIR")
-        if self.method not in METHODS:
-            raise UsageError(f"method: no {self.method!r}{nearest(self.method, METHODS)}")
-        pruned = self.method.removesuffix("_svd") in PRUNED
-        if self.density is not None and not (pruned and 0 < self.density <= 1):
-            raise UsageError(f"density is for {', '.join(PRUNED)}, above 0 and up to 1, not {self.density} for "
-                             f"{self.method}")  # fmt: skip
-        if self.rows and self.method != FISHER:
-            raise UsageError(f"rows are for --method fisher, not {self.method}")
-        if self.weights and self.method == "slao":
-            raise UsageError("slao weighs the adapters by their order; leave out weights")
-        if any(not math.isfinite(w) for w in self.weights) or (self.method == FISHER and min(self.weights, default=1) <= 0):
-            raise UsageError(f"weights must be numbers, for fisher above 0, not {list(self.weights)}")
-        for name in ("rank", "limit"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UsageError(f"{name} must be 1 or above, not {value}")
-        if self.kl_by_layer and self.rank is None:
-            raise UsageError("kl_by_layer is of re-compression; give a rank")
 
 
 @dataclass
@@ -185,9 +125,9 @@ def _prepare(config: MergeConfig) -> _Session:
                 "different bases are not updates of the same weights. If both are one model, say base_is (--base-is)"
             )
     weights = list(config.weights) or usual_weights(config.method, len(sources))
-    for name, given in (("weights", weights), ("rows", config.rows or [""] * len(sources))):
-        if len(given) != len(sources):
-            raise UsageError(f"{name}: {len(given)} for {len(sources)} adapters; give one for each, in their order")
+    for name, count in (("weights", len(weights)), ("rows", len(config.rows) or len(sources))):
+        if count != len(sources):
+            raise UsageError(f"{name}: {count} for {len(sources)} adapters; give one for each, in their order")
     if config.method == FISHER and not config.rows:
         raise UsageError("fisher needs rows of each adapter's task: --rows A.jsonl B.jsonl, in the adapters' order")
     notes = list(dict.fromkeys(note for one in sources for note in one.notes))
@@ -221,11 +161,11 @@ def _check_output(folder: Path, sources: Sequence[Subject]) -> None:
 
 def _about(session: _Session) -> dict:
     config = session.config
-    how = {"method": config.method, "weights": session.weights, "rank": config.rank}
-    if config.method.removesuffix("_svd") in PRUNED:
-        how |= {"density": config.density or DENSITY, "seed": config.seed}
+    how: dict[str, Any] = {"method": config.method, "weights": session.weights, "rank": config.rank}
+    if config.prunes:
+        how |= {"density": config.kept_share, "seed": config.seed}
     if config.method == FISHER:
-        how["rows"] = list(config.rows)
+        how["rows"] = [*config.rows]
     return {
         "format": FORMAT,
         "into": "base" if session.whole else "adapter",
@@ -282,7 +222,9 @@ def _with_logits(reference: Reference, model: Opened, session: _Session) -> tupl
         after = Reference(Path(temporary), reference.windows, head)
         batches = reference.windows.batches(BATCH_TOKENS)
         for numbers in batches:
-            for known, own in zip(reference.states(numbers).split(rows), after.states(numbers).split(rows), strict=True):
+            for known, own in zip(
+                reference.states(numbers).split(rows), after.states(numbers).split(rows), strict=True
+            ):
                 device = reference.head.device
                 error.add(reference.head(known.to(device)), head(own.to(head.device)))
         stored = ((numbers, after.states(numbers)) for numbers in batches)
@@ -317,7 +259,7 @@ def _combined(session: _Session, updates: Sequence[Update]) -> dict[str, Pair]:
     config, products = session.config, [one.layers for one in updates]
     if config.method == FISHER:
         return fisher_mean(products, _fishers(session, updates), session.weights)
-    return combined(products, config.method, session.weights, config.density or DENSITY, config.seed)
+    return combined(products, config.method, session.weights, config.kept_share, config.seed)
 
 
 def _fishers(session: _Session, updates: Sequence[Update]) -> Iterator[dict[str, Tensor]]:

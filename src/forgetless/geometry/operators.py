@@ -29,8 +29,9 @@ Operator = Callable[[list[Tensor], Tensor], Tensor]  # (one tensor an update, th
 
 PRUNED = {"ties": ties, "dare_linear": dare_linear, "dare_ties": dare_ties}  # PEFT's, with a density
 FISHER = "fisher"
-METHODS = ("sum", "linear", *PRUNED, *(f"{name}_svd" for name in PRUNED), "slao", FISHER)
-FLOOR = 1e-6  # ε of `fisher`, in mean entries of the layer's Fisher information: where it is 0 everywhere, a mean is left
+FLOOR = (
+    1e-6  # ε of `fisher`, in mean entries of the layer's Fisher information: where it is 0 everywhere, a mean is left
+)
 
 
 def usual_weights(method: str, count: int) -> list[float]:
@@ -39,7 +40,7 @@ def usual_weights(method: str, count: int) -> list[float]:
 
 
 def combined(
-    updates: Sequence[Layers], method: str, weights: Sequence[float], density: float | None = None, seed: int = 0
+    updates: Sequence[Layers], method: str, weights: Sequence[float], density: float = 0.5, seed: int = 0
 ) -> dict[str, Pair]:
     """One update out of several by any method but `fisher`. DARE draws from `seed`."""
     if method == "sum":
@@ -47,7 +48,7 @@ def combined(
     if method == "slao":
         return slao(updates)
     name = method.removesuffix("_svd")
-    operator = partial(PRUNED[name], density=density) if name in PRUNED else task_arithmetic
+    operator: Operator = partial(PRUNED[name], density=density) if name in PRUNED else task_arithmetic
     by = _by_products if method.endswith("_svd") else _by_factors
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -112,8 +113,9 @@ def fisher_mean(
     for update, F, w in zip(updates, fishers, weights, strict=True):
         for layer, information in F.items():
             counts = w * (information + FLOOR * information.mean() + torch.finfo(torch.float32).tiny)
-            below[layer] = below.get(layer, 0) + counts
-            above[layer] = above.get(layer, 0) + (counts * product(update[layer]) if layer in update else 0)
+            zero = torch.zeros_like(counts)
+            below[layer] = below.get(layer, zero) + counts
+            above[layer] = above.get(layer, zero) + (counts * product(update[layer]) if layer in update else zero)
     return {layer: of_product(above.pop(layer) / below.pop(layer)) for layer in list(above)}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from forgetless.errors import RunError, UsageError, short
+from forgetless.model.base import load_config
 from forgetless.model.identity import open_tensors, weight_files
 from forgetless.runs.folder import read_json
-from forgetless.subjects.models import Subject, opened
+from forgetless.subjects.models import Opened, Subject, opened
 
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
@@ -38,56 +40,66 @@ def write_merged(subject: Subject, folder: Path) -> dict[str, dict[str, float]]:
     Gives for each tensor that changes the norm ‖ΔW‖ of its change, and the `error` ‖W' - (W + ΔW)‖ / ‖ΔW‖ of rounding.
     The base is in memory in fp32, on the CPU.
     """
-    for _, model in opened([subject], torch.float32):
-        merged = _merged(model, subject)
-        _copy_others(subject, folder)
-        _write_config(merged, subject.base, folder)
-        return _write_weights(_named_as_stored(merged), _name_of_output(merged), subject.base, folder)
-    raise AssertionError
+    [changes] = [_write(_merged(model, subject), subject, folder) for _, model in opened([subject], torch.float32)]
+    return changes
 
 
-def _merged(model: PreTrainedModel | PeftModel, subject: Subject) -> PreTrainedModel:
+def _write(merged: PreTrainedModel, subject: Subject, folder: Path) -> dict[str, dict[str, float]]:
+    tied = _still_tied(merged, subject.base)
+    _copy_others(subject, folder)
+    _write_config(merged, tied, subject.base, folder)
+    return _write_weights(_named_as_stored(merged, tied), _name_of_output(merged), subject.base, folder)
+
+
+def _merged(model: Opened, subject: Subject) -> PreTrainedModel:
     assert isinstance(model, PeftModel)
-    kind = model.active_peft_config.peft_type
-    if not isinstance(model.base_model, BaseTuner):
+    kind, tuner = model.active_peft_config.peft_type, model.base_model
+    if not isinstance(tuner, BaseTuner):
         raise UsageError(
             f"{subject.name}: {getattr(kind, 'value', kind)} adds virtual tokens or attention beside the weights, so "
             "there is nothing to merge into them; deploy it as an adapter"
         )
     _untie(model)
     try:
-        return model.merge_and_unload(safe_merge=True)
+        with warnings.catch_warnings():  # of embeddings that are no longer one, which is written into config.json
+            warnings.simplefilter("ignore")
+            merged: Any = tuner.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, AttributeError, TypeError) as error:
         raise UsageError(
             f"{subject.name}: PEFT cannot merge this adapter into the base ({short(str(error), 200)}); deploy it as an "
             "adapter"
         ) from error
+    return merged
 
 
 def _untie(model: PeftModel) -> None:
-    """Gives the output embedding weights of its own, so that an update of one embedding does not change the other."""
+    """Gives the output embedding weights of its own where only one of both embeddings has an update."""
     base: Any = model.get_base_model()
-    inside, out = (_plain(one) for one in (base.get_input_embeddings(), base.get_output_embeddings()))
-    if out.weight is inside.weight:
+    both = [base.get_input_embeddings(), base.get_output_embeddings()]
+    updated = [isinstance(one, BaseTunerLayer) for one in both]
+    inside, out = (one.get_base_layer() if own else one for one, own in zip(both, updated, strict=True))
+    if any(updated) and out.weight is inside.weight:
         out.weight = nn.Parameter(out.weight.detach().clone(), requires_grad=False)
 
 
-def _plain(module: Any) -> Any:
-    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-
-
-def _named_as_stored(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The weights by the names that they have in files; an output embedding that equals the input's goes with it."""
+def _named_as_stored(model: PreTrainedModel, tied: bool) -> dict[str, Tensor]:
+    """The weights by the names that they have in files; of embeddings that are one only the input's."""
     state = dict(model.state_dict())
-    inside, out = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    if model.config.get_text_config().tie_word_embeddings and torch.equal(inside, out):
-        state = {name: tensor for name, tensor in state.items() if tensor.data_ptr() != out.data_ptr()}
+    if tied:
+        state.pop(_name_of_output(model))
     return revert_weight_conversion(model, state)
 
 
+def _still_tied(model: PreTrainedModel, base: Path) -> bool:
+    """Whether the base's embeddings are one, and equal after the merge."""
+    tied = bool(load_config(base).get_text_config().tie_word_embeddings)
+    inside, out = (one.get_parameter("weight") for one in (model.get_input_embeddings(), model.get_output_embeddings()))
+    return tied and torch.equal(inside, out)
+
+
 def _name_of_output(model: PreTrainedModel) -> str:
-    weight = model.get_output_embeddings().weight
-    return next(name for name, one in model.named_parameters(remove_duplicate=False) if one is weight)
+    head = model.get_output_embeddings()
+    return next(f"{name}.weight" for name, module in model.named_modules() if module is head)
 
 
 def _write_weights(state: dict[str, Tensor], output: str, base: Path, folder: Path) -> dict[str, dict[str, float]]:
@@ -137,16 +149,14 @@ def _more(state: Mapping[str, Tensor], output: str, dtype: torch.dtype, base: Pa
     return {name: tensor.to(dtype).contiguous() for name, tensor in state.items()}
 
 
-def _write_config(model: PreTrainedModel, base: Path, folder: Path) -> None:
+def _write_config(model: PreTrainedModel, tied: bool, base: Path, folder: Path) -> None:
     """The base's own, but for the size of the vocabulary and whether both embeddings are one."""
     told = read_json(base / CONFIG)
     text = told.get("text_config", told)
-    inside, out = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     if "vocab_size" in text:
-        text["vocab_size"] = out.shape[0]
-    if model.config.get_text_config().tie_word_embeddings and not torch.equal(inside, out):
+        text["vocab_size"] = model.get_output_embeddings().get_parameter("weight").shape[0]
+    if not tied and load_config(base).get_text_config().tie_word_embeddings:
         told["tie_word_embeddings"] = text["tie_word_embeddings"] = False
-        model.config.get_text_config().tie_word_embeddings = False
     (folder / CONFIG).write_text(json.dumps(told, indent=2) + "\n")
 
 

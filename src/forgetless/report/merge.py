@@ -53,22 +53,30 @@ def _tables(record: Mapping) -> list[tuple[list[str], list[list[str]]]]:
 
 def _costs(record: Mapping) -> tuple[list[str], list[list[str]]]:
     several = record["into"] != "base"
-    head = ["adapter", *(["weight", "distance"] if several else []), "text", "KL to merged", "95 %", "agree", "KL to base"]
+    head = [
+        "adapter",
+        *(["weight", "distance"] if several else []),
+        "text",
+        "KL to merged",
+        "95 %",
+        "agree",
+        "KL to base",
+    ]
     rows = []
     for one in record["sources"]:
         for text, found in one["kl"].items():
             how = [f"{one['weight']:g}", f"{one['distance']:.3g}"] if several else []
             base = f"{one['kl_of_base'][text]['kl']:.3g}"
-            rows.append([one["label"], *how, text, f"{found['kl']:.3g}", _interval(found), percent(found["agree"]), base])
+            rows.append(
+                [one["label"], *how, text, f"{found['kl']:.3g}", _interval(found), percent(found["agree"]), base]
+            )
     return head, rows
 
 
 def _scores(scores: Mapping) -> tuple[list[str], list[list[str]]]:
     tasks = list(next(iter(scores.values())))
     cells = {
-        model: [
-            f"{percent(one['score'])} ({percent(one['low'])} to {percent(one['high'])})" for one in found.values()
-        ]
+        model: [f"{percent(one['score'])} ({percent(one['low'])} to {percent(one['high'])})" for one in found.values()]
         for model, found in scores.items()
     }
     return ["score", *tasks], [[model, *row] for model, row in cells.items()]
@@ -105,5 +113,7 @@ def _ranks(record: Mapping) -> str:
 def _layers(record: Mapping) -> list[list[str]]:
     worst = sorted(record["layers"].items(), key=lambda item: -item[1]["error"])[:MOST_LAYERS]
     return [
-        [layer, str(one.get("rank", "")), f"{one['norm']:.3g}", f"{one['error']:.3g}"] for layer, one in worst if one["error"]
+        [layer, str(one.get("rank", "")), f"{one['norm']:.3g}", f"{one['error']:.3g}"]
+        for layer, one in worst
+        if one["error"]
     ]
