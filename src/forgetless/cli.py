@@ -29,8 +29,8 @@ A stream file:                                     A configuration file gives th
 """
 
 MERGE_EPILOG = """
-  forgetless merge runs/may --output_dir may-full                       one adapter into its base, as whole weights
-  forgetless merge invoices letters --output_dir both                   two into one: their exact sum
+  forgetless merge ./may --output_dir may-full                     one adapter into its base, as whole weights
+  forgetless merge invoices letters --output_dir both              two into one: their exact sum
   forgetless merge invoices letters --rank 16 --tasks tasks.yaml --output_dir both-16
   forgetless merge invoices letters --method ties --density 0.2 --weights 1 0.5 --output_dir both-ties
 """

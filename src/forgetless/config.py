@@ -238,7 +238,8 @@ class MergeConfig:
     output_dir: str = ""
     """the folder to write; it must be new, empty, or of an earlier merge, which is replaced"""
     method: str = "sum"
-    """sum (exact), linear, ties, dare_linear, dare_ties, these three with _svd, slao or fisher"""
+    """sum (exact); linear, ties, dare_linear or dare_ties as PEFT merges factors; ties_svd, dare_linear_svd or
+    dare_ties_svd as it merges products; slao; fisher"""
     weights: Sequence[float] = ()
     """of the adapters in their order; default 1 each, for linear 1/n each"""
     rank: int | None = None

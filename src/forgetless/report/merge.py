@@ -10,6 +10,7 @@ from rich.table import Table
 from forgetless.report.markdown import escaped, pipe_table
 from forgetless.report.words import clean, percent
 
+ROUNDING = 1e-7  # nats; what equal models differ by, of either sign
 MOST_LAYERS = 10  # that Markdown names, those with the largest error first
 
 
@@ -66,10 +67,8 @@ def _costs(record: Mapping) -> tuple[list[str], list[list[str]]]:
     for one in record["sources"]:
         for text, found in one["kl"].items():
             how = [f"{one['weight']:g}", f"{one['distance']:.3g}"] if several else []
-            base = f"{one['kl_of_base'][text]['kl']:.3g}"
-            rows.append(
-                [one["label"], *how, text, f"{found['kl']:.3g}", _interval(found), percent(found["agree"]), base]
-            )
+            base = _nats(one["kl_of_base"][text]["kl"])
+            rows.append([one["label"], *how, text, _nats(found["kl"]), _interval(found), percent(found["agree"]), base])
     return head, rows
 
 
@@ -83,7 +82,12 @@ def _scores(scores: Mapping) -> tuple[list[str], list[list[str]]]:
 
 
 def _interval(found: Mapping) -> str:
-    return "fewer than 10 documents" if found["low"] is None else f"{found['low']:.3g} to {found['high']:.3g}"
+    return "fewer than 10 documents" if found["low"] is None else f"{_nats(found['low'])} to {_nats(found['high'])}"
+
+
+def _nats(value: float) -> str:
+    """Less than rounding leaves is not told apart from 0."""
+    return f"{value:.3g}" if value >= ROUNDING else f"below {ROUNDING:g}"
 
 
 def _sentences(record: Mapping) -> list[str]:
@@ -101,7 +105,7 @@ def _sentences(record: Mapping) -> list[str]:
         return [*told, "Nothing was re-compressed: the ranks are those that the method gives."]
     told.append(f"Re-compression to rank {_ranks(record)} lost {total:.3g} of the update's norm (‖ΔW - ΔW'‖ / ‖ΔW‖).")
     for text, one in record["compression"].items():
-        told.append(f"KL(before || after re-compression) on {text}: {one['kl']:.3g} ({_interval(one)}).")
+        told.append(f"KL(before || after re-compression) on {text}: {_nats(one['kl'])} ({_interval(one)}).")
     return told
 
 
