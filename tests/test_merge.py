@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from forgetless import MergeConfig, merge
 from forgetless.cli import main
 from forgetless.data.batches import Encoder
-from forgetless.errors import RunError, UsageError
+from forgetless.errors import ForgetlessError, RunError, UsageError
 from forgetless.geometry import merging, whole
 from forgetless.geometry.fisher import fisher
 from forgetless.geometry.operators import combined, fisher_mean, of_product, product, slao
@@ -327,11 +327,17 @@ def test_what_cannot_be_merged_is_refused(tiny, pair_of, text, tmp_path):
         ({"weights": [1.0, math.nan]}, "weights must be numbers"),
         ({"rank": 0}, "rank must be"),
         ({"kl_by_layer": True}, "give a rank"),
+        ({"method": "fisher", "rows": ["nowhere.jsonl"] * 2}, "nowhere.jsonl"),
     ],
 )
 def test_options_that_do_not_fit_are_named(told, says, pair_of, text, tmp_path):
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(ForgetlessError, match=says):
         run(pair_of, text, tmp_path / "out", **told)
+
+
+def test_texts_of_one_name_are_refused(pair_of, text, tmp_path):
+    with pytest.raises(UsageError, match="same name"):
+        merge(MergeConfig(pair_of, str(tmp_path / "out"), text=[text, text], device="cpu"))
 
 
 def test_an_adapter_of_a_4_bit_base_is_warned_of(tiny, text, tmp_path):

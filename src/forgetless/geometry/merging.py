@@ -30,7 +30,7 @@ from forgetless.config import MergeConfig
 from forgetless.data.batches import Encoder
 from forgetless.data.readers import read_rows
 from forgetless.data.streams import JUDGED_SEED, load_stream, sample
-from forgetless.data.tasks import Stream
+from forgetless.data.tasks import Row, Stream
 from forgetless.errors import UsageError
 from forgetless.forgetting.divergence import Divergence, compare_states, divergence
 from forgetless.forgetting.reference import BATCH_TOKENS, Reference, hidden_states, write_states
@@ -71,6 +71,7 @@ class _Session:
     tasks: Stream | None
     weights: list[float]
     notes: list[str]
+    rows: list[tuple[Row, ...]]  # for fisher, of each adapter's task
     scores: dict[str, dict] = field(default_factory=dict)  # model -> task -> score
 
     @property
@@ -135,7 +136,8 @@ def _prepare(config: MergeConfig) -> _Session:
         console.print(f"note: {note}", markup=False)
     engine = Engine(config.device, config.precision)
     [base] = find_subjects(str(sources[0].base))
-    session = _Session(config, engine, sources, replace(base, name=BASE), _texts(config, sources), None, weights, notes)
+    texts, rows = _texts(config, sources), [_fisher_rows(file, config.limit) for file in config.rows]
+    session = _Session(config, engine, sources, replace(base, name=BASE), texts, None, weights, notes, rows)
     if config.tasks:
         stream = load_stream(config.tasks)
         session.tasks, more = fit_rows(stream, session.encoder(sources[0]), splits=("test",))
@@ -145,8 +147,16 @@ def _prepare(config: MergeConfig) -> _Session:
 
 def _texts(config: MergeConfig, sources: Sequence[Subject]) -> tuple[Text, ...]:
     if config.text:
-        return tuple(read_text(source, config.limit) for source in config.text)
+        texts = tuple(read_text(source, config.limit) for source in config.text)
+        if len({text.name for text in texts}) < len(texts):
+            raise UsageError("text: two files have the same name, by which results are told apart; rename one")
+        return texts
     return (own_prompts(general_prompts(config.limit), all(one.chat_template for one in sources)),)
+
+
+def _fisher_rows(file: str, limit: int | None) -> tuple[Row, ...]:
+    rows = read_rows(file).rows
+    return sample(rows, limit or FISHER_ROWS, seed=JUDGED_SEED, name=Path(file).stem, purpose="fisher")
 
 
 def _check_output(folder: Path, sources: Sequence[Subject]) -> None:
@@ -264,16 +274,13 @@ def _combined(session: _Session, updates: Sequence[Update]) -> dict[str, Pair]:
 
 def _fishers(session: _Session, updates: Sequence[Update]) -> Iterator[dict[str, Tensor]]:
     """Each adapter's Fisher information of every layer that any of them changes."""
-    config, engine = session.config, session.engine
+    engine = session.engine
     layers = list(dict.fromkeys(layer for update in updates for layer in update.layers))
     models = opened(session.sources, engine.dtype, engine.device)
-    for (subject, model), file in zip(models, config.rows, strict=True):
-        rows = sample(
-            read_rows(file).rows, config.limit or FISHER_ROWS, seed=JUDGED_SEED, name=Path(file).stem, purpose="fisher"
-        )
+    for (subject, model), rows, label in zip(models, session.rows, session.labels, strict=True):
         encoder = session.encoder(subject)
         examples = [encoder(row) for row in rows]
-        yield fisher(model, layers, examples, encoder.tokenizer.pad_token_id, engine.autocast, f"Fisher, {file}")
+        yield fisher(model, layers, examples, encoder.tokenizer.pad_token_id, engine.autocast, f"Fisher, {label}")
 
 
 def _ranks(config: MergeConfig, updates: Sequence[Update], whole: Mapping[str, Pair]) -> dict[str, int]:
