@@ -433,7 +433,7 @@ def test_one_layer_alone_is_what_is_measured(tiny, pair_of, text, tmp_path):
 def test_every_method_writes_an_adapter_that_loads(method, tiny, pair_of, text, colours, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": r.prompt, "completion": r.answer}) + "\n" for r in colours.train[:4]))
-    told = {"rows": [str(rows)] * 2} if method == "fisher" else {}
+    told = {"rows": [str(rows)] * 2, "precision": "bf16"} if method == "fisher" else {}
     record = run(pair_of, text, tmp_path / "both", method=method, **told)
     assert logits(stock(tiny, tmp_path / "both")).isfinite().all()
     assert {one["rank"] for one in record["layers"].values()} == {8 if method == "fisher" else 4}

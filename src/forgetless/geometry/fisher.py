@@ -36,7 +36,8 @@ def fisher(
             row = collate([example], pad, model.device)
             with torch.enable_grad(), using():
                 logits = logits_at(model, row.keep, input_ids=row.ids, attention_mask=row.mask)
-                token_losses(logits, row.targets).sum().backward()
+                loss = token_losses(logits, row.targets).sum()
+            loss.backward()
             for layer, gradient in gradients.items():
                 sums[layer] = sums.get(layer, 0) + gradient.square().cpu()
             gradients.clear()
