@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from forgetless.auditing.callback import ForgettingCallback
     from forgetless.auditing.run import audit
-    from forgetless.config import AuditConfig, BlendConfig, InterpolateConfig, LearnConfig
+    from forgetless.config import AuditConfig, BlendConfig, InterpolateConfig, LearnConfig, MergeConfig
     from forgetless.geometry.blend import blend
     from forgetless.geometry.interpolate import interpolate
+    from forgetless.geometry.merging import merge
     from forgetless.geometry.overlap import overlap
     from forgetless.learning.stream import learn
 
@@ -20,10 +21,12 @@ __all__ = [
     "ForgettingCallback",
     "InterpolateConfig",
     "LearnConfig",
+    "MergeConfig",
     "audit",
     "blend",
     "interpolate",
     "learn",
+    "merge",
     "overlap",
 ]
 
@@ -33,10 +36,12 @@ _PLACES = {
     "ForgettingCallback": "auditing.callback",
     "InterpolateConfig": "config",
     "LearnConfig": "config",
+    "MergeConfig": "config",
     "audit": "auditing.run",
     "blend": "geometry.blend",
     "interpolate": "geometry.interpolate",
     "learn": "learning.stream",
+    "merge": "geometry.merging",
     "overlap": "geometry.overlap",
 }
 

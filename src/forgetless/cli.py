@@ -36,6 +36,14 @@ OVERLAP_EPILOG = """
 """
 
 
+MERGE_EPILOG = """
+  forgetless merge ./may --output_dir may-full                     one adapter into its base, as whole weights
+  forgetless merge invoices letters --output_dir both              two into one: their exact sum
+  forgetless merge invoices letters --rank 16 --tasks tasks.yaml --output_dir both-16
+  forgetless merge invoices letters --method ties --density 0.2 --weights 1 0.5 --output_dir both-ties
+"""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the `forgetless` command."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -622,6 +630,56 @@ def _audit_report(told: argparse.Namespace) -> int:
     return 0
 
 
+def _merge(arguments: list[str]) -> int:
+    told = _parsed(_merge_parser(), arguments)
+    if told is None:
+        return 0
+    from forgetless.config import MergeConfig
+    from forgetless.geometry.merging import MARKDOWN, RECORD, merge
+    from forgetless.progress import out
+    from forgetless.report.merge import print_merge
+
+    record = merge(MergeConfig(**vars(told)))
+    print_merge(record, out)
+    out.print(f"\nmerged: {record['path']} ({RECORD}, {MARKDOWN})", soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+def _merge_parser() -> argparse.ArgumentParser:
+    import argparse
+
+    from forgetless.config import MERGES, MergeConfig, documentation
+    from forgetless.learning.engine import DEVICES, PRECISIONS
+
+    parser = argparse.ArgumentParser(
+        prog="forgetless merge", description=VERBS["merge"][0], exit_on_error=False, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=MERGE_EPILOG,
+    )  # fmt: skip
+    told = documentation(MergeConfig)
+
+    def add(name: str, **how: Any) -> None:
+        flags = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        parser.add_argument(*flags, help=told[name].replace("%", "%%"), **how)
+
+    parser.add_argument("models", nargs="+", metavar="ADAPTER", help=told["models"])
+    add("output_dir", default="", metavar="DIR")
+    add("method", default="sum", choices=MERGES, metavar="METHOD")
+    add("weights", nargs="+", type=float, default=[], metavar="W")
+    for name in ("rank", "limit"):
+        add(name, type=int)
+    add("density", type=float)
+    add("seed", type=int, default=0)
+    for name in ("rows", "text"):
+        add(name, nargs="+", default=[], metavar="FILE")
+    for name in ("tasks", "base_is"):
+        add(name)
+    for name in ("kl_by_layer", "allow_pickle"):
+        add(name, action="store_true")
+    add("precision", default="auto", choices=PRECISIONS)
+    add("device", default="auto", choices=DEVICES)
+    return parser
+
+
 def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace | None:
     """The parsed arguments, or None where only help was asked for; a usage error exits 1 like every other error."""
     import argparse
@@ -645,15 +703,13 @@ def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.N
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "audit": ("what did a fine-tune make a model forget? any trainer's models against an earlier one", _audit),
-    "overlap": (
-        "do these LoRA adapters change the same weights, write to the same outputs, read the same inputs?",
-        _overlap,
-    ),
     "blend": ("between two models, the one that learns most and keeps what must not be forgotten", _blend),
+    "merge": ("merge an adapter into its base, or several into one; says what it cost", _merge),
+    "overlap": ("do adapters change the same weights, write to the same outputs, read the same inputs?", _overlap),
+    "interpolate": ("loss and score between two models: line, curve, plane; barrier, distance, CKA", _interpolate),
     "learn": ("learn a stream of tasks, score every task after each", _learn),
     "demo": ("see a model forget, and forget less: two methods on three small tasks", _demo),
+    "report": ("draw the report of one or several run folders again", _report),
     "methods": ("list the methods", _methods),
     "streams": ("list the streams by name: source, licence, hashes, rows, scorer, and how to get them", _streams),
-    "interpolate": ("loss and score between two models: line, curve, plane; barrier, distance, CKA", _interpolate),
-    "report": ("draw the report of one or several run folders again", _report),
 }

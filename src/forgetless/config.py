@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -373,6 +374,93 @@ class BlendConfig:
         """The same models on the same rows, with the budgets that an audit has too."""
         shared = {one.name for one in fields(AuditConfig)} & {one.name for one in fields(self)}
         return AuditConfig(self.before, (self.after,), **{name: getattr(self, name) for name in shared})
+
+
+MERGES = (
+    "sum",
+    "linear",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "ties_svd",
+    "dare_linear_svd",
+    "dare_ties_svd",
+    "slao",
+    "fisher",
+)
+"""How several adapters become one."""
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """What `merge` merges, how, and what it measures the result on."""
+
+    models: Sequence[str] = ()
+    """adapters on one base: folders, BASE+ADAPTER or run folders; one is merged into its base, several into one"""
+    output_dir: str = ""
+    """the folder to write; it must be new, empty, or of an earlier merge, which is replaced"""
+    method: str = "sum"
+    """sum (exact); linear, ties, dare_linear or dare_ties as PEFT merges factors; ties_svd, dare_linear_svd or
+    dare_ties_svd as it merges products; slao; fisher"""
+    weights: Sequence[float] = ()
+    """of the adapters in their order; default 1 each, for linear 1/n each"""
+    rank: int | None = None
+    """the most that a layer's rank may be; default: all of it, for products the sum of the adapters' ranks"""
+    density: float | None = None
+    """share of entries that TIES and DARE keep; default 0.5"""
+    seed: int = 0
+    """of what DARE drops"""
+    rows: Sequence[str] = ()
+    """for fisher: a file of rows of each adapter's task, in the adapters' order"""
+    text: Sequence[str] = ()
+    """files on which predictions are compared; default: each adapter's own answers to general prompts"""
+    tasks: str | None = None
+    """your own tasks, a file as `learn` takes it; base, adapters and result are scored on their test rows"""
+    kl_by_layer: bool = False
+    """with a rank: the KL that re-compressing each layer alone costs; one more pass over the text a layer"""
+    limit: int | None = None
+    """at most this many rows of each task, text and file, and prompts; for fisher 64 where it is not given"""
+    base_is: str | None = None
+    """the base of the adapters is this model, whatever name they give it"""
+    allow_pickle: bool = False
+    """read .bin weights too (tensors only)"""
+    precision: str = "auto"
+    """of what is measured: auto, bf16 or fp32; merging itself is in fp32"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+
+    @property
+    def prunes(self) -> bool:
+        """Whether the method drops entries."""
+        return self.method.startswith(("ties", "dare"))
+
+    @property
+    def kept_share(self) -> float:
+        """The density, given or usual."""
+        return 0.5 if self.density is None else self.density
+
+    def check(self) -> None:
+        """UsageError for what is missing, out of range or without effect."""
+        if not self.models or not self.output_dir:
+            raise UsageError("give at least one adapter and a folder: forgetless merge ADAPTER ... --output_dir DIR")
+        if self.method not in MERGES:
+            raise UsageError(f"method: no {self.method!r}{nearest(self.method, MERGES)}")
+        if self.density is not None and not (self.prunes and 0 < self.density <= 1):
+            raise UsageError(f"density is for TIES and DARE, above 0 and up to 1, not {self.density} for "
+                             f"{self.method}")  # fmt: skip
+        if self.rows and self.method != "fisher":
+            raise UsageError(f"rows are for --method fisher, not {self.method}")
+        if self.weights and self.method == "slao":
+            raise UsageError("slao weighs the adapters by their order; leave out weights")
+        if any(not math.isfinite(w) for w in self.weights) or (
+            self.method == "fisher" and min(self.weights, default=1) <= 0
+        ):
+            raise UsageError(f"weights must be numbers, for fisher above 0, not {list(self.weights)}")
+        for name in ("rank", "limit"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UsageError(f"{name} must be 1 or above, not {value}")
+        if self.kl_by_layer and self.rank is None:
+            raise UsageError("kl_by_layer is of re-compression; give a rank")
 
 
 def documentation(config: type) -> dict[str, str]:

@@ -197,8 +197,8 @@ def _full(name: str, folder: Path) -> Subject:
     config = load_config(folder)
     if "quantization_config" in config.to_dict():
         raise UsageError(
-            f"{folder}: its weights are quantised; an audit needs the dense model{_twin(name)}. For an adapter trained "
-            "on it say base_is (--base-is)."
+            f"{folder}: its weights are quantised, and only dense ones are measured or merged; give the dense "
+            f"model{_twin(name)}. For an adapter trained on it say base_is (--base-is)."
         )
     tokenizer = load_tokenizer(folder)
     return Subject(
