@@ -521,7 +521,7 @@ def test_one_answer_for_all_scorers_of_a_run(tiny, tmp_path, monkeypatch):
     [line] = summary["headline"]["matrix"]
     assert line == summary["measures"]["rouge_l"]["matrix"][0] and line[0] > 0.5
     [[(low, high)]] = summary["intervals"]  # of ROUGE-L, from its four rows
-    assert 0 < low <= line[0] <= high <= 1
+    assert 0 <= low <= line[0] <= high <= 1
     assert "user's function" in summary["measures"]["mine.py:brief"]["meaning"]
     records = read_lines(tmp_path / "run" / "tasks" / "01-sums" / "scores" / "predictions.jsonl")
     for record in records:
