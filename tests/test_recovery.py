@@ -29,6 +29,7 @@ from forgetless.data.tasks import Row
 from forgetless.errors import RunError, UsageError
 from forgetless.learning.engine import Engine
 from forgetless.progress import steps
+from forgetless.report.audit import remedy_lines
 from forgetless.runs.folder import read_json
 from forgetless.score.intervals import ratio_of_means
 from forgetless.subjects.models import opened
@@ -339,3 +340,50 @@ def test_from_the_command_line(world, tmp_path, capsys):
     assert main(["audit", *names, *text, "--tasks", world["tasks"], "--recover", "2", "--recover-rows", "2"]) == 0
     assert "colours: " in capsys.readouterr().out
     assert read_json(tmp_path / "audit.json")["models"][0]["recovery"]["colours"]["rows"] == 2
+
+
+# ---------------------------------------------------------------------------------------- what would help
+
+
+def test_remedies_give_back_what_is_shown_and_say_what_they_cost(world, tmp_path, faster, capsys):
+    record = audit(config(world, tmp_path, "hidden", "known", remedies=True))
+    hidden, known = record["models"]
+    assert known["remedies"] == [], "nothing was lost"
+    told = {(one["kind"], one["strength"]): one for one in hidden["remedies"]}
+    alphas = [(kind, alpha) for kind in ("blend", "scaled down") for alpha in ("0.25", "0.5", "0.75")]
+    assert list(told) == [*alphas, ("repair", "8 steps on 3 old rows"), ("kept apart", "")]
+    near, far = (told["blend", alpha]["tasks"]["colours"] for alpha in ("0.25", "0.75"))
+    assert near["score"] == 1.0 and near["lost"] and near["low"] > 0, "a quarter of the way the colours are still known"
+    assert near["score"] >= far["score"]
+    assert 0 < told["blend", "0.25"]["kl"]["text"] < told["blend", "0.75"]["kl"]["text"]
+    # the repair is the recovery probe's own training; apart, the reference's rows are taken
+    assert (
+        told["repair", "8 steps on 3 old rows"]["tasks"]["colours"]["score"]
+        == hidden["recovery"]["colours"]["recovered"][-1]
+    )
+    assert told["kept apart", ""]["tasks"]["colours"]["score"] == 1.0 and told["kept apart", ""]["kl"] == {}
+    budget = f"--tasks {world['tasks']} --max-drop colours=2pp"
+    assert told["blend", "0.25"]["command"] == f"forgetless blend {world['known']} {world['hidden']} {budget}"
+    markdown, page = (tmp_path / "audit.md").read_text(), (tmp_path / "audit.html").read_text()
+    assert "what would help: blend 0.25 gives back: colours +" in markdown and "What would help hidden" in markdown
+    assert 'id="remedies"' in page and not list(tmp_path.glob(".remedies-*"))
+
+
+def test_what_does_not_help_is_said_and_what_cannot_be_tried_says_why(world, tmp_path, faster):
+    """Between whole weights and an adapter of another base there is no path; without old rows there is no repair."""
+    whole = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(world["base"]), world["hidden"])
+    whole.merge_and_unload().save_pretrained(tmp_path / "whole")
+    AutoTokenizer.from_pretrained(world["base"]).save_pretrained(tmp_path / "whole")
+    told = AuditConfig(
+        reference=world["known"], models=[str(tmp_path / "whole")], tasks=world["tasks"], text=[world["text"]],
+        output_dir=str(tmp_path / "audit"), device="cpu", precision="fp32", remedies=True, recover_rows=3,
+    )  # fmt: skip
+    tried = {one["kind"]: one for one in audit(told)["models"][0]["remedies"]}
+    assert "different bases" in tried["blend"]["why"] and not tried["blend"]["helps"]
+    assert tried["repair"]["strength"] == "20 steps on 3 old rows"
+    record = {"models": [{"name": "m", "remedies": [tried["blend"]], "changes": {}}]}
+    assert remedy_lines(record, "m") == [
+        "what would help: nothing that was tried (blend) is shown to give back what was lost"
+    ]
+    unasked = {"models": [{"name": "m", "remedies": None, "changes": {"a": {"high": -0.1}}}]}
+    assert remedy_lines(unasked, "m") == ["what would help? The same command with --remedies tries it"]

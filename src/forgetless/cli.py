@@ -391,7 +391,7 @@ def _audit_parser() -> argparse.ArgumentParser:
     add("score_on", default="test", choices=("test", "validation"))
     for name in ("text", "probes", "judge", "max_kl", "max_drop"):
         add(name, nargs="+", default=[])
-    for name in ("allow_pickle", "weights", "show_text"):
+    for name in ("allow_pickle", "weights", "remedies", "show_text"):
         add(name, action="store_true")
     add("confidence", type=float, default=0.95)
     for name in ("window", "stride", "limit"):

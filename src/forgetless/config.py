@@ -215,6 +215,9 @@ class AuditConfig:
     """training steps on old rows of each of your tasks that a model lost, on a throw-away copy: how much comes back?"""
     recover_rows: int = 40
     """at most this many old rows for it"""
+    remedies: bool = False
+    """measure what would help each model that lost a task: blends, its adapter scaled down, a repair on old rows;
+    takes as long as several models"""
     show_text: bool = False
     """write the prompts and answers of the rows that turned into texts.jsonl"""
     chat_template: str = "own"

@@ -68,6 +68,7 @@ class Found:
     divergences: dict[str, dict[tuple[str, str], Divergence]] = field(default_factory=dict)  # by (role, text)
     judge_errors: dict[str, JudgeError | str] = field(default_factory=dict)  # by judge; a text: why it has none
     recovered: dict[str, dict[str, dict]] = field(default_factory=dict)  # task -> what came back, where asked for
+    remedies: dict[str, list[dict]] = field(default_factory=dict)  # what would help each model, where asked for
 
 
 def measure(session: AuditSession) -> Found:

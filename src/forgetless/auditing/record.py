@@ -73,6 +73,7 @@ def _model(
         "sanity": _sanity(session, rows),
         **_weights(session, subject),
         "recovery": found.recovered.get(subject.name, {}),
+        "remedies": found.remedies.get(subject.name) if session.config.remedies else None,
     }
 
 

@@ -2,7 +2,7 @@
 
 evidence.json    hashes, settings, the numbers of every row, findings and verdict: `--verify` works it out again
 audit.json       the same in tables: scores, flips, divergences, refusals, sanity, weights,
-                 and what comes back of a loss
+                 what comes back of a loss and what would help
 audit.html       one page, in plain words first
 audit.md         short enough for a pull request
 junit.xml        for a pipeline
@@ -21,6 +21,7 @@ from forgetless.auditing.measures import REFERENCE
 from forgetless.auditing.measuring import Found, measure, measures_of
 from forgetless.auditing.record import audit_record, moved_texts, turned_texts
 from forgetless.auditing.recovery import recoveries
+from forgetless.auditing.remedies import remedies
 from forgetless.auditing.session import AuditSession, prepare
 from forgetless.auditing.verdict import Verdict
 from forgetless.config import AuditConfig
@@ -57,6 +58,8 @@ def _measured(session: AuditSession, earlier: list[dict]) -> tuple[dict, dict]:
     found = measure(session)
     if session.config.recover:
         found.recovered = recoveries(session, found)
+    if session.config.remedies:
+        found.remedies = remedies(session, found)
     measured = {one.name: measures_of(session, found, one.name) for one in session.models}
     data = {name: states.windows.content for name, states in found.sides[REFERENCE].states.items()}
     evidence = make_evidence(measured, session.terms, session.facts(data))

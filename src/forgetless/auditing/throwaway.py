@@ -63,22 +63,42 @@ def treated(
     score: Callable[[], Scores], progress: Steps,
 ) -> list[Scores]:  # fmt: skip
     """What `score()` gives at each checkpoint while throw-away pairs learn the examples; `pad` is a token."""
-    order = TrainSettings(batch_size=treatment.batch_size, group_by_length=False)
-    batches = plan(examples, order, "recovery", treatment.seed)
     with throw_away_pairs(model, treatment) as pairs:
-        optimizer = torch.optim.AdamW(pairs, lr=treatment.learning_rate, weight_decay=0.0)
         found = [score()]
-        for step, batch in zip(range(1, treatment.steps + 1), batches, strict=False):
-            loss = _gradient(model, pairs, batch, treatment, engine, pad)
-            norm = float(clip_grad_norm_(pairs, treatment.max_grad_norm))
-            if not 0 < norm < math.inf:
-                raise RunError(f"step {step} on old rows: loss {loss}, gradient norm {norm}; look at the training rows")
-            optimizer.step()
-            optimizer.zero_grad()
-            progress.advance(loss=loss)
+        for step in _learnt(model, pairs, examples, treatment, engine, pad, progress):
             if step in treatment.checkpoints:
                 found.append(score())
     return found
+
+
+@contextmanager
+def repaired(
+    model: Opened, examples: list[Example], treatment: Treatment, engine: Engine, pad: int, progress: Steps
+) -> Iterator[None]:
+    """Computes with pairs that have learnt the examples inside the block."""
+    with throw_away_pairs(model, treatment) as pairs:
+        for _ in _learnt(model, pairs, examples, treatment, engine, pad, progress):
+            pass
+        yield
+
+
+def _learnt(
+    model: Opened, pairs: list[Tensor], examples: list[Example], treatment: Treatment, engine: Engine, pad: int,
+    progress: Steps,
+) -> Iterator[int]:  # fmt: skip
+    """Takes the steps; gives the number of each when it is done."""
+    order = TrainSettings(batch_size=treatment.batch_size, group_by_length=False)
+    batches = plan(examples, order, "recovery", treatment.seed)
+    optimizer = torch.optim.AdamW(pairs, lr=treatment.learning_rate, weight_decay=0.0)
+    for step, batch in zip(range(1, treatment.steps + 1), batches, strict=False):
+        loss = _gradient(model, pairs, batch, treatment, engine, pad)
+        norm = float(clip_grad_norm_(pairs, treatment.max_grad_norm))
+        if not 0 < norm < math.inf:
+            raise RunError(f"step {step} on old rows: loss {loss}, gradient norm {norm}; look at the training rows")
+        optimizer.step()
+        optimizer.zero_grad()
+        progress.advance(loss=loss)
+        yield step
 
 
 def _gradient(

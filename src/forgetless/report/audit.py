@@ -49,7 +49,7 @@ def print_audit(record: dict, verdicts: Mapping[str, Verdict], console: Console)
     for name, verdict in verdicts.items():
         style = "yellow" if verdict.waived else COLOURS.get(verdict.outcome, "yellow")
         console.print(Text(f"{names[name]}: {in_words(verdict)}", style=style))
-        for line in [*plain(record, name, verdict), *recovery_lines(record, name)]:
+        for line in [*plain(record, name, verdict), *recovery_lines(record, name), *remedy_lines(record, name)]:
             console.print(Text(f"  - {line}"))
         console.print()
     for table in tables(record):
@@ -70,7 +70,11 @@ def audit_markdown(record: dict, verdicts: Mapping[str, Verdict]) -> str:
     parts = [f"## What was forgotten, against {escaped(clean(record['reference']['name']))}\n"]
     parts += [verdict_markdown({name: verdict}) for name, verdict in verdicts.items()]
     parts += [f"{earlier_audits(record)}\n"] if record.get("earlier_audits") else []
-    told = [f"{short}, {line}" for name, short in short_names(record).items() for line in recovery_lines(record, name)]
+    told = [
+        f"{short}, {line}"
+        for name, short in short_names(record).items()
+        for line in [*recovery_lines(record, name), *remedy_lines(record, name)]
+    ]
     parts += [_listed(lines) for lines in (told, map(clean, dict.fromkeys(record["notes"])))]
     parts += [
         "\n".join([f"#### {escaped(table.title)}", "", *pipe_table(table.head, table.rows), "", _listed(table.notes)])
@@ -160,6 +164,46 @@ def recovery_lines(record: dict, model: str) -> list[str]:
     return [f"{clean(task)}: {told['sentence']}" for task, told in entries.items() if told["found"] != NO_LOSS]
 
 
+def remedy_lines(record: dict, model: str) -> list[str]:
+    """What would help a model that lost: the remedy with the largest net change over all tasks, or that none does."""
+    told: dict = next((one for one in record["models"] if one["name"] == model), {})
+    tried = told.get("remedies")
+    if tried is None and any(one["high"] < 0 for one in told.get("changes", {}).values()):
+        return ["what would help? The same command with --remedies tries it"]
+    if not tried:
+        return []
+    helping = [one for one in tried if one["helps"]]
+    if not helping:
+        names = ", ".join(dict.fromkeys(one["kind"] for one in tried))
+        return [f"what would help: nothing that was tried ({names}) is shown to give back what was lost"]
+    best = max(helping, key=lambda one: sum(task["change"] for task in one["tasks"].values()))
+    back, costs = gives_back(best), costs_of(best)
+    others = f", and costs: {costs}" if costs else ""
+    return [f"what would help: {remedy_name(best)} gives back: {back}{others}. {clean(best['command'])}"]
+
+
+def remedy_name(remedy: dict) -> str:
+    return f"{remedy['kind']} {remedy['strength']}".strip()
+
+
+def gives_back(remedy: dict) -> str:
+    """Changes on what was lost, against the model as it is."""
+    return _task_changes(remedy, lost=True) or "-"
+
+
+def costs_of(remedy: dict) -> str:
+    """Changes on everything else."""
+    return _task_changes(remedy, lost=False)
+
+
+def _task_changes(remedy: dict, lost: bool) -> str:
+    return ", ".join(
+        f"{clean(name)} {100 * one['change']:+.0f} pp ({number(100 * one['low'])} to {number(100 * one['high'])})"
+        for name, one in remedy["tasks"].items()
+        if one["lost"] == lost
+    )
+
+
 def _fell(record: dict, told: dict, finding: Finding) -> str:
     if finding.loss is None:
         return f"{named(finding)}: no rows"
@@ -245,6 +289,7 @@ def tables(record: dict) -> list[Table]:
     for model in record["models"]:
         found += [_where(record, model, names), _furthest(record, model, names), _weights(model, names)]
     found.append(_recovery(record, names))
+    found += [remedies_table(model, names) for model in record["models"]]
     return [table for table in found if table.rows]
 
 
@@ -434,6 +479,26 @@ def _recovery(record: dict, names: dict[str, str]) -> Table:
     after = ", ".join(map(str, told[0][2]["steps"])) if told else ""
     title = f"Lost or hidden? Scores after {after} steps on old rows"
     return Table(title, ["", "task", "old rows", "this model", "the reference", "its untouched base"], rows)
+
+
+def remedies_table(model: dict, names: dict[str, str]) -> Table:
+    """Every remedy that was tried, what it gives back and costs, and how to have it."""
+    rows = [
+        [
+            remedy_name(one),
+            clean(one["why"]) or gives_back(one),
+            costs_of(one) or "-",
+            ", ".join(f"{clean(text)} {number(kl)}" for text, kl in one["kl"].items()) or "-",
+            clean(one["command"]),
+        ]
+        for one in model.get("remedies") or []
+    ]
+    head = ["remedy", "gives back", "other tasks", "KL", "how"]
+    notes = (
+        "changes against the model as it is, on the same rows, with intervals; the best was picked on these rows, so "
+        "audit what you deploy",
+    )
+    return Table(f"What would help {names[model['name']]}", head, rows, notes)
 
 
 def _curve(scores: list[float] | None) -> str:

@@ -29,6 +29,8 @@ from forgetless.report.audit import (
     other_measures,
     outside,
     rate,
+    remedies_table,
+    remedy_lines,
     sentences,
     short_names,
     tables,
@@ -100,6 +102,7 @@ def view(record: dict, evidence: dict, texts: Sequence[dict] = ()) -> dict:
         "sanity": [_sanity(record, prompts, names) for prompts in record["reference_sanity"]],
         "weights": _weights(record, names),
         "recovery": _recovery(record, names),
+        "remedies": _remedies(record, names),
         "notes": [clean(note) for note in dict.fromkeys(record["notes"])],
         "rows": [_turned_texts(record, texts, column, names) for column in record["columns"]] if texts else [],
         "metrics": _metrics(record),
@@ -637,6 +640,22 @@ def _recovery(record: dict, names: dict[str, str]) -> dict | None:
             ],
         ),
     }  # fmt: skip
+
+
+def _remedies(record: dict, names: dict[str, str]) -> list[dict]:
+    """For each model of which remedies were tried: the best in a sentence, all in a table."""
+    return [
+        {
+            "label": names[model["name"]],
+            "slot": i % charts.COLOURS,
+            "sentences": remedy_lines(record, model["name"]),
+            "numbers": _numbers(table.head, table.rows, table.title),
+            "notes": table.notes,
+        }
+        for i, model in enumerate(record["models"])
+        for table in [remedies_table(model, names)]
+        if table.rows
+    ]
 
 
 def _recovered(task: str, runs: list[tuple[int, dict]]) -> dict:

@@ -316,6 +316,11 @@ AUDIT_GLOSSARY = {
         "was not lost but hidden.",
     ),
     "control": ("healthy control", "The reference, given the same steps on the same rows: what the steps alone do."),
+    "remedy": (
+        "remedy",
+        "A model near this one that lost less: a blend with the reference, its adapter scaled down, a repair on old "
+        "rows, or both models kept apart. Its gains and costs are measured on the rows of the audit.",
+    ),
 } | {anchor: GLOSSARY[anchor] for anchor in _SHARED}
 """The same for the page of an audit."""
 
