@@ -9,6 +9,7 @@ import platform
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import is_initialized
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
@@ -35,7 +36,10 @@ class Engine:
             raise UsageError(f"device {device!r}: one of {', '.join(DEVICES)}")
         _check_trackers(report_to or [])
         self.accelerator = Accelerator(
-            cpu=device == "cpu", mixed_precision="no", log_with=report_to or None, project_dir=logging_dir
+            cpu=device == "cpu",
+            mixed_precision=None if is_initialized() else "no",  # one state a process: a trainer may have made it
+            log_with=report_to or None,
+            project_dir=logging_dir,
         )
         self.device = self.accelerator.device
         if device not in ("auto", "cpu") and self.device.type != torch.device(device).type:
