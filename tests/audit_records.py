@@ -130,6 +130,17 @@ def add_more(record: dict, damage: list[float]) -> None:
             }
             for column in record["columns"] if column["kind"] == "task"
         }  # fmt: skip
+        model["remedies"] = [
+            {
+                "kind": kind, "strength": strength, "command": f"forgetless blend april {model['name']}", "why": "",
+                "helps": True, "kl": {text["name"]: 0.1 * lost for text in record["texts"]},
+                "tasks": {
+                    column["name"]: {"score": 0.9, "change": 0.3 * lost, "low": 0.1, "high": 0.4, "lost": i == 0}
+                    for i, column in enumerate(record["columns"])
+                },
+            }
+            for kind, strength in (("blend", "0.5"), ("kept apart", ""))
+        ]  # fmt: skip
     record["metrics"] = {"bwt": metric("backward transfer (GEM)", -0.12, "(1/(T-1)) Σ_{j<T} (R[T,j] - R[j,j])", "T-1")}
 
 

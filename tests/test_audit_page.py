@@ -21,8 +21,8 @@ from forgetless.report.audit_page import redraw, render_audit, view
 from forgetless.report.glossary import AUDIT_GLOSSARY, OF_METRIC
 
 SECTIONS = [
-    "plain", "losses", "matrix", "turned", "texts", "where", "refusals", "sanity", "weights", "recovery", "notes",
-    "details", "glossary",
+    "plain", "losses", "matrix", "turned", "texts", "where", "refusals", "sanity", "weights", "recovery", "remedies",
+    "notes", "details", "glossary",
 ]  # fmt: skip
 ROOT = Path(__file__).parents[1]
 made = cache(lambda name: RECORDS[name]())
