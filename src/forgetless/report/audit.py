@@ -178,7 +178,7 @@ def remedy_lines(record: dict, model: str) -> list[str]:
         return [f"what would help: nothing that was tried ({names}) is shown to give back what was lost"]
     best = max(helping, key=lambda one: sum(task["change"] for task in one["tasks"].values()))
     back, costs = gives_back(best), costs_of(best)
-    others = f", and costs: {costs}" if costs else ""
+    others = f"; on the others: {costs}" if costs else ""
     return [f"what would help: {remedy_name(best)} gives back: {back}{others}. {clean(best['command'])}"]
 
 
