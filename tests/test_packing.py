@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from test_kernels import MODELS, SMALL
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -129,6 +129,10 @@ def test_models_that_cannot_are_given_padded_rows(llama, monkeypatch):
     base.set_attn_implementation(PACKED)
     virtual = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     assert packs(base) and not packs(virtual), "virtual tokens stand before each row"
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMALL))
+    base.set_attn_implementation(PACKED)
+    invoked = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], alora_invocation_tokens=[5, 6])
+    assert not packs(get_peft_model(base, invoked)), "the adapter begins at its last invocation in each row"
 
 
 def test_micro_batches_hold_rows_that_begin_alike():

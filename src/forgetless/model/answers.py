@@ -79,9 +79,10 @@ def logits_at(
 
 
 def packs(model) -> bool:
-    """Whether the model takes rows without padding; not if an adapter puts virtual tokens before them."""
-    prompts = isinstance(model, PeftModel) and any(one.is_prompt_learning for one in model.peft_config.values())
-    return model.config._attn_implementation == PACKED and not prompts
+    """Whether the model takes rows without padding; not if an adapter looks for the begin or end of each of them."""
+    adapters = model.peft_config.values() if isinstance(model, PeftModel) else ()
+    by_place = any(one.is_prompt_learning or getattr(one, "alora_invocation_tokens", None) for one in adapters)
+    return model.config._attn_implementation == PACKED and not by_place
 
 
 def _mask(model, sees: Tensor) -> Tensor:
