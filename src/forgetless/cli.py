@@ -369,38 +369,34 @@ def _verify(file: str) -> int:
 def _audit_parser() -> argparse.ArgumentParser:
     import argparse
 
-    from forgetless.config import TEMPLATES, AuditConfig, documentation
+    from forgetless.config import TEMPLATES, AuditConfig
     from forgetless.learning.engine import DEVICES, PRECISIONS
 
     parser = argparse.ArgumentParser(
         prog="forgetless audit", description=VERBS["audit"][0], exit_on_error=False, allow_abbrev=False,
         epilog="exit codes: 0 pass, or no budget; 2 regression; 3 insufficient evidence; 1 an error",
     )  # fmt: skip
-    told = documentation(AuditConfig)
-
-    def add(name: str, **how: Any) -> None:
-        flags = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-        parser.add_argument(*flags, help=told[name].replace("%", "%%"), **how)
+    add = _adder(parser, AuditConfig)
 
     parser.add_argument(
         "names", nargs="*", metavar="REFERENCE MODEL", help="the earlier model, then those to audit: packaged models, "
         "hub names, folders with full weights or adapters, BASE+ADAPTER, run folders; with --policy only MODEL ...",
     )  # fmt: skip
     for name in ("tasks", "output_dir", "base_is", "policy"):
-        add(name, default="" if name == "output_dir" else None)
-    add("score_on", default="test", choices=("test", "validation"))
+        add(name)
+    add("score_on", choices=("test", "validation"))
     for name in ("text", "probes", "judge", "max_kl", "max_drop"):
-        add(name, nargs="+", default=[])
+        add(name, nargs="+")
     for name in ("allow_pickle", "weights", "remedies", "show_text"):
         add(name, action="store_true")
-    add("confidence", type=float, default=0.95)
+    add("confidence", type=float)
     for name in ("window", "stride", "limit"):
         add(name, type=int)
-    add("recover", type=int, default=0, metavar="STEPS")
-    add("recover_rows", type=int, default=40, metavar="ROWS")
-    add("chat_template", default=TEMPLATES[0], choices=TEMPLATES)
-    add("precision", default="auto", choices=PRECISIONS)
-    add("device", default="auto", choices=DEVICES)
+    add("recover", type=int, metavar="STEPS")
+    add("recover_rows", type=int, metavar="ROWS")
+    add("chat_template", choices=TEMPLATES)
+    add("precision", choices=PRECISIONS)
+    add("device", choices=DEVICES)
     parser.add_argument("--verify", metavar="FILE", help="work the verdict of an evidence.json out again")
     parser.add_argument(
         "--dry-run", "--dry_run", action="store_true", help="rows, rows that each budget needs, and minutes; no audit"
@@ -439,14 +435,7 @@ def _interpolate_parser() -> argparse.ArgumentParser:
         prog="forgetless interpolate", description=VERBS["interpolate"][0], exit_on_error=False, allow_abbrev=False,
         epilog=INTERPOLATE_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    told = documentation(InterpolateConfig)
-
-    def add(name: str, flag: str | None = None, **how: Any) -> None:
-        default = getattr(InterpolateConfig, name)
-        flags = [flag] if flag else dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-        known = {"dest": name, "default": default} | how
-        shown = f" (default {default})" if default and how.get("action") is None else ""
-        parser.add_argument(*flags, help=(told[name] + shown).replace("%", "%%"), **known)
+    told, add = documentation(InterpolateConfig), _adder(parser, InterpolateConfig)
 
     parser.add_argument("before", metavar="A", help=told["before"])
     parser.add_argument("after", metavar="B", help=told["after"])
@@ -543,29 +532,25 @@ def _blend_parser() -> argparse.ArgumentParser:
         prog="forgetless blend", description=VERBS["blend"][0], exit_on_error=False, allow_abbrev=False,
         epilog=BLEND_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    told = documentation(BlendConfig)
-
-    def add(name: str, **how: Any) -> None:
-        flags = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-        parser.add_argument(*flags, help=told[name].replace("%", "%%"), **how)
+    told, add = documentation(BlendConfig), _adder(parser, BlendConfig)
 
     for name in ("before", "after"):
         parser.add_argument(name, metavar=name.upper(), help=told[name])
     add("tasks")
     for name in ("new", "max_drop", "max_lost", "max_kl", "text", "probes"):
-        add(name, nargs="+", default=[])
-    add("score_on", default="test", choices=("test", "validation"))
-    add("confidence", type=float, default=0.95)
-    add("borders", type=int, default=1)
-    add("points", type=int, default=10)
+        add(name, nargs="+")
+    add("score_on", choices=("test", "validation"))
+    add("confidence", type=float)
+    add("borders", type=int)
+    add("points", type=int)
     add("limit", type=int)
     for name in ("whole_path", "allow_pickle"):
         add(name, action="store_true")
-    add("output_dir", default="")
+    add("output_dir")
     add("base_is")
-    add("chat_template", default=TEMPLATES[0], choices=TEMPLATES)
-    add("precision", default="auto", choices=PRECISIONS)
-    add("device", default="auto", choices=DEVICES)
+    add("chat_template", choices=TEMPLATES)
+    add("precision", choices=PRECISIONS)
+    add("device", choices=DEVICES)
     return parser
 
 
@@ -655,29 +640,40 @@ def _merge_parser() -> argparse.ArgumentParser:
         prog="forgetless merge", description=VERBS["merge"][0], exit_on_error=False, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter, epilog=MERGE_EPILOG,
     )  # fmt: skip
-    told = documentation(MergeConfig)
-
-    def add(name: str, **how: Any) -> None:
-        flags = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-        parser.add_argument(*flags, help=told[name].replace("%", "%%"), **how)
+    told, add = documentation(MergeConfig), _adder(parser, MergeConfig)
 
     parser.add_argument("models", nargs="+", metavar="ADAPTER", help=told["models"])
-    add("output_dir", default="", metavar="DIR")
-    add("method", default="sum", choices=MERGES, metavar="METHOD")
-    add("weights", nargs="+", type=float, default=[], metavar="W")
+    add("output_dir", metavar="DIR")
+    add("method", choices=MERGES, metavar="METHOD")
+    add("weights", nargs="+", type=float, metavar="W")
     for name in ("rank", "limit"):
         add(name, type=int)
     add("density", type=float)
-    add("seed", type=int, default=0)
+    add("seed", type=int)
     for name in ("rows", "text"):
-        add(name, nargs="+", default=[], metavar="FILE")
+        add(name, nargs="+", metavar="FILE")
     for name in ("tasks", "base_is"):
         add(name)
     for name in ("kl_by_layer", "allow_pickle"):
         add(name, action="store_true")
-    add("precision", default="auto", choices=PRECISIONS)
-    add("device", default="auto", choices=DEVICES)
+    add("precision", choices=PRECISIONS)
+    add("device", choices=DEVICES)
     return parser
+
+
+def _adder(parser: argparse.ArgumentParser, config: type) -> Callable[..., None]:
+    """Adds an option by its field's name (--a_b and --a-b, or another flag), default and docstring."""
+    from forgetless.config import documentation
+
+    told = documentation(config)
+
+    def add(name: str, flag: str | None = None, **how: Any) -> None:
+        default = getattr(config, name)
+        flags = [flag] if flag else dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        shown = f" (default {default})" if default else ""
+        parser.add_argument(*flags, dest=name, default=default, help=(told[name] + shown).replace("%", "%%"), **how)
+
+    return add
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace | None:

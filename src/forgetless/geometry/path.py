@@ -23,7 +23,7 @@ from forgetless.errors import UsageError
 from forgetless.geometry.updates import read_update, weighted, write_update
 from forgetless.model.adapters import Pair
 from forgetless.model.identity import open_tensors, tensor_files, weight_files
-from forgetless.subjects.models import Opened, Subject, find_subjects, opened
+from forgetless.subjects.models import Opened, Subject, find_subjects, opened, other_shape
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,11 @@ class WeightPath:
 def straight_path(before: Subject, after: Subject) -> AdapterPath | WeightPath:
     """The path between two models. Raises UsageError where there is none."""
     if before.adapter is None and after.adapter is None:
-        _check_shapes(before, after)
+        if differing := other_shape(before.base, after.base):
+            raise UsageError(
+                f"{before.name} and {after.name}: {differing}; there is no path between models of different "
+                "architectures or vocabularies"
+            )
         return WeightPath(before, after)
     if before.runs_as != after.runs_as:
         raise UsageError(
@@ -117,23 +121,6 @@ def straight_path(before: Subject, after: Subject) -> AdapterPath | WeightPath:
         if shapes[0] != shapes[1]:
             raise UsageError(f"{layer}: {before.name} changes {shapes[0]}, {after.name} {shapes[1]} entries; no path")
     return AdapterPath(before, after, start, end)
-
-
-def _check_shapes(before: Subject, after: Subject) -> None:
-    def shapes(folder: Path) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
-        for file in weight_files(folder):
-            with open_tensors(file) as tensors:
-                found |= {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-        return found
-
-    ours, theirs = shapes(before.base), shapes(after.base)
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
-            raise UsageError(
-                f"{name}: shape {ours.get(name)} in {before.name}, {theirs.get(name)} in {after.name}; there is no "
-                "path between models of different architectures or vocabularies"
-            )
 
 
 def _mixed(before: Tensor, after: Tensor, alpha: float) -> Tensor:

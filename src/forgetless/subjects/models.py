@@ -267,7 +267,7 @@ def _same_base(adapter: Path, trained_on: str, told: str, base: Path, declared: 
     if found and weights_digest(weight_files(found)) == weights_digest(weight_files(base)):
         return [f"{adapter}: its base is called {trained_on!r}; {told!r} has equal weights"]
     dense = found is not None and "quantization_config" not in load_config(found).to_dict()
-    if found and dense and (differing := _other_shape(found, base)):
+    if found and dense and (differing := other_shape(found, base)):
         raise UsageError(
             f"{adapter}: was trained on {trained_on!r}, whose {differing} than in {told!r}: a different model. "
             f"Audit it on {trained_on!r}."
@@ -295,8 +295,8 @@ def _found_here(name: str) -> Path | None:
     return folder if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")) else None
 
 
-def _other_shape(one: Path, other: Path) -> str | None:
-    """'layer x has the shape (2, 3), not (4, 3)' of the first tensor that differs."""
+def other_shape(one: Path, other: Path) -> str | None:
+    """'tensor x has another shape ((2, 3), not (4, 3))' of the first tensor that differs."""
     mine, theirs = _shapes(weight_files(one)), _shapes(weight_files(other))
     for name in sorted(mine.keys() | theirs.keys()):
         if mine.get(name) != theirs.get(name):
