@@ -5,7 +5,6 @@ Exit codes: 0 done; 1 an error, usage errors too. An audit: 0 pass or no budget,
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -131,6 +130,7 @@ def parse_learn(arguments: list[str]) -> LearnConfig | None:
     from forgetless.config import LearnConfig
     from forgetless.errors import UsageError, nearest
     from forgetless.methods import METHODS
+    from forgetless.methods.finding import find_method, options_of
 
     flags, file = _read_flags(arguments)
     if file is not None:
@@ -150,9 +150,8 @@ def parse_learn(arguments: list[str]) -> LearnConfig | None:
     else:
         options = {}
     chosen = flags.get("method.name", options.get("method", {}).get("name", "sequential"))
-    if chosen not in METHODS:
-        raise UsageError(f"method: no {chosen!r}{nearest(str(chosen), METHODS)}")
-    own = list(inspect.signature(METHODS[chosen]).parameters)
+    kind = find_method(str(chosen))
+    own = list(options_of(kind))
     names = [one.name for one in fields(LearnConfig) if one.name not in ("method", "method_options")]
     known = [*names, "method.name", *(f"method.{name}" for name in own)]
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the options' help
@@ -166,11 +165,15 @@ def parse_learn(arguments: list[str]) -> LearnConfig | None:
     )
     parser.add_argument("--config", help="a YAML file with any of these options; flags win")
     parser.add_argument(
-        "--method.name", default="sequential", help="--method NAME for short; one of: " + ", ".join(METHODS)
+        "--method.name",
+        default="sequential",
+        help="--method NAME for short; one of: "
+        + ", ".join(METHODS)
+        + "; ./FILE.py:CLASS or PACKAGE.MODULE:CLASS for one of yours; replay+NAME for old rows in any",
     )
     parser.add_class_arguments(LearnConfig, skip={"method", "method_options"})
     if own:
-        parser.add_class_arguments(METHODS[chosen], "method")
+        parser.add_class_arguments(kind, "method")
     if {"-h", "--help"} & set(arguments):
         parser.print_help()
         return None
@@ -241,6 +244,7 @@ def _methods(arguments: list[str]) -> int:
     import json
 
     from forgetless.methods import METHODS
+    from forgetless.methods.finding import installed_methods
     from forgetless.progress import out
 
     parser = argparse.ArgumentParser(prog="forgetless methods", exit_on_error=False, allow_abbrev=False)
@@ -271,6 +275,8 @@ def _methods(arguments: list[str]) -> int:
         needs = "; ".join(f"{key}: {value}" for key, value in row.items())
         table.add_row(f"[bold]{name}", f"{summary}\n[dim]{paper}; {needs}")
     out.print(table)
+    for entry in installed_methods():
+        out.print(f"{entry.name}: installed, {entry.value}", markup=False)
     out.print("Pages: docs/methods/<method>.md. Options: forgetless learn --method <method> --help")
     return 0
 

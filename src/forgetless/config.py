@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields
@@ -13,11 +12,11 @@ from forgetless.errors import UsageError, nearest
 from forgetless.forgetting.texts import PROMPTS
 from forgetless.learning.engine import DEVICES, PRECISIONS
 from forgetless.learning.step import TrainSettings
-from forgetless.methods import METHODS, Method
+from forgetless.methods import Method
+from forgetless.methods.finding import code_of, find_method, label_of, options_of
 from forgetless.model.adapters import LoraSettings
 
 CHOICES: dict[str, Collection[str]] = {
-    "method": METHODS,
     "cells": ("all", "seen", "ends", "last"),
     "score_on": ("test", "validation"),
     "precision": PRECISIONS,
@@ -55,7 +54,7 @@ class LearnConfig(TrainSettings, LoraSettings):
     stream: Any = ""
     """a stream: a YAML file, or a name such as 'demo' or 'order-1' (`forgetless streams` lists them)"""
     method: str = "sequential"
-    """how to learn: `forgetless methods` lists them; options as --method.NAME VALUE"""
+    """how to learn: `forgetless methods` lists them; options as --method.NAME VALUE; one of yours: ./FILE.py:CLASS"""
     method_options: dict = field(default_factory=dict)
     """the method's own options (from a method file's constructor)"""
     model: str = "smollm2-135m-instruct"
@@ -100,6 +99,7 @@ class LearnConfig(TrainSettings, LoraSettings):
         """Values that the types do not rule out."""
         if not self.stream:
             raise UsageError("no stream given; try --stream demo, or a YAML file with a list of tasks")
+        find_method(self.method)
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise UsageError(f"{name}: no {getattr(self, name)!r}{nearest(str(getattr(self, name)), known)}")
@@ -109,17 +109,14 @@ class LearnConfig(TrainSettings, LoraSettings):
 
     def all_method_options(self) -> dict:
         """The method's options with its defaults filled in."""
-        signature = inspect.signature(METHODS[self.method])
-        defaults = {name: one.default for name, one in signature.parameters.items()}
-        return defaults | self.method_options
+        return options_of(find_method(self.method)) | self.method_options
 
     def build_method(self) -> Method:
-        try:
-            return METHODS[self.method](**self.method_options)
-        except TypeError as error:
-            raise UsageError(
-                f"method {self.method}: {str(error).split('__init__() ')[-1]}; see docs/methods/{self.method}.md"
-            ) from error
+        kind, known = find_method(self.method), options_of(find_method(self.method))
+        for name in self.method_options:
+            if name not in known:
+                raise UsageError(f"method {self.method}: no option {name!r}{nearest(name, known)}")
+        return kind(**self.method_options)
 
     def part(self, kind: type):
         """The fields of one of the settings classes."""
@@ -162,7 +159,9 @@ class LearnConfig(TrainSettings, LoraSettings):
             "confidence",
             "borders",
         }
-        return {name: value for name, value in self.plain().items() if name not in free}
+        told = {name: value for name, value in self.plain().items() if name not in free}
+        code = code_of(self.method)
+        return told | {"method": label_of(self.method)} | ({"method_code": code} if code else {})
 
 
 TEMPLATES = ("own", "reference")

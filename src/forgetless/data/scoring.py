@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from forgetless.errors import UsageError, nearest
+from forgetless.usercode import digest, read_code
 
 GENERATED = ("exact_match", "number", "choice", "rouge_l", "sari", "code_similarity", "regex", "json")
 """Scorers of the generated answer; `forgetless.score.rules` has them."""
@@ -93,10 +92,5 @@ def own_function(told: str, folder: Path = Path(".")) -> Scoring:
     if not parts:
         raise UsageError(f"{told!r} names no function; write ./FILE.py:FUNCTION")
     file = folder / Path(parts[1]).expanduser()
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        there = os.listdir(file.parent) if file.parent.is_dir() else []
-        near = nearest(file.name, [name for name in there if name.endswith(".py")])
-        raise UsageError(f"{file}: cannot be read ({error.strerror}){near if there else ''}") from error
-    return Scoring(f"{file.name}:{parts[2]}", file=str(file.resolve()), sha256=hashlib.sha256(content).hexdigest())
+    content = read_code(file)
+    return Scoring(f"{file.name}:{parts[2]}", file=str(file.resolve()), sha256=digest(content))

@@ -20,7 +20,6 @@ from forgetless.learning.borders import NO_ONE_MODEL
 from forgetless.learning.cells import scored_columns
 from forgetless.learning.session import Session, prepare
 from forgetless.learning.step import TrainSettings, count_steps, plan
-from forgetless.methods.incremental import Incremental
 from forgetless.progress import out, seconds_of
 from forgetless.score.scorers import Scorer
 
@@ -162,7 +161,7 @@ def _disk(session: Session) -> float:
     """Bytes: adapters in fp32 (joined ones grow with the task), method state, predictions."""
     pair = 4 * sum(parameter.numel() for parameter in session.adapters.parameters())
     lessons = len(session.lessons)
-    joined = isinstance(session.method, Incremental)
+    joined = bool(session.adapters.past())  # the second task's steps have been timed
     adapters = pair * (lessons * (lessons + 1) / 2 + lessons if joined else lessons + 1)
     more = lessons * sum(tensor.nbytes for tensor in session.method.state().tensors.values())
     rows = sum(len(session.stream.tasks[j].test) for _, j in _cells(session))

@@ -16,6 +16,7 @@ from forgetless.forgetting.reference import Reference
 from forgetless.forgetting.texts import Text, general_prompts, own_prompts, read_text
 from forgetless.learning.engine import Engine
 from forgetless.methods import Lesson, Method
+from forgetless.methods.finding import label_of
 from forgetless.model.adapters import Adapters, LoraSettings
 from forgetless.model.base import Base, load_base
 from forgetless.progress import console
@@ -65,7 +66,7 @@ def prepare(config: LearnConfig) -> Session:
             f"score_on=validation: no validation rows in {', '.join(without)}; cut some from train in a stream "
             "file (`validation: 10%`), or score on test rows"
         )
-    folder = Path(config.output_dir or f"runs/{stream.name}-{config.method}-seed{config.seed}")
+    folder = Path(config.output_dir or f"runs/{stream.name}-{label_of(config.method)}-seed{config.seed}")
     engine = Engine(config.device, config.precision, config.report_to, str(folder / "trackers"))
     base = load_base(config.model, engine.dtype, engine.device)
     if base.context and config.max_length > base.context:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import shutil
-import statistics
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +16,9 @@ from forgetless.learning.cells import is_scored, score_base, score_lesson
 from forgetless.learning.session import Session, prepare
 from forgetless.learning.state import resume, save_state
 from forgetless.learning.step import TrainSettings, count_steps, learn_task
-from forgetless.methods import Check, Lesson
+from forgetless.methods import Lesson
+from forgetless.methods.base import penalty_acts
+from forgetless.methods.finding import label_of
 from forgetless.model.identity import check_same
 from forgetless.progress import steps
 from forgetless.report.files import write_report
@@ -99,7 +100,8 @@ def _learn_lesson(session: Session, number: int, lesson: Lesson, folder: Path) -
         learn_task(method, examples, settings, engine, seed=config.seed, task=number, tasks=lesson.tasks, log=log)
     session.steps_before.append(len(records))
     method.end_task(number, lesson.rows)
-    checks = [check.as_json() for check in [*method.checks(), *_penalty_acts(records)]]
+    shares = [record["penalty_share"] for record in records if "penalty_share" in record]
+    checks = [check.as_json() for check in [*method.checks(), *penalty_acts(shares)]]
     for check in checks:
         if not check["ok"]:
             session.say(
@@ -119,16 +121,6 @@ def _learn_lesson(session: Session, number: int, lesson: Lesson, folder: Path) -
             spent = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu_began}
             write_json(temporary / f"{TIMES}.json", spent)
     engine.wait()
-
-
-def _penalty_acts(records: list[dict]) -> list[Check]:
-    """A penalty whose gradient is lost beside the loss's changes nothing, whatever it is called."""
-    shares = [record["penalty_share"] for record in records if "penalty_share" in record]
-    if not shares:
-        return []
-    share = statistics.median(shares)
-    meaning = "median over steps of ||penalty's gradient|| / ||loss gradient||; below 0.001 the penalty does nothing"
-    return [Check("penalty share", share, share > 1e-3, meaning)]
 
 
 def _check_continues(session: Session) -> int:
@@ -185,7 +177,7 @@ def _describe(session: Session, status: str) -> dict:
         "config": config,
         "decides": session.config.decides(),
         "method": {
-            "name": session.config.method,
+            "name": label_of(session.config.method),
             "options": session.config.all_method_options(),
             "summary": session.method.summary,
             "stock_peft": session.method.stock_peft,
@@ -248,7 +240,7 @@ def _finish(session: Session, status: str) -> dict | None:
 
 def _card(session: Session, number: int) -> str:
     """The model card in the adapter folder."""
-    tasks, method = session.stream.tasks, session.method
+    tasks, method, name = session.stream.tasks, session.method, label_of(session.config.method)
     learnt = [task.name for j, task in enumerate(tasks[: session.lessons[number].last_task + 1])
               if method.weights_for(number, j) == number]  # fmt: skip
     return f"""---
@@ -256,7 +248,7 @@ library_name: peft
 base_model: {session.base.name}
 tags: [peft, lora, "base_model:adapter:{session.base.name}", forgetless]
 ---
-LoRA adapter for {", ".join(learnt)}, learnt in this order with `{session.config.method}` (forgetless {__version__}).
+LoRA adapter for {", ".join(learnt)}, learnt in this order with `{name}` (forgetless {__version__}).
 Load it with `PeftModel.from_pretrained(base, folder)`. sha256 of the base's weights: {session.base.identity.weights}
 """
 

@@ -1,6 +1,6 @@
 """METHODS: every built-in method by its name."""
 
-from forgetless.methods.base import Check, Lesson, Method, State
+from forgetless.methods.base import HOOKS, Check, Lesson, Method, State
 from forgetless.methods.ilora import ILoRA
 from forgetless.methods.incremental import Incremental
 from forgetless.methods.joint import Joint
@@ -21,4 +21,4 @@ METHODS: dict[str, type[Method]] = {
     "ilora": ILoRA,
 }
 
-__all__ = ["METHODS", "Check", "Lesson", "Method", "State"]
+__all__ = ["HOOKS", "METHODS", "Check", "Lesson", "Method", "State"]

@@ -14,10 +14,11 @@ Every default is plain fine-tuning. A method never mentions processes, accumulat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,11 @@ from forgetless.data.tasks import Row, Stream
 from forgetless.learning.memory import Memory
 from forgetless.model.adapters import Adapters, Pair
 from forgetless.model.answers import logits_at, token_losses
+
+HOOKS = 1
+"""The version of the hooks: of their names, call order and meaning. A method from outside states which it was written
+for; it grows when such a method would have to change.
+"""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,9 @@ class Lesson:
     tasks: int = 1  # how many tasks' rows these are; `max_steps` is per task
 
 
+Options = dict[str, Any]
+
+
 @dataclass(frozen=True)
 class State:
     """What a method needs, beside the deployed adapter, to go on with the next task."""
@@ -64,6 +73,7 @@ class State:
 class Method:
     """Plain fine-tuning of one adapter. Constructor arguments are the options of YAML and command line."""
 
+    hooks: ClassVar[int] = HOOKS
     paper: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     old_rows: ClassVar[bool] = False  # keeps rows of earlier tasks
@@ -71,7 +81,17 @@ class Method:
     extra_memory: ClassVar[str] = "none"
     extra_compute: ClassVar[str] = "none"
     stock_peft: ClassVar[bool] = True  # what it deploys loads in `PeftModel.from_pretrained`
+    remedy: ClassVar[str] = ""  # where it does not: how to use what it deploys
     bound: ClassVar[bool] = False  # a bound for the table rather than a way to learn a stream
+    under_any: ClassVar[bool] = False  # may go under another method: it leaves the adapters' life to that one
+
+    # What the contract (forgetless.contract) holds it to
+    plain: ClassVar[type[Method] | None] = None  # the method that it is when switched off; None: sequential
+    off: ClassVar[Options | str | None] = None  # options that switch it off; None: it begins with the second task, so
+    # on the first alone it is `plain` without being switched off; a text: why neither can be
+    example: ClassVar[Options] = {}  # options that suit a model of a few thousand weights
+    growth: ClassVar[str] = ""  # how a step's cost grows with the number of tasks; empty: it does not
+    within_task: ClassVar[tuple[str, ...]] = ()  # attributes that change within a task
 
     adapters: Adapters
     encoder: Encoder
@@ -130,9 +150,13 @@ class Method:
     def state(self) -> State:
         return State({}, {})
 
+    def restore(self, state: State) -> None:
+        """Takes back what `state` gave."""
+
     def resume(self, adapter: dict[str, Pair], state: State, task: int) -> None:
         """Goes on after `task`, whose deployed adapter and state these are."""
         self.adapters.set_current(adapter)
+        self.restore(state)
 
     # ------------------------------------------------------------------------------ does it act?
 
@@ -145,11 +169,34 @@ class Method:
         size = sum(float((pair.B.detach().float() ** 2).sum()) for pair in self.adapters.pairs().values()) ** 0.5
         return [Check("adapter", size, size > 0, "norm of B: the adapter changes the model's answers")]
 
+    # -------------------------------------------------------------------------- in others' loops
+
+    def own_step(self) -> list[str]:
+        """The hooks with which it makes rows, loss or gradient of a step itself: with them it needs our loop."""
+        return [hook for hook in ("batch", "loss", "after_backward") if overrides(type(self), hook)]
+
     # ----------------------------------------------------------------------------------- helpers
 
     def logits(self, part: Part, *, hidden: bool = False):
         """Logits (answers, vocabulary) of a part, and its hidden states if asked for."""
         return logits_at(self.adapters.model, part.keep, hidden=hidden, input_ids=part.ids, attention_mask=part.mask)
+
+
+def overrides(kind: type[Method], hook: str) -> bool:
+    """Whether a method has a hook of its own."""
+    return getattr(kind, hook) is not getattr(Method, hook)
+
+
+def penalty_acts(shares: Sequence[float]) -> list[Check]:
+    """A penalty whose gradient is lost beside the loss's changes nothing, whatever it is called.
+
+    `shares`: of each step with a penalty, ||penalty's gradient|| / ||loss gradient||.
+    """
+    if not shares:
+        return []
+    share = statistics.median(shares)
+    meaning = "median over steps of ||penalty's gradient|| / ||loss gradient||; below 0.001 the penalty does nothing"
+    return [Check("penalty share", share, share > 1e-3, meaning)]
 
 
 def each_layer(current: dict[str, Pair], past: dict[str, Pair]) -> Iterator[tuple[Pair, Pair]]:

@@ -50,6 +50,9 @@ class ILoRA(Replay):
     summary = "a fast learner and a slow average of it, kept consistent on replayed rows"
     extra_memory = "the kept rows and one more adapter"
     extra_compute = "2.33x: replayed rows forward and backward, and forward through the slow learner"
+    under_any = False
+    plain = Replay
+    off = {"gamma": 0.0, "deploy": "fast"}
 
     def __init__(
         self,
@@ -87,6 +90,7 @@ class ILoRA(Replay):
             self.slow = self.adapters.snapshot()
         self.slow_before = {name: tensor.clone() for name, tensor in self.slow.items()}
         self.k = 0
+        self.step_consistency = 0.0
         self.compared, self.consistency = 0, 0.0  # replayed rows compared, and their term summed over steps
 
     def batch(self, examples: list[Example], step: int) -> list[Example]:
@@ -164,6 +168,10 @@ class ILoRA(Replay):
             with torch.no_grad():
                 for name, tensor in named(self.adapters.pairs()).items():
                     tensor.copy_(other[name])
+
+    def own_step(self) -> list[str]:
+        """Without memory and consistency only the average is left, which goes with any loop."""
+        return super().own_step() if self.gamma or self.memory.capacity else []
 
     def end_task(self, task: int, rows: tuple[Row, ...]) -> None:
         super().end_task(task, rows)

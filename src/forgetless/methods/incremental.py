@@ -16,6 +16,7 @@ class Incremental(Method):
     summary = "a new adapter for each task, earlier ones frozen, all summed"
     extra_memory = "one frozen pair of rank r a finished task"
     extra_compute = "one more product a layer, of rank r x finished tasks"
+    growth = "linear: the rank of the frozen pair of a layer grows by r a task"
 
     def start(self, adapters, encoder, seed) -> None:
         super().start(adapters, encoder, seed)
@@ -32,6 +33,7 @@ class Incremental(Method):
         self.adapters.set_past(adapter)
         self.adapters.reset(task + 1)
         self._trained = False
+        self.restore(state)
 
     def checks(self) -> list[Check]:
         frozen = len(self.adapters.past())

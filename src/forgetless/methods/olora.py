@@ -29,6 +29,8 @@ class OLoRA(Incremental):
     paper = "2310.14152"
     summary = "a new adapter per task, its inputs kept orthogonal to the earlier ones'"
     extra_compute = "one more product a layer, of rank r x finished tasks; one r x (r x finished tasks) penalty"
+    plain = Incremental
+    off = {"lam": 0.0}
 
     def __init__(self, lam: float = 0.5, lam_norm: float = 0.0, as_released: bool = False):
         self.lam, self.lam_norm, self.as_released = lam, lam_norm, as_released

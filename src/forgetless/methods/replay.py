@@ -13,7 +13,6 @@ from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
 from forgetless.learning.memory import Memory
 from forgetless.methods.base import Check, Method, State
-from forgetless.model.adapters import Pair
 
 
 class Replay(Method):
@@ -31,6 +30,9 @@ class Replay(Method):
     old_rows = True
     extra_memory = "the kept rows"
     extra_compute = "2x: as many replayed as current rows"
+    under_any = True
+    off = {"memory": 0}
+    example = {"memory": 6}
 
     def __init__(self, memory: int | str = "10%", policy: str = "reservoir", replay_rows: int = 0):
         if replay_rows < 0:
@@ -60,8 +62,7 @@ class Replay(Method):
     def state(self) -> State:
         return State({}, {"seen": self.memory.seen}, self.memory)
 
-    def resume(self, adapter: dict[str, Pair], state: State, task: int) -> None:
-        super().resume(adapter, state, task)
+    def restore(self, state: State) -> None:
         assert state.memory is not None  # `state` gives one
         self.memory.rows, self.memory.tasks = state.memory.rows, state.memory.tasks
         self.memory.seen = state.values["seen"]

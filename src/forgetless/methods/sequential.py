@@ -9,3 +9,4 @@ from forgetless.methods.base import Method
 class Sequential(Method):
     paper = "2310.14152"
     summary = "one adapter trained on, task after task (the naive sequence)"
+    off = {}  # it is the plain one

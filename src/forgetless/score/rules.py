@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import numbers
 import re
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -30,6 +25,7 @@ from forgetless.score.texts import (
     sari,
     words,
 )
+from forgetless.usercode import run_file
 
 Scores = dict[str, dict]
 """Measure -> {"score"}, and "found" where the rule took a part of the answer."""
@@ -277,31 +273,11 @@ def _pattern(scoring: Scoring, groups: tuple[int, ...]) -> re.Pattern:
 
 def _function(scoring: Scoring) -> Callable[[str, Row], Any]:
     file, name = scoring.file, scoring.name.rpartition(":")[2]
-    found = _module(file, scoring.sha256).__dict__
+    found = run_file(file, scoring.sha256).__dict__
     if name not in found or not callable(found[name]):
         functions = [key for key, value in found.items() if callable(value) and not key.startswith("_")]
         raise UsageError(f"{file}: no function {name!r}{nearest(name, functions) if functions else ''}")
     return found[name]
-
-
-@functools.cache
-def _module(file: str, sha256: str) -> ModuleType:
-    """The file's bytes, run as a module of their own; nothing is taken from a compiled or an older copy."""
-    try:
-        content = Path(file).read_bytes()
-    except OSError as error:
-        raise UsageError(f"{file}: cannot be read ({error.strerror})") from error
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise UsageError(f"{file}: has changed since the stream was read; start again")
-    module = ModuleType(f"own_scorers_{sha256[:16]}")
-    module.__file__ = file
-    sys.modules[module.__name__] = module  # dataclasses look their module up
-    try:
-        exec(compile(content, file, "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:
-        del sys.modules[module.__name__]
-        raise UsageError(f"{file}: cannot be run: {type(error).__name__}: {error}") from error
-    return module
 
 
 def _place(row: Row) -> str:
