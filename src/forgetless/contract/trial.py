@@ -1,0 +1,231 @@
+"""A method on trial: the runs over small tasks that the clauses look at, each made once."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from forgetless.contract.tiny import make_model, make_tokenizer
+from forgetless.data.batches import Encoder, Example
+from forgetless.data.tasks import Row, Stream, Task
+from forgetless.learning.engine import Engine
+from forgetless.learning.state import load_state, save_state
+from forgetless.learning.step import TrainSettings, learn_task
+from forgetless.methods.base import Check, Lesson, Method, Options, penalty_acts
+from forgetless.model.adapters import Adapters, LoraSettings, Pair, named
+from forgetless.model.attention import use_blocked_attention
+
+SEED = 0
+SETTINGS = TrainSettings(learning_rate=2e-2, num_train_epochs=5, batch_size=3, micro_batch_size=3)
+LORA = LoraSettings(r=4)
+TASKS = {
+    "colour": {"sky": "blue", "grass": "green", "blood": "red", "sea": "blue", "leaf": "green", "rose": "red"},
+    "size": {"ant": "small", "whale": "large", "mouse": "small", "tower": "large", "seed": "small", "hill": "large"},
+    "sound": {"dog": "bark", "cat": "meow", "wolf": "bark", "lion": "meow", "fox": "bark", "puma": "meow"},
+}
+
+
+def question(task: str, thing: str) -> str:
+    return f"What {task} has the {thing}? Answer:"
+
+
+class Bench:
+    """The tiny model, tasks whose rows all have equally many tokens, and the runs that several methods share."""
+
+    def __init__(self) -> None:
+        texts = [
+            question(task, thing) + f" {answer}" for task, table in TASKS.items() for thing, answer in table.items()
+        ]
+        self.tokenizer = make_tokenizer(texts)
+        self.model = make_model(self.tokenizer).eval().requires_grad_(False)
+        use_blocked_attention(self.model)
+        self.engine = Engine("cpu", "fp32")
+        self.encoder = Encoder(self.tokenizer, 64)
+        self.tasks = tuple(self._task(name, table) for name, table in TASKS.items())
+        self.uneven = [self.encoder(Row("The sky is", " blue" + " very blue" * more)) for more in (0, 3, 1, 5)]
+        self._runs: dict[tuple, Run] = {}
+
+    def _task(self, name: str, table: dict[str, str]) -> Task:
+        rows = tuple(Row(question(name, thing), f" {answer}", source=thing) for thing, answer in table.items())
+        return Task(name, rows, (), rows, tuple(dict.fromkeys(table.values())))
+
+    def build(self, kind: type[Method], options: Options) -> Run:
+        """A started method over a fresh copy of the model."""
+        base = copy.deepcopy(self.model)
+        weights = dict(base.named_parameters())
+        method = kind(**options)
+        method.start(Adapters(base, LORA, "tiny", SEED), self.encoder, SEED)
+        return Run(self, method, weights)
+
+    def run(self, kind: type[Method], options: Options) -> Run:
+        """The first two tasks in turn; made once for each method and options."""
+        key = (kind, tuple(sorted((name, str(value)) for name, value in options.items())))
+        if key not in self._runs:
+            run = self.build(kind, options)
+            self._runs[key] = run.learn(self.lessons(run.method))
+        return self._runs[key]
+
+    def lessons(self, method: Method) -> list[Lesson]:
+        return method.lessons(Stream("two", self.tasks[:2]))
+
+
+@dataclass(frozen=True)
+class Border:
+    """What there is after a lesson."""
+
+    losses: list[float]  # of its steps
+    pairs: dict[str, Pair]  # what is deployed
+    logits: Tensor  # of the deployed learner at `Bench.uneven`'s longest row
+    state: tuple[dict[str, Tensor], dict]  # the method's own
+    checks: list[Check]
+    moved: list[str]  # frozen weights that are not what they were
+
+
+class Run:
+    """A method that learns lesson after lesson, and what there is after each."""
+
+    def __init__(self, bench: Bench, method: Method, base: dict[str, nn.Parameter]):
+        self.bench, self.method = bench, method
+        self.base = base  # the model's own weights, which stay these objects inside PEFT's layers
+        self.borders: list[Border] = []
+
+    def learn(self, lessons: list[Lesson], first: int = 0) -> Run:
+        for number, lesson in enumerate(lessons):
+            if number >= first:
+                self.borders.append(self._learn(number, lesson))
+        return self
+
+    def _learn(self, number: int, lesson: Lesson) -> Border:
+        method, records = self.method, []
+        method.begin_task(number)
+        past = {name: tensor.clone() for name, tensor in named(method.adapters.past()).items()}
+        self.train(number, lesson.rows, records.append)
+        method.end_task(number, lesson.rows)
+        shares = [record["penalty_share"] for record in records if "penalty_share" in record]
+        checks = [*method.checks(), *penalty_acts(shares)]
+        state = method.state()
+        kept = {name: tensor.detach().clone() for name, tensor in state.tensors.items()}
+        values = {"memory": [row.key for row in state.memory.rows] if state.memory else [], **state.values}
+        pairs = {name: Pair(one.A.detach().clone(), one.B.detach().clone(), one.scale)
+                 for name, one in method.export().items()}  # fmt: skip
+        moved = self._moved(past)
+        return Border([one["loss"] for one in records], pairs, self._logits(), (kept, values), checks, moved)
+
+    def train(self, number: int, rows: tuple[Row, ...], log=lambda record: None, settings=SETTINGS) -> None:
+        examples = [self.method.encoder(row) for row in rows]
+        learn_task(self.method, examples, settings, self.bench.engine, seed=SEED, task=number, log=log)
+
+    def _logits(self) -> Tensor:
+        with torch.no_grad(), next(iter(self.method.views().values())):
+            return self.method.adapters.model(longest(self.bench.uneven)).logits
+
+    def _moved(self, past: dict[str, Tensor]) -> list[str]:
+        """Names of the base's weights and of frozen pairs, as they were when the lesson began, that differ now."""
+        there = {id(parameter) for parameter in self.method.adapters.model.parameters()}
+        before = dict(self.bench.model.named_parameters())
+        moved = [name for name, one in self.base.items() if id(one) not in there or not torch.equal(one, before[name])]
+        now = named(self.method.adapters.past())
+        return moved + [f"frozen pair {name}" for name, old in past.items() if not _begins_with(now.get(name), old)]
+
+
+class Trial:
+    """One method with the options of its `example`."""
+
+    def __init__(self, name: str, kind: type[Method], bench: Bench):
+        self.name, self.kind, self.bench = name, kind, bench
+        self.options = dict(kind.example)
+        self.tasks_seen = 2
+
+    @cached_property
+    def whole(self) -> Run:
+        """Both tasks without interruption."""
+        return self.bench.run(self.kind, self.options)
+
+    @cached_property
+    def lessons(self) -> list[Lesson]:
+        return self.bench.lessons(self.kind(**self.options))
+
+    @cached_property
+    def stopped(self) -> tuple[Border, Border]:
+        """After the first lesson, and after the second by a new object that was given only what is on disk."""
+        run, again = (self.bench.build(self.kind, self.options) for _ in range(2))
+        [first] = run.learn(self.lessons[:1]).borders
+        method, fresh = run.method, again.method
+        with TemporaryDirectory() as folder:
+            method.adapters.save(Path(folder) / "adapter", method.export())
+            save_state(Path(folder), method.state())
+            fresh.task = 0
+            fresh.resume(fresh.adapters.load(Path(folder) / "adapter"), load_state(Path(folder)), 0)
+        [second] = again.learn(self.lessons, first=1).borders
+        return first, second
+
+    @cached_property
+    def repeated(self) -> Run:
+        """Both tasks once more; needed only where a stopped run ends elsewhere."""
+        return self.bench.build(self.kind, self.options).learn(self.lessons)
+
+    @property
+    def plain(self) -> Run:
+        """The method that this one is when switched off."""
+        kind = self.kind.plain or Method
+        return self.bench.run(kind, dict(kind.example))
+
+    @property
+    def off(self) -> Run:
+        """Both tasks, switched off."""
+        assert isinstance(self.kind.off, dict)
+        return self.bench.run(self.kind, self.options | self.kind.off)
+
+    def next_task(self) -> int:
+        """Begins one more task after those of `whole`, whose borders are kept."""
+        number, self.tasks_seen = self.tasks_seen, self.tasks_seen + 1
+        self.whole.method.begin_task(number)
+        return number
+
+    def work_of_a_step(self) -> int:
+        """Arithmetic operations of one step of one more task, which is then over."""
+        number = self.next_task()
+        rows = self.bench.tasks[number % len(self.bench.tasks)].train
+        one_step = TrainSettings(
+            batch_size=SETTINGS.batch_size, micro_batch_size=SETTINGS.micro_batch_size, max_steps=1
+        )
+        with Work() as work:
+            self.whole.train(number, rows, settings=one_step)
+        self.whole.method.end_task(number, rows)
+        return work.operations
+
+
+class Work(TorchDispatchMode):
+    """Counts operations: those of products as torch counts them, and one for each number that anything else gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if counted := flop_registry.get(func.overloadpacket):
+            self.operations += counted(*args, **(kwargs or {}), out_val=out)
+        else:
+            self.operations += sum(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
+        return out
+
+
+def longest(examples: list[Example]) -> Tensor:
+    """(1, length) tokens of the longest example."""
+    return torch.tensor([max(examples, key=lambda one: len(one.ids)).ids])
+
+
+def _begins_with(now: Tensor | None, old: Tensor) -> bool:
+    """Whether a joined tensor still holds, first, what it held; later pairs may have been joined to it."""
+    return now is not None and torch.equal(now[: old.shape[0], : old.shape[1]], old)
