@@ -1,15 +1,18 @@
-"""One contract for all methods, on the tiny model."""
+"""One contract for all methods, and what each is for, on a tiny model."""
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
 
-from forgetless.data.batches import Encoder, collate, split
-from forgetless.data.tasks import Stream
+from forgetless.contract.check import FAILS, check
+from forgetless.contract.trial import Bench
+from forgetless.data.batches import Encoder, collate
+from forgetless.data.tasks import Row, Stream
 from forgetless.errors import UsageError
 from forgetless.learning.engine import Engine
 from forgetless.learning.step import TrainSettings, learn_task
@@ -18,34 +21,47 @@ from forgetless.model.adapters import Adapters, LoraSettings, named
 from forgetless.model.base import load_base
 
 FAST = TrainSettings(learning_rate=2e-2, num_train_epochs=8, batch_size=4, micro_batch_size=4)
-# Options under which a method is plain fine-tuning of the kind named first. The other methods have no switch: what
-# they are for is the second task, so on the first alone they must be plain fine-tuning.
-SWITCHED_OFF = {
-    "replay": ("sequential", {"memory": 0}),
-    "olora": ("incremental", {"lam": 0.0}),
-    "nlora": ("incremental", {"lam": 0.0}),
-    "ilora": ("replay", {"gamma": 0.0, "deploy": "fast"}),
-}
-OPTIONS = {"replay": {"memory": 6}, "ilora": {"memory": 6}, "nlora": {"lam": 1e-4}}
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return Bench()
+
+
+@every_method
+def test_the_contract(name, bench):
+    """Every clause of forgetless.contract.clauses, on runs that the clauses share."""
+    assert not [one for one in check(name, bench) if one.outcome == FAILS]
+
+
+@every_method
+def test_every_option_is_documented(name):
+    page = Path(__file__).parents[1] / "docs" / "methods" / f"{name}.md"
+    text, kind = page.read_text(), METHODS[name]
+    assert kind.paper in text
+    for option in inspect.signature(kind).parameters:
+        assert f"`{option}`" in text, f"{page.name} does not explain {option}"
+
+
+# ---------------------------------------------------------------- methods trained for what they are for
 
 
 @dataclass
 class Trained:
     method: Method
     losses: list[list[float]]
-    base_before: dict[str, torch.Tensor]
 
 
 def build(name: str, tiny: str, options: dict | None = None, seed: int = 0) -> Method:
-    base = load_base(tiny, torch.float32)
-    method = METHODS[name](**(OPTIONS.get(name, {}) if options is None else options))
+    base, kind = load_base(tiny, torch.float32), METHODS[name]
+    method = kind(**(kind.example if options is None else options))
     method.start(Adapters(base.model, LoraSettings(r=4), tiny, seed), Encoder(base.tokenizer, 64), seed)
     return method
 
 
 def train(name, tiny, stream, options=None, settings=FAST, seed=0, method=None, start=0) -> Trained:
     method = method or build(name, tiny, options, seed)
-    kept = {k: v.clone() for k, v in method.adapters.model.named_parameters() if "lora_" not in k}
     losses = []
     for number, lesson in enumerate(method.lessons(stream)):
         if number < start:
@@ -56,7 +72,7 @@ def train(name, tiny, stream, options=None, settings=FAST, seed=0, method=None, 
         learn_task(method, examples, settings, Engine("cpu", "fp32"), seed=seed, task=number, log=records.append)
         method.end_task(number, lesson.rows)
         losses.append([record["loss"] for record in records])
-    return Trained(method, losses, kept)
+    return Trained(method, losses)
 
 
 def same(a: Method, b: Method, tolerance: float = 0.0) -> bool:
@@ -67,135 +83,18 @@ def same(a: Method, b: Method, tolerance: float = 0.0) -> bool:
     )
 
 
-every_method = pytest.mark.parametrize("name", METHODS)
-
-
-@pytest.fixture(scope="module")
-def trained(tiny, two):
-    """Each method once over two tasks; tests that only look share it."""
-    return {name: train(name, tiny, two) for name in METHODS}
-
-
-@every_method
-def test_loss_falls_on_each_task(name, trained):
-    for losses in trained[name].losses:  # random words, so only the form of the answers can be learnt
-        assert sum(losses[-3:]) / 3 < 0.9 * losses[0]
-
-
-@every_method
-def test_same_seed_same_bytes_other_seed_other_bytes(name, trained, tiny, two):
-    assert same(trained[name].method, train(name, tiny, two).method)
-    assert not same(trained[name].method, train(name, tiny, two, seed=1).method)
-
-
-@every_method
-def test_the_first_task_is_plain_fine_tuning(name, tiny, two):
-    if name == "nlora":
-        pytest.skip("penalises the first task too: switched off it is compared below")
-    one = Stream("one", two.tasks[:1])
-    options = OPTIONS.get(name, {}) | ({"deploy": "fast"} if name == "ilora" else {})
-    assert same(train(name, tiny, one, options).method, train("sequential", tiny, one).method)
-
-
-@pytest.mark.parametrize("name", SWITCHED_OFF)
-def test_switched_off_is_plain_fine_tuning(name, tiny, two):
-    plain, off = SWITCHED_OFF[name]
-    options = OPTIONS.get(plain) if plain == "replay" else None
-    shared = {"memory": 6} if plain == "replay" else {}
-    assert same(train(name, tiny, two, off | shared).method, train(plain, tiny, two, options).method)
-
-
-@every_method
-def test_it_acts(name, trained, tiny, two):
-    """What the method is for differs from the method switched off; its own checks say so too."""
-    method = trained[name].method
-    assert all(check.ok for check in method.checks()), method.checks()
-    if name in SWITCHED_OFF:
-        plain, off = SWITCHED_OFF[name]
-        shared = {"memory": 6} if plain == "replay" else {}
-        assert not same(method, train(name, tiny, two, off | shared).method)
-
-
-@every_method
-def test_any_split_gives_the_same_gradient(name, tiny, two):
-    """Uneven answers, one- and two-term losses; the last micro-batch is short."""
-    method = train(name, tiny, two).method
-    method.begin_task(1)
-    examples = _examples(method)
-    gradients = []
-    for size in (len(examples) * 2, 3, 1):
-        for parameter in method.adapters.parameters():
-            parameter.grad = None
-        batch = method.batch(examples, 0)
-        for chosen in split(batch, size):
-            method.loss(collate(chosen, method.encoder.tokenizer.pad_token_id)).backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in method.adapters.parameters()]))
-    for other in gradients[1:]:
-        assert (gradients[0] - other).norm() < 1e-5 * gradients[0].norm()
-
-
 def _examples(method: Method):
-    from forgetless.data.tasks import Row
-
     return [method.encoder(Row("The sky is", " blue" + " very blue" * n)) for n in (0, 3, 1, 5)]
 
 
-@every_method
-def test_resumed_at_the_border_equals_uninterrupted(name, tiny, two, tmp_path):
-    from forgetless.learning.state import load_state, save_state
-
-    if name == "joint":
-        pytest.skip("joint training is one lesson: it has no border to resume at")
-    first = train(name, tiny, Stream("one", two.tasks[:1]))
-    first.method.adapters.save(tmp_path / "adapter", first.method.export())
-    save_state(tmp_path, first.method.state())
-    fresh = build(name, tiny)
-    fresh.resume(fresh.adapters.load(tmp_path / "adapter"), load_state(tmp_path), 0)
-    resumed = train(name, tiny, two, method=fresh, start=1)
-    assert same(resumed.method, train(name, tiny, two).method)
+def test_another_seed_gives_other_bytes(tiny, two):
+    one = Stream("one", two.tasks[:1])
+    assert not same(train("sequential", tiny, one).method, train("sequential", tiny, one, seed=1).method)
 
 
-@every_method
-def test_frozen_weights_have_not_moved(name, trained):
-    now = dict(trained[name].method.adapters.model.named_parameters())
-    for key, before in trained[name].base_before.items():
-        assert torch.equal(before, now[key]), key
-        assert not now[key].requires_grad
-
-
-@every_method
-def test_past_pairs_do_not_move(name, tiny, two):
-    method = build(name, tiny)
-    if "Incremental" not in [kind.__name__ for kind in type(method).__mro__]:
-        pytest.skip("keeps no frozen pairs")
-    one = train(name, tiny, Stream("one", two.tasks[:1]), method=method)
-    before = {k: (v.A.clone(), v.B.clone()) for k, v in one.method.export().items()}
-    train(name, tiny, two, method=method, start=1)
-    for key, pair in method.adapters.past().items():
-        assert torch.equal(pair.A, before[key][0]) and torch.equal(pair.B, before[key][1])
-        assert not pair.A.requires_grad
-
-
-@every_method
-def test_loads_in_stock_peft_with_equal_logits(name, trained, tiny, tmp_path):
-    method = trained[name].method
-    method.adapters.save(tmp_path, method.export())
-    stock = PeftModel.from_pretrained(load_base(tiny, torch.float32).model, tmp_path)
-    ids = torch.tensor([_examples(method)[3].ids])
-    with torch.no_grad(), next(iter(method.views().values())):
-        mine = method.adapters.model(ids).logits
-    with torch.no_grad():
-        theirs = stock(ids).logits
-        base = load_base(tiny, torch.float32).model(ids).logits
-    assert torch.allclose(mine, theirs, atol=1e-5)
-    assert not torch.allclose(mine, base, atol=1e-3)
-
-
-@every_method
+@pytest.mark.parametrize("name", ["sequential", "incremental"])
 def test_a_new_task_starts_from_the_old_function(name, tiny, two):
-    """Until the second task's first step the model answers as it did (per_task starts anew by design)."""
-    if name in ("per_task", "joint"):
-        pytest.skip("starts anew by design")
+    """Until the second task's first step the model answers as it did."""
     one = train(name, tiny, Stream("one", two.tasks[:1])).method
     ids = torch.tensor([_examples(one)[3].ids])
     with torch.no_grad():
@@ -203,21 +102,6 @@ def test_a_new_task_starts_from_the_old_function(name, tiny, two):
         one.begin_task(1)
         after = one.adapters.model(ids).logits
     assert torch.allclose(before, after, atol=1e-5)
-
-
-@every_method
-def test_every_option_is_documented(name):
-    import inspect
-    from pathlib import Path
-
-    page = Path(__file__).parents[1] / "docs" / "methods" / f"{name}.md"
-    text = page.read_text()
-    kind = METHODS[name]
-    assert kind.paper in text and kind.summary
-    if kind.__init__ is not object.__init__:
-        for option in list(inspect.signature(kind.__init__).parameters)[1:]:
-            assert f"`{option}`" in text, f"{page.name} does not explain {option}"
-            assert f"{option}:" in (kind.__doc__ or ""), f"{kind.__name__} does not document {option}"
 
 
 # ------------------------------------------------------------------- what each method is for, measured

@@ -1,6 +1,7 @@
 """The command line. One verb = parse, call one function, print where the files are.
 
 Exit codes: 0 done; 1 an error, usage errors too. An audit: 0 pass or no budget, 2 regression, 3 insufficient evidence.
+`check`: 2 where a clause fails.
 """
 
 from __future__ import annotations
@@ -279,6 +280,45 @@ def _methods(arguments: list[str]) -> int:
         out.print(f"{entry.name}: installed, {entry.value}", markup=False)
     out.print("Pages: docs/methods/<method>.md. Options: forgetless learn --method <method> --help")
     return 0
+
+
+CHECK_EPILOG = """
+  forgetless check ./mine.py:Mine          a class of yours; the file is run
+  forgetless check olora replay+olora      built in, and several as one
+  forgetless check --all                   every built-in method
+
+exit codes: 0 the contract holds, 2 a clause fails, 1 an error
+"""
+
+
+def _check(arguments: list[str]) -> int:
+    import argparse
+    import json
+
+    from forgetless.errors import UsageError
+
+    parser = argparse.ArgumentParser(
+        prog="forgetless check", description=VERBS["check"][0], exit_on_error=False, allow_abbrev=False,
+        epilog=CHECK_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help="as --method of learn takes it")
+    parser.add_argument("--all", action="store_true", help="every built-in method")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    told = _parsed(parser, arguments)
+    if told is None:
+        return 0
+    if bool(told.methods) == told.all:
+        raise UsageError("check which methods? forgetless check ./mine.py:Mine, or --all for every built-in one")
+    from forgetless.contract.check import as_json, check_all, failed, print_findings
+    from forgetless.methods import METHODS
+    from forgetless.progress import out
+
+    found = check_all([*METHODS] if told.all else told.methods)
+    if told.json:
+        print(json.dumps(as_json(found), indent=1, ensure_ascii=False))
+    else:
+        print_findings(found, out)
+    return 2 if any(map(failed, found.values())) else 0
 
 
 def _streams(arguments: list[str]) -> int:
@@ -713,5 +753,6 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "demo": ("see a model forget, and forget less: two methods on three small tasks", _demo),
     "report": ("draw the report of one or several run folders again", _report),
     "methods": ("list the methods", _methods),
+    "check": ("does a method, yours too, keep the contract? on a tiny random model", _check),
     "streams": ("list the streams by name: source, licence, hashes, rows, scorer, and how to get them", _streams),
 }

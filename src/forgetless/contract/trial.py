@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,8 +26,10 @@ from forgetless.model.adapters import Adapters, LoraSettings, Pair, named
 from forgetless.model.attention import use_blocked_attention
 
 SEED = 0
-SETTINGS = TrainSettings(learning_rate=2e-2, num_train_epochs=5, batch_size=3, micro_batch_size=3)
-LORA = LoraSettings(r=4)
+SETTINGS = TrainSettings(
+    learning_rate=2e-2, num_train_epochs=3, batch_size=3, micro_batch_size=3, lr_scheduler_type="constant"
+)
+LORA = LoraSettings(r=4, target_modules=["q_proj", "v_proj", "down_proj"])  # square, and not in either direction
 TASKS = {
     "colour": {"sky": "blue", "grass": "green", "blood": "red", "sea": "blue", "leaf": "green", "rose": "red"},
     "size": {"ant": "small", "whale": "large", "mouse": "small", "tower": "large", "seed": "small", "hill": "large"},
@@ -47,7 +49,7 @@ class Bench:
             question(task, thing) + f" {answer}" for task, table in TASKS.items() for thing, answer in table.items()
         ]
         self.tokenizer = make_tokenizer(texts)
-        self.model = make_model(self.tokenizer).eval().requires_grad_(False)
+        self.model = make_model(self.tokenizer, initializer_range=0.3).eval().requires_grad_(False)
         use_blocked_attention(self.model)
         self.engine = Engine("cpu", "fp32")
         self.encoder = Encoder(self.tokenizer, 64)
@@ -121,9 +123,18 @@ class Run:
         moved = self._moved(past)
         return Border([one["loss"] for one in records], pairs, self._logits(), (kept, values), checks, moved)
 
-    def train(self, number: int, rows: tuple[Row, ...], log=lambda record: None, settings=SETTINGS) -> None:
+    def train(self, number: int, rows: tuple[Row, ...], log=lambda record: None, steps: int = -1) -> None:
+        """All of a task's steps, or some."""
         examples = [self.method.encoder(row) for row in rows]
-        learn_task(self.method, examples, settings, self.bench.engine, seed=SEED, task=number, log=log)
+        learn_task(
+            self.method,
+            examples,
+            replace(SETTINGS, max_steps=steps),
+            self.bench.engine,
+            seed=SEED,
+            task=number,
+            log=log,
+        )
 
     def _logits(self) -> Tensor:
         with torch.no_grad(), next(iter(self.method.views().values())):
@@ -186,21 +197,17 @@ class Trial:
         assert isinstance(self.kind.off, dict)
         return self.bench.run(self.kind, self.options | self.kind.off)
 
-    def next_task(self) -> int:
-        """Begins one more task after those of `whole`, whose borders are kept."""
+    def begin(self) -> tuple[int, tuple[Row, ...]]:
+        """Begins one more task after those of `whole`, whose borders are kept: its number and rows."""
         number, self.tasks_seen = self.tasks_seen, self.tasks_seen + 1
         self.whole.method.begin_task(number)
-        return number
+        return number, self.bench.tasks[number % len(self.bench.tasks)].train
 
-    def work_of_a_step(self) -> int:
-        """Arithmetic operations of one step of one more task, which is then over."""
-        number = self.next_task()
-        rows = self.bench.tasks[number % len(self.bench.tasks)].train
-        one_step = TrainSettings(
-            batch_size=SETTINGS.batch_size, micro_batch_size=SETTINGS.micro_batch_size, max_steps=1
-        )
+    def one_more_step(self) -> int:
+        """One more task of one step; how many arithmetic operations the step took."""
+        number, rows = self.begin()
         with Work() as work:
-            self.whole.train(number, rows, settings=one_step)
+            self.whole.train(number, rows, steps=1)
         self.whole.method.end_task(number, rows)
         return work.operations
 

@@ -16,6 +16,7 @@ class Joint(Method):
     summary = "all tasks at once (bound; needs all rows together)"
     old_rows = True
     bound = True
+    off = "it learns all tasks at once, from the first step"
 
     def lessons(self, stream: Stream) -> list[Lesson]:
         rows = tuple(row for task in stream.tasks for row in task.train)

@@ -36,7 +36,7 @@ class NLoRA(Incremental):
     extra_compute = "one more product a layer, of rank r x finished tasks; ||BA||_1 and its gradient each step"
     plain = Incremental
     off = {"lam": 0.0}
-    example = {"lam": 1e-4}
+    example = {"lam": 1e-3}
 
     def __init__(self, lam: float = 1e-5, proximal: float = 0.0, as_released: bool = False):
         if not 0 <= proximal < 1:
