@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from forgetless.geometry.merging import merge
     from forgetless.geometry.overlap import overlap
     from forgetless.learning.stream import learn
+    from forgetless.learning.trainer import MethodCallback
 
 __version__ = version("forgetless")
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "InterpolateConfig",
     "LearnConfig",
     "MergeConfig",
+    "MethodCallback",
     "audit",
     "blend",
     "interpolate",
@@ -37,6 +39,7 @@ _PLACES = {
     "InterpolateConfig": "config",
     "LearnConfig": "config",
     "MergeConfig": "config",
+    "MethodCallback": "learning.trainer",
     "audit": "auditing.run",
     "blend": "geometry.blend",
     "interpolate": "geometry.interpolate",

@@ -87,7 +87,8 @@ class Engine:
             start += parameter.numel()
         return flat[-1]
 
-    def add_gradient(self, penalty: Tensor, parameters: list[Tensor]) -> float:
+    @staticmethod
+    def add_gradient(penalty: Tensor, parameters: list[Tensor]) -> float:
         """Adds the penalty's gradient; returns its norm as a share of the loss gradient's: does the penalty act?"""
         before = torch.stack([_gradient(parameter).norm() for parameter in parameters]).norm()
         found = torch.autograd.grad(penalty, parameters, allow_unused=True)

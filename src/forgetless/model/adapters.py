@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,11 +23,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear, LoraLayer
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from forgetless.errors import RunError, UsageError
+from forgetless.errors import RunError, UsageError, short
 from forgetless.model.lora import lora_linear
 from forgetless.seeds import generator
 
@@ -224,6 +225,58 @@ class Adapters:
             use_rslora=self.settings.use_rslora,
             task_type="CAUSAL_LM",
         )
+
+
+class Attached(Adapters):
+    """The active LoRA pairs of a PEFT model that others made and train; its task borders are theirs.
+
+    `folders`: PEFT adapters of earlier tasks, joined to `past()`: to look at, the model does not compute with them.
+    UsageError where there are no such pairs, and where a method would begin a task by itself.
+    """
+
+    def __init__(self, model: PeftModel, folders: Sequence[Path], seed: int):
+        self.model, self.seed = model, seed
+        self._name = model.active_adapters[0]
+        self._layers = {
+            name.removeprefix("base_model.model."): module
+            for name, module in model.named_modules()
+            if isinstance(module, LoraLayer) and self._name in module.lora_A
+        }
+        if len(model.active_adapters) > 1 or not self._layers:
+            active = ", ".join(model.active_adapters)
+            raise UsageError(f"one LoRA adapter on linear layers must be active in the model; active: {active}")
+        device = self.parameters()[0].device
+        found = [self.load(Path(folder)) for folder in folders]
+        self._past = {
+            name: join([_scaled(pairs[name], found[0][name].scale, device) for pairs in found])
+            for name in (self._layers if found else ())
+        }
+
+    def pairs(self) -> dict[str, Pair]:
+        return {name: _pair(layer, self._name) for name, layer in self._layers.items()}
+
+    def past(self) -> dict[str, Pair]:
+        return self._past
+
+    def load(self, folder: Path) -> dict[str, Pair]:
+        try:
+            return super().load(folder)
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            raise UsageError(
+                f"{folder}: no LoRA adapter on the {len(self._layers)} layers that are trained ({short(str(error))}); "
+                "give a folder that PEFT wrote, of an adapter with the same target_modules"
+            ) from error
+
+    def reset(self, task: int) -> None:
+        raise UsageError("this method begins tasks with adapters of its own, which a trainer does not give it")
+
+    def set_past(self, pairs: dict[str, Pair]) -> None:
+        self.reset(0)
+
+
+def _scaled(pair: Pair, scale: float, device: torch.device) -> Pair:
+    """The same update told with another scale."""
+    return Pair(pair.A.to(device), pair.B.to(device) * (pair.scale / scale), scale)
 
 
 def pairs_of(model: PeftModel) -> dict[str, Pair]:
