@@ -9,16 +9,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from forgetless.contract import tiny as tiny_model
 from forgetless.data.tasks import Row, Stream, Task
 
 USERS_CACHE = os.environ.get("FORGETLESS_CACHE")  # read before the fixture below points it at an empty folder
-TEMPLATE = (
-    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 COLOURS = {"sky": "blue", "grass": "green", "blood": "red", "sea": "blue", "leaf": "green", "rose": "red"}
 SIZES = {"ant": "small", "whale": "large", "mouse": "small", "tower": "large", "seed": "small", "hill": "large"}
 SOUNDS = {"dog": "bark", "cat": "meow", "wolf": "bark", "lion": "meow", "fox": "bark", "puma": "meow"}
@@ -42,25 +38,11 @@ def users_cache(monkeypatch):
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE trained on the test words."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    words = [
+    return tiny_model.make_tokenizer(
         f"The {key} is {value}. What colour size sound has the {key}? Answer: {value}"
         for table in (COLOURS, SIZES, SOUNDS)
         for key, value in table.items()
-    ]
-    special = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|pad|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
     )
-    tokenizer.train_from_iterator(words * 3, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>")
-    fast.chat_template = TEMPLATE
-    return fast
 
 
 @pytest.fixture(scope="session")
@@ -73,14 +55,7 @@ def tiny(tmp_path_factory) -> str:
     """A folder with a random Llama of 2 layers, 32 wide, with grouped-query attention (non-square layers)."""
     folder = tmp_path_factory.mktemp("tiny")
     tokenizer = make_tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=True,
-        initializer_range=0.1,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_model.make_model(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

@@ -38,8 +38,20 @@ def check(told: str, bench: Bench | None = None) -> list[Finding]:
     try:
         _ = trial.whole
     except Exception as error:  # none of the other clauses can be looked at
-        return [Finding("learns two tasks", FAILS, _told(error)), _finding("options explained", trial)]
-    return [_finding(clause, trial) for clause in CLAUSES]
+        return [Finding("learns two tasks", FAILS, _told(error)), judge("options explained", trial)]
+    return [judge(clause, trial) for clause in CLAUSES]
+
+
+def judge(clause: str, trial: Trial) -> Finding:
+    """One clause on one method; an error of the method's code is a failure too."""
+    try:
+        return Finding(clause, HOLDS, CLAUSES[clause](trial))
+    except Fails as reason:
+        return Finding(clause, FAILS, str(reason))
+    except DoesNotApply as reason:
+        return Finding(clause, NOT_ASKED, str(reason))
+    except Exception as error:
+        return Finding(clause, FAILS, _told(error))
 
 
 def check_all(names: Sequence[str]) -> dict[str, list[Finding]]:
@@ -70,17 +82,6 @@ def print_findings(found: dict[str, list[Finding]], out: Console) -> None:
         for one in findings:
             table.add_row(one.clause, f"[{COLOURS[one.outcome]}]{one.outcome}", one.why.replace("[", r"\["))
         out.print(table)
-
-
-def _finding(clause: str, trial: Trial) -> Finding:
-    try:
-        return Finding(clause, HOLDS, CLAUSES[clause](trial))
-    except Fails as reason:
-        return Finding(clause, FAILS, str(reason))
-    except DoesNotApply as reason:
-        return Finding(clause, NOT_ASKED, str(reason))
-    except Exception as error:
-        return Finding(clause, FAILS, _told(error))
 
 
 def _told(error: Exception) -> str:
