@@ -22,6 +22,7 @@ from forgetless.auditing.session import prepare
 from forgetless.auditing.weights import update_of
 from forgetless.cli import main
 from forgetless.config import TEMPLATES
+from forgetless.contract.tiny import TEMPLATE
 from forgetless.errors import DataError, DownloadError, RunError, UsageError
 from forgetless.forgetting.texts import topics
 from forgetless.report import audit as report

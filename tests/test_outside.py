@@ -48,8 +48,8 @@ def test_the_guides_method_keeps_the_contract(here, bench):
 
 
 def test_the_guide_leads_to_a_row_in_a_comparison(here, tiny):
-    small = ["--model", tiny, "--stream", f"{ROOT}/examples/support/stream.yaml", "--r", "2", "--max_steps", "2", "--max_length", "64",
-             "--cells", "last", "--device", "cpu", "--precision", "fp32", "--forgetting_prompts", "0"]  # fmt: skip
+    small = f"--model {tiny} --stream {ROOT}/examples/support/stream.yaml --r 2 --max_steps 2 --max_length 64 "
+    small = [*small.split(), *"--cells last --device cpu --precision fp32 --forgetting_prompts 0".split()]
     lines = [line.split("#")[0].split()[1:] for line in GUIDE.splitlines() if line.startswith("forgetless ")]
     commands = {line[0]: line for line in lines if "--help" not in line}
     assert list(commands) == ["check", "learn", "report"]
