@@ -48,8 +48,10 @@ def test_the_guides_method_keeps_the_contract(here, bench):
 
 
 def test_the_guide_leads_to_a_row_in_a_comparison(here, tiny):
-    small = f"--model {tiny} --stream {ROOT}/examples/support/stream.yaml --r 2 --max_steps 2 --max_length 64 "
-    small = [*small.split(), *"--cells last --device cpu --precision fp32 --forgetting_prompts 0".split()]
+    options = {"model": tiny, "stream": f"{ROOT}/examples/support/stream.yaml", "r": 2, "max_steps": 2,
+               "max_length": 64, "cells": "last", "device": "cpu", "precision": "fp32",
+               "forgetting_prompts": 0}  # fmt: skip
+    small = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     lines = [line.split("#")[0].split()[1:] for line in GUIDE.splitlines() if line.startswith("forgetless ")]
     commands = {line[0]: line for line in lines if "--help" not in line}
     assert list(commands) == ["check", "learn", "report"]
@@ -110,7 +112,7 @@ HEAD = "from forgetless.methods import Method\n"
         ("", "./there.py:Mine", r"there\.py: cannot be read .*did you mean 'mine\.py'|there\.py: cannot be read"),
         (HEAD + "class Mine(Method):\n    hooks = 1", "./mine.py:Mien", "no class 'Mien'; did you mean 'Mine'"),
         ("x = 1", "./mine.py:Mine", "no class 'Mine' and no other method"),
-        ("Mine = 3", "./mine.py:Mine", r"is a int, no subclass .* write `class Mine\(Method\):`"),
+        ("Mine = 3", "./mine.py:Mine", r"is of type int, no subclass .* write `class Mine\(Method\):`"),
         ("class Mine: pass", "./mine.py:Mine", "is the class Mine, no subclass of forgetless.methods.Method"),
         (HEAD + "class Mine(Method): pass", "./mine.py:Mine", "for which version of the hooks .* write `hooks = 1`"),
         (HEAD + "class Mine(Method): hooks = 9", "./mine.py:Mine", "written for version 9 of the hooks, and these are"),

@@ -71,10 +71,13 @@ def as_json(found: dict[str, list[Finding]]) -> dict:
 
 
 def print_findings(found: dict[str, list[Finding]], out: Console) -> None:
-    """One table a method; where there are many, those that fail."""
+    """One table a method; where there are many, of those that hold only what could not be asked."""
     for name, findings in found.items():
         if len(found) > 3 and not failed(findings):
             out.print(f"{name}: holds", style="green", highlight=False, markup=False)
+            for one in findings:
+                if one.outcome == NOT_ASKED:
+                    out.print(f"  {one.clause} {NOT_ASKED}: {one.why}", highlight=False, markup=False)
             continue
         table = Table(title=name, title_justify="left", title_style="bold")
         for column in ("clause", "", "found"):

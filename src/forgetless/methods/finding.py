@@ -137,7 +137,7 @@ def _is_method(found: object) -> bool:
 def _checked(found: object, told: str) -> type[Method]:
     """What was found, if it is a method as this version understands them."""
     if not (isinstance(found, type) and issubclass(found, Method)):
-        what = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
+        what = f"the class {found.__name__}" if isinstance(found, type) else f"of type {type(found).__name__}"
         raise UsageError(
             f"method {told!r}: is {what}, no subclass of forgetless.methods.Method; write `class "
             f"{told.rpartition(':')[2]}(Method):` ({GUIDE})"
