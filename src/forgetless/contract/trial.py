@@ -108,7 +108,8 @@ class Run:
         return self
 
     def _learn(self, number: int, lesson: Lesson) -> Border:
-        method, records = self.method, []
+        method = self.method
+        records: list[dict] = []
         method.begin_task(number)
         past = {name: tensor.clone() for name, tensor in named(method.adapters.past()).items()}
         self.train(number, lesson.rows, records.append)

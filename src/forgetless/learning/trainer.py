@@ -52,7 +52,8 @@ class MethodCallback(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         model, method, task = kwargs["model"], self.method, int(bool(self.past))
-        method.start(Attached(model, self.past, args.seed), Encoder(self.trainer.processing_class, 0), args.seed)
+        encoder = Encoder(self.trainer.processing_class, 0)  # type: ignore[arg-type]  # no row is encoded
+        method.start(Attached(model, self.past, args.seed), encoder, args.seed)
         if state.global_step and method.state().tensors:
             raise UsageError(f"{self.name}: training goes on from a checkpoint, which does not hold the method's state")
         method.begin_task(task)
