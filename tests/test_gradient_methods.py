@@ -131,6 +131,7 @@ def test_ewc_penalty():
 entries = st.floats(0, 10) | st.just(0.0)
 
 
+@settings(deadline=None, max_examples=40)
 @given(*[st.lists(entries, min_size=3, max_size=3) for _ in range(2)], st.integers(0, 99))
 def test_ewc_two_anchors_are_one(F, G, seed):
     draw = torch.Generator().manual_seed(seed)
@@ -219,7 +220,8 @@ def test_lwf_against_the_obvious_form(tiny, two):
     method.begin_task(1)
     examples = [method.encoder(row) for row in two.tasks[1].train[:3]]
     part = collate(method.batch(examples, 0), method.encoder.tokenizer.pad_token_id)
-    assert float(method.loss(part)) == pytest.approx(float(METHODS["sequential"].loss(method, part)), rel=1e-5)
+    plain = METHODS["sequential"].loss(method, part)
+    assert float(method.loss(part).detach()) == pytest.approx(float(plain.detach()), rel=1e-5)
     learn(build_on(method), two, [1])
     terms, answers = [], sum(example.answers for example in examples)
     for example in examples:
@@ -230,7 +232,7 @@ def test_lwf_against_the_obvious_form(tiny, two):
                 old = method.adapters.model(ids).logits[0, [i - 1 for i in places]]
         p, q = (old / 2).softmax(-1), (new / 2).softmax(-1)
         terms += [nll(new, ids[0, places]) / answers, 0.7 * 4 * (p * (p / q).log()).sum() / answers]
-    assert float(method.loss(part)) == pytest.approx(float(sum(terms)), rel=1e-4)
+    assert float(method.loss(part).detach()) == pytest.approx(float(sum(terms).detach()), rel=1e-4)
     assert method.step_distillation > 0
 
 
@@ -262,7 +264,7 @@ def nearest_in_cone(g, G):
     return best
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(st.integers(1, 4), st.integers(2, 7), st.integers(0, 10_000), st.floats(-6, 6))
 def test_gem_finds_the_nearest_gradient_that_no_task_objects_to(tasks, width, seed, scale):
     draw = torch.Generator().manual_seed(seed)
@@ -407,7 +409,7 @@ def test_general_replay_weighs_the_text_by_its_share(tiny, two, tmp_path):
     text.write_text("Another text.")
     other = build("general_replay", tiny, text=str(text))
     with pytest.raises(RunError, match="not the text"):
-        other.resume(other.adapters.pairs(), load_state(tmp_path), 0)
+        other.restore(load_state(tmp_path))
 
 
 def test_general_replay_asks_the_base_what_is_not_measured(tiny, two):

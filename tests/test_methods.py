@@ -26,10 +26,10 @@ SWITCHED_OFF = {
     "olora": ("incremental", {"lam": 0.0}),
     "nlora": ("incremental", {"lam": 0.0}),
     "ilora": ("replay", {"gamma": 0.0, "deploy": "fast"}),
-    **{name: (METHODS[name].plain, METHODS[name].off) for name in GRADIENT_METHODS},
+    **{name: ("sequential", METHODS[name].off) for name in GRADIENT_METHODS},
 }
 OPTIONS = {"replay": {"memory": 6}, "ilora": {"memory": 6}, "nlora": {"lam": 1e-4}}
-OPTIONS |= {name: METHODS[name].example for name in GRADIENT_METHODS}
+OPTIONS |= {name: METHODS[name].example for name in GRADIENT_METHODS if name != "lwf"}
 
 
 @dataclass

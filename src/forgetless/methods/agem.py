@@ -28,6 +28,7 @@ class AGEM(GEM):
     summary = "projects each step so that it does not go against the gradient on rows of earlier tasks"
     extra_memory = "the kept rows, and one gradient of the adapter"
     extra_compute = "2x: forward and backward on as many kept rows as current ones"
+    growth: ClassVar[str] = ""
     example: ClassVar[dict] = {"memory": 6}
 
     def __init__(self, memory: int | str = "10%", policy: str = "reservoir", replay_rows: int = 0):

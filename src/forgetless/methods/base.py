@@ -130,9 +130,13 @@ class Method:
     def state(self) -> State:
         return State({}, {})
 
+    def restore(self, state: State) -> None:
+        """Takes back what `state` gave."""
+
     def resume(self, adapter: dict[str, Pair], state: State, task: int) -> None:
         """Goes on after `task`, whose deployed adapter and state these are."""
         self.adapters.set_current(adapter)
+        self.restore(state)
 
     # ------------------------------------------------------------------------------ does it act?
 

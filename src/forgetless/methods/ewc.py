@@ -22,7 +22,6 @@ from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
 from forgetless.learning.gradients import each_gradient, flat
 from forgetless.methods.base import Check, Method, State
-from forgetless.model.adapters import Pair
 from forgetless.model.answers import token_losses
 from forgetless.seeds import generator
 
@@ -46,7 +45,6 @@ class EWC(Method):
     extra_memory = "two more adapters: Fisher information and anchor"
     extra_compute = "at each task's end one pass, forward and backward, over `fisher_rows` rows, one by one"
     within_task: ClassVar[tuple[str, ...]] = ()
-    plain: ClassVar[str] = "sequential"
     off: ClassVar[dict] = {"lam": 0.0}
     example: ClassVar[dict] = {"lam": 1.0, "fisher_rows": 4}
 
@@ -108,8 +106,7 @@ class EWC(Method):
     def state(self) -> State:
         return State({"fisher": self.F, "anchor": self.anchor}, {"constant": self.constant})
 
-    def resume(self, adapter: dict[str, Pair], state: State, task: int) -> None:
-        super().resume(adapter, state, task)
+    def restore(self, state: State) -> None:
         self.F, self.anchor = (state.tensors[name].to(self.F.device) for name in ("fisher", "anchor"))
         self.constant = state.values["constant"]
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear
 from torch import Tensor
 
 from forgetless.data.batches import Example, Part, weigh
@@ -26,7 +26,6 @@ from forgetless.learning.memory import Memory
 from forgetless.methods.base import Check, Method
 from forgetless.methods.replay import Replay
 
-DEPENDENT = 1e-6  # eigenvalues of the Gram matrix of unit vectors, below which they count as dependent (fp32)
 PROJECTED = "share of the steps whose gradient went against an earlier task's; 0 means plain fine-tuning"
 
 
@@ -49,8 +48,8 @@ class GEM(Replay):
     within_task: ClassVar[tuple[str, ...]] = (
         "replayed", "rows_at_once", "steps", "projected", "violated", "removed", "all_removed",
     )  # fmt: skip
-    plain: ClassVar[str] = "sequential"
     off: ClassVar[dict] = {"memory": 0}
+    growth: ClassVar[str] = "one gradient on memory a finished task"
     example: ClassVar[dict] = {"memory": 6, "replay_rows": 2}
 
     def __init__(self, memory: int | str = "10%", policy: str = "quota", replay_rows: int = 0, margin: float = 0.5):
@@ -119,19 +118,22 @@ def project(g: Tensor, G: Tensor, margin: float = 0.0) -> Tensor:
     q = G @ g
     if bool((q >= 0).all()):
         return g
-    v = dual((G @ G.T).double().cpu().numpy(), q.double().cpu().numpy(), margin)
+    rounding = 10 * torch.finfo(G.dtype).eps
+    v = dual((G @ G.T).double().cpu().numpy(), q.double().cpu().numpy(), margin, rounding)
     return g + torch.from_numpy(v).to(G) @ G
 
 
-def dual(P: np.ndarray, q: np.ndarray, margin: float) -> np.ndarray:
-    """argmin_{v >= margin} ½ vᵀ P v + qᵀ v for P = G Gᵀ and q in its range, by nonnegative least squares.
+def dual(P: np.ndarray, q: np.ndarray, margin: float, rounding: float) -> np.ndarray:
+    """argmin_{v >= margin} ½ vᵀ P v + qᵀ v for P = G Gᵀ and q in its range, by least squares with bounds.
 
     With v = margin + D u, D = diag(1 / ||g_k||) and D P D = Rᵀ R it is min_{u >= 0} ||R u + R⁻ᵀ D (q + margin P 1)||.
+    Eigenvalues of D P D up to `rounding` count as 0: the g_k may depend on each other.
     """
     D = 1 / np.sqrt(np.where(np.diag(P) > 0, np.diag(P), 1.0))
     values, vectors = np.linalg.eigh(D[:, None] * P * D)
-    kept = values > DEPENDENT
+    kept = values > rounding
     R = np.sqrt(values[kept])[:, None] * vectors[:, kept].T
     c = D * (q + margin * P.sum(1))
-    u, _ = nnls(R, -(vectors[:, kept].T @ c) / np.sqrt(values[kept]))
+    # not scipy.optimize.nnls: that of SciPy 1.17 leaves the optimum where gradients there are 0 up to rounding
+    u = lsq_linear(R, -(vectors[:, kept].T @ c) / np.sqrt(values[kept]), (0, np.inf), method="bvls", tol=1e-12).x
     return margin + D * u

@@ -20,7 +20,6 @@ from forgetless.learning.gradients import evaluating
 from forgetless.learning.memory import Memory
 from forgetless.learning.processes import agreed
 from forgetless.methods.base import Check, Method, State
-from forgetless.model.adapters import Pair
 from forgetless.model.identity import json_digest
 
 MOST_ROWS = 10_000  # of a text, drawn once
@@ -41,8 +40,8 @@ class GeneralReplay(Method):
     summary = "mixes a small share of general text into every step"
     extra_memory = "the general rows"
     extra_compute = "`general_rows` more rows a step; without a text, at the start, `prompts` answers of the base"
+    under_any: ClassVar[bool] = True
     within_task: ClassVar[tuple[str, ...]] = ("replayed",)
-    plain: ClassVar[str] = "sequential"
     off: ClassVar[dict] = {"share": 0.0}
     example: ClassVar[dict] = {"share": 0.1, "prompts": 3}
 
@@ -99,8 +98,7 @@ class GeneralReplay(Method):
             return State({}, {"text": self._digest()})
         return State({}, {}, Memory(0, rows=self.general.rows, tasks=[-1] * len(self.general.rows)))
 
-    def resume(self, adapter: dict[str, Pair], state: State, task: int) -> None:
-        super().resume(adapter, state, task)
+    def restore(self, state: State) -> None:
         if state.memory is not None:
             self.general.rows = state.memory.rows
         elif state.values["text"] != self._digest():

@@ -32,10 +32,9 @@ class LwF(Method):
     summary = "keeps the answers to the new task's rows near those that the model gave before the task"
     extra_memory = "one more adapter: the previous task's"
     extra_compute = "1.33x: one more forward pass, through the previous task's adapter"
+    under_any: ClassVar[bool] = True
     within_task: ClassVar[tuple[str, ...]] = ("old", "distillation", "step_distillation")
-    plain: ClassVar[str] = "sequential"
     off: ClassVar[dict] = {"lam": 0.0}
-    example: ClassVar[dict] = {}
 
     def __init__(self, lam: float = 1.0, temperature: float = 2.0):
         if lam < 0:

@@ -20,7 +20,6 @@ from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
 from forgetless.learning.gradients import each_gradient, flat, set_step_gradient, shaped, step_gradient
 from forgetless.methods.base import Check, Method, State
-from forgetless.model.adapters import Pair
 from forgetless.model.answers import token_losses
 from forgetless.seeds import generator
 
@@ -50,8 +49,8 @@ class OGD(Method):
     extra_memory = "`directions` gradients of the adapter a finished task, in memory and on disk"
     extra_compute = "two products a step with all kept directions; at a task's end one pass over `directions` rows"
     within_task: ClassVar[tuple[str, ...]] = ("before_task", "removed", "all_removed", "steps", "step_share")
-    plain: ClassVar[str] = "sequential"
     off: ClassVar[dict] = {"directions": 0}
+    growth: ClassVar[str] = "two products with `directions` more vectors a finished task"
     example: ClassVar[dict] = {"directions": 4}
 
     def __init__(self, directions: int = 16, of: str = "logit", project: str = "step"):
@@ -111,8 +110,7 @@ class OGD(Method):
     def state(self) -> State:
         return State({"directions": self.V} if len(self.V) else {}, {})
 
-    def resume(self, adapter: dict[str, Pair], state: State, task: int) -> None:
-        super().resume(adapter, state, task)
+    def restore(self, state: State) -> None:
         if "directions" in state.tensors:
             self.V = state.tensors["directions"].to(self.V.device)
 

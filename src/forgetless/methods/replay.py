@@ -13,7 +13,6 @@ from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
 from forgetless.learning.memory import Memory
 from forgetless.methods.base import Check, Method, State
-from forgetless.model.adapters import Pair
 
 
 class Replay(Method):
@@ -60,8 +59,7 @@ class Replay(Method):
     def state(self) -> State:
         return State({}, {"seen": self.memory.seen}, self.memory)
 
-    def resume(self, adapter: dict[str, Pair], state: State, task: int) -> None:
-        super().resume(adapter, state, task)
+    def restore(self, state: State) -> None:
         assert state.memory is not None  # `state` gives one
         self.memory.rows, self.memory.tasks = state.memory.rows, state.memory.tasks
         self.memory.seen = state.values["seen"]
