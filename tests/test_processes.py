@@ -49,7 +49,9 @@ def stream(two, tmp_path_factory) -> Path:
     return folder / "stream.yaml"
 
 
-@pytest.mark.parametrize("method", [pytest.param("olora", marks=pytest.mark.slow), "ilora"])
+@pytest.mark.parametrize(
+    "method", ["ilora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("olora", "ewc", "gem"))]
+)
 def test_two_processes_equal_one(method, stream, tiny, tmp_path):
     one = learn(tmp_path / "one", stream, tiny, method, 1)
     both = learn(tmp_path / "two", stream, tiny, method, 2)

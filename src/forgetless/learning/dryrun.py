@@ -94,6 +94,7 @@ def _time_steps(session: Session) -> list[float]:
         penalty = method.penalty()
         if penalty is not None:
             engine.add_gradient(penalty, session.adapters.parameters())
+        method.after_backward()
         optimizer.step()
         optimizer.zero_grad()
 

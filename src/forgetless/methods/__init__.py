@@ -1,10 +1,16 @@
 """METHODS: every built-in method by its name."""
 
+from forgetless.methods.agem import AGEM
 from forgetless.methods.base import HOOKS, Check, Lesson, Method, State
+from forgetless.methods.ewc import EWC
+from forgetless.methods.gem import GEM
+from forgetless.methods.general_replay import GeneralReplay
 from forgetless.methods.ilora import ILoRA
 from forgetless.methods.incremental import Incremental
 from forgetless.methods.joint import Joint
+from forgetless.methods.lwf import LwF
 from forgetless.methods.nlora import NLoRA
+from forgetless.methods.ogd import OGD
 from forgetless.methods.olora import OLoRA
 from forgetless.methods.per_task import PerTask
 from forgetless.methods.replay import Replay
@@ -19,6 +25,12 @@ METHODS: dict[str, type[Method]] = {
     "olora": OLoRA,
     "nlora": NLoRA,
     "ilora": ILoRA,
+    "ewc": EWC,
+    "lwf": LwF,
+    "gem": GEM,
+    "agem": AGEM,
+    "ogd": OGD,
+    "general_replay": GeneralReplay,
 }
 
 __all__ = ["HOOKS", "METHODS", "Check", "Lesson", "Method", "State"]
