@@ -464,7 +464,7 @@ def test_functions_are_run_only_as_named(tmp_path):
     (tmp_path / "mine.py").write_text("def polite(a, r): return 0\n")
     assert score(own_function("mine.py:polite", tmp_path), "a", "b") == 0  # same size and time, other bytes
     changed = replace(scorer, sha256="0" * 64)
-    with pytest.raises(UsageError, match="has changed since the stream was read"):
+    with pytest.raises(UsageError, match="has changed since it was read"):
         score(changed, "a", "b")
     moved = tmp_path / "there"
     moved.mkdir()
