@@ -1,14 +1,21 @@
 """METHODS: every built-in method by its name."""
 
 from forgetless.methods.base import Check, Lesson, Method, State
+from forgetless.methods.clora import CLoRA
 from forgetless.methods.ilora import ILoRA
 from forgetless.methods.incremental import Incremental
+from forgetless.methods.inflora import InfLoRA
 from forgetless.methods.joint import Joint
+from forgetless.methods.lori import LoRI
 from forgetless.methods.nlora import NLoRA
 from forgetless.methods.olora import OLoRA
+from forgetless.methods.oplora import OPLoRA
 from forgetless.methods.per_task import PerTask
+from forgetless.methods.raclora import RACLoRA
 from forgetless.methods.replay import Replay
+from forgetless.methods.sdlora import SDLoRA
 from forgetless.methods.sequential import Sequential
+from forgetless.methods.slao import SLAO
 
 METHODS: dict[str, type[Method]] = {
     "sequential": Sequential,
@@ -19,6 +26,13 @@ METHODS: dict[str, type[Method]] = {
     "olora": OLoRA,
     "nlora": NLoRA,
     "ilora": ILoRA,
+    "sdlora": SDLoRA,
+    "inflora": InfLoRA,
+    "raclora": RACLoRA,
+    "clora": CLoRA,
+    "oplora": OPLoRA,
+    "lori": LoRI,
+    "slao": SLAO,
 }
 
 __all__ = ["METHODS", "Check", "Lesson", "Method", "State"]
