@@ -101,7 +101,8 @@ class SDLoRA(Incremental):
 
     def _fold(self) -> None:
         """Drops the new direction if Σ c_j D_j, with least-squares c, is near enough to it."""
-        new, past = self.adapters.pairs(), self.adapters.past()
+        past = self.adapters.past()
+        new = {name: Pair(p.A.detach(), p.B.detach(), p.scale) for name, p in self.adapters.pairs().items()}
         names = list(new)
         gram = torch.stack([gram_of(parts(past[name], self.ranks)) for name in names])  # (layers, t-1, t-1)
         right = torch.stack([
@@ -116,7 +117,7 @@ class SDLoRA(Incremental):
         if outside <= self.fold:
             with torch.no_grad():
                 self.a += c.to(self.a)
-                for pair in new.values():
+                for pair in self.adapters.pairs().values():
                     pair.B.zero_()
             self.folded, self._trained = 1 - outside, False
 
