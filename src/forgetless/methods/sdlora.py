@@ -160,7 +160,7 @@ def magnitude(pair: Pair) -> Tensor:
 def direction(pair: Pair, a: Tensor) -> Pair:
     """B A / a, with A of norm 1; D = B A / (||A||_F ||B||_F) for a = `magnitude(pair)`."""
     A, B = pair.A.detach(), pair.B.detach()
-    return Pair(A / A.norm(), B * (A.norm() / a.clamp_min(torch.finfo(a.dtype).tiny)), pair.scale)
+    return Pair(A / A.norm(), B * (A.norm() / a.clamp_min(1e-12)), pair.scale)
 
 
 def parts(pair: Pair, ranks: tuple[int, ...]) -> list[Pair]:
