@@ -199,6 +199,8 @@ def test_sdlora_with_shared_magnitudes_goes_on_where_it_stopped(tiny, two, tmp_p
     fresh.resume(fresh.adapters.load(tmp_path / "adapter"), load_state(tmp_path), 1)
     assert torch.equal(logits(fresh), logits(whole))
     assert same(learn(fresh, 2, two), learn(whole, 2, two))
+    fresh.magnitudes = [2 * whole.a.detach()]  # as a checkpoint inside a task puts them back
+    assert torch.equal(fresh.a, 2 * whole.a) and fresh.adapters.parameters()[-1] is fresh.a
 
 
 # -------------------------------------------------------------------------------------------------------- CLoRA
@@ -413,6 +415,16 @@ def test_oplora_update_is_outside_at_every_step(tiny, two):
     assert all(alignment(pair, *method.UV[name]) < 1e-5 for name, pair in method.adapters.pairs().items())
     plain = learn(build("oplora", tiny, {"k": 0}), 0, two).adapters.pairs()
     assert all(alignment(pair, *method.UV[name]) > 0.05 for name, pair in plain.items())
+
+
+def test_oplora_refuses_weights_that_are_no_numbers(tiny):
+    method = build("oplora", tiny, {"k": 4})
+    name, layer = next(iter(method.adapters.layers().items()))
+    base = layer.get_base_layer()
+    shape = base.weight.shape
+    base.weight = torch.nn.Parameter(base.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(UsageError, match=f"{name}.*quantised"):
+        method._base(name, shape)
 
 
 # ---------------------------------------------------------------------------------------------------------- LoRI
