@@ -45,7 +45,7 @@ class CLoRA(Method):
         super().start(adapters, encoder, seed)
         self.P: dict[str, tuple[Tensor, Tensor]] = {}  # P_A and P_B of each layer
         for name, pair in adapters.pairs().items():
-            r, width, out = *pair.A.shape, pair.B.shape[0]
+            (r, width), out = pair.A.shape, pair.B.shape[0]
             self.P[name] = tuple(  # type: ignore[assignment]
                 orthonormal(n, max(1, min(self.k, n - r)), seed, side, name).to(pair.A.device)
                 for side, n in (("A", width), ("B", out))

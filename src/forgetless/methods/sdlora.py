@@ -116,7 +116,7 @@ class SDLoRA(Incremental):
         outside = 1 - float((c * right).sum()) / max(whole, 1e-30)
         if outside <= self.fold:
             with torch.no_grad():
-                self.a += c.to(self.a)
+                self.a.add_(c.to(self.a))
                 for pair in self.adapters.pairs().values():
                     pair.B.zero_()
             self.folded, self._trained = 1 - outside, False

@@ -46,10 +46,12 @@ def second_moments(adapters: Adapters, examples: list[Example], pad: int) -> Mom
             mask = part.mask.bool()
             count += int(mask.sum())
             hooks = [
-                layer.register_forward_pre_hook(partial(add, name, mask)) for name, layer in adapters.layers().items()
+                model.get_submodule(name).register_forward_pre_hook(partial(add, name, mask))
+                for name in adapters.layers()
             ]
             try:
-                model.get_decoder()(input_ids=part.ids, attention_mask=part.mask, use_cache=False)
+                decoder = model.get_decoder()  # type: ignore[operator]  # torch's stub: a Tensor
+                decoder(input_ids=part.ids, attention_mask=part.mask, use_cache=False)
             finally:
                 for hook in hooks:
                     hook.remove()
