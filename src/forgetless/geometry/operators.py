@@ -12,7 +12,6 @@ A layer that only some of the updates have is made of those that have it, as in 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from forgetless.errors import UsageError
 from forgetless.geometry.updates import weighted
+from forgetless.methods.slao import merged as slao_merge
 from forgetless.model.adapters import Pair
 
 Layers = Mapping[str, Pair]
@@ -96,7 +96,7 @@ def slao(updates: Sequence[Layers]) -> dict[str, Pair]:
         _check_ranks(layer, pairs)
         B = torch.zeros_like(pairs[0].B)
         for i, pair in enumerate(pairs, start=1):
-            B = B + (pair.scale * pair.B - B) / math.sqrt(i)
+            B = slao_merge(B, pair.scale * pair.B, i)
         merged[layer] = Pair(pairs[-1].A, B, 1.0)
     return merged
 

@@ -86,6 +86,7 @@ def learn_task(
     log: Callable[[dict], None],
 ) -> None:
     """Trains `method`'s adapters on one task's examples. `log` gets a record per step."""
+    method.prepare(examples)
     model, parameters = method.adapters.model, method.adapters.parameters()
     steps = count_steps(len(examples), settings, tasks)
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)

@@ -2,19 +2,26 @@
 
 from forgetless.methods.agem import AGEM
 from forgetless.methods.base import HOOKS, Check, Lesson, Method, State
+from forgetless.methods.clora import CLoRA
 from forgetless.methods.ewc import EWC
 from forgetless.methods.gem import GEM
 from forgetless.methods.general_replay import GeneralReplay
 from forgetless.methods.ilora import ILoRA
 from forgetless.methods.incremental import Incremental
+from forgetless.methods.inflora import InfLoRA
 from forgetless.methods.joint import Joint
+from forgetless.methods.lori import LoRI
 from forgetless.methods.lwf import LwF
 from forgetless.methods.nlora import NLoRA
 from forgetless.methods.ogd import OGD
 from forgetless.methods.olora import OLoRA
+from forgetless.methods.oplora import OPLoRA
 from forgetless.methods.per_task import PerTask
+from forgetless.methods.raclora import RACLoRA
 from forgetless.methods.replay import Replay
+from forgetless.methods.sdlora import SDLoRA
 from forgetless.methods.sequential import Sequential
+from forgetless.methods.slao import SLAO
 
 METHODS: dict[str, type[Method]] = {
     "sequential": Sequential,
@@ -31,6 +38,13 @@ METHODS: dict[str, type[Method]] = {
     "agem": AGEM,
     "ogd": OGD,
     "general_replay": GeneralReplay,
+    "sdlora": SDLoRA,
+    "inflora": InfLoRA,
+    "raclora": RACLoRA,
+    "clora": CLoRA,
+    "oplora": OPLoRA,
+    "lori": LoRI,
+    "slao": SLAO,
 }
 
 __all__ = ["HOOKS", "METHODS", "Check", "Lesson", "Method", "State"]

@@ -1,7 +1,8 @@
-"""What a method may change about plain fine-tuning: eight hooks, in call order, then what it deploys.
+"""What a method may change about plain fine-tuning: nine hooks, in call order, then what it deploys.
 
     start                       once a run
     begin_task                  before a task's steps
+    prepare                     the task's rows, where a method looks at them before the first step
       batch                     the whole step's rows; fixes the weight of every answer token
       loss                      a weighted sum over a micro-batch's answer tokens
       penalty                   once a step, after all micro-batches and processes
@@ -97,13 +98,16 @@ class Method:
     encoder: Encoder
     seed: int
 
-    # ------------------------------------------------------------------------------ the eight hooks
+    # ------------------------------------------------------------------------------ the nine hooks
 
     def start(self, adapters: Adapters, encoder: Encoder, seed: int) -> None:
         self.adapters, self.encoder, self.seed = adapters, encoder, seed
 
     def begin_task(self, task: int) -> None:
         self.task = task
+
+    def prepare(self, examples: list[Example]) -> None:
+        pass
 
     def batch(self, examples: list[Example], step: int) -> list[Example]:
         """L = mean over the step's answer tokens of -log p(token)."""

@@ -56,6 +56,10 @@ class Together(Method):
         for part in (self.last, *self.under.values()):
             part.begin_task(task)
 
+    def prepare(self, examples: list[Example]) -> None:
+        for part in self.parts.values():
+            part.prepare(examples)
+
     def batch(self, examples: list[Example], step: int) -> list[Example]:
         return self._whose("batch").batch(examples, step)
 

@@ -60,6 +60,19 @@ class Pair(NamedTuple):
     scale: float
 
 
+@dataclass(frozen=True)
+class Magnitudes:
+    """A trained factor for each of the frozen pairs that are joined in the past: B_j A_j counts values[·, j] times."""
+
+    values: nn.Parameter  # (1, pairs), for all layers alike, or (layers, pairs)
+    ranks: tuple[int, ...]  # of the pairs, in the order in which they are joined
+
+    def of(self, layer: int) -> Tensor:
+        """The factor of each of the joined pair's ranks, (sum of ranks,)."""
+        ranks = torch.tensor(self.ranks, device=self.values.device)
+        return self.values[layer if len(self.values) > 1 else 0].repeat_interleave(ranks)
+
+
 class Adapters:
     """A base model with LoRA pairs of our making; `model` is a plain `PeftModel`."""
 
@@ -75,6 +88,8 @@ class Adapters:
         for name, layer in self._layers.items():
             if CURRENT not in layer.lora_A:
                 raise UsageError(f"target_modules: {name} is no linear layer ({type(layer.get_base_layer()).__name__})")
+        self._trained = "AB"
+        self._magnitudes: Magnitudes | None = None
         self._joined: dict[str, tuple[Tensor, Tensor]] = {}  # both pairs of a layer in one piece of memory
         for name, layer in self._layers.items():
             if _is_plain(layer):
@@ -98,11 +113,17 @@ class Adapters:
     def summed(self) -> dict[str, Pair]:
         """What the model computes with now: past and current joined into one pair a layer."""
         past = self.past()
+        if self._magnitudes:
+            past = {
+                name: Pair(pair.A, pair.B.detach().float() * self._magnitudes.of(i).detach(), pair.scale)
+                for i, (name, pair) in enumerate(past.items())
+            }
         return {name: join([past[name], pair] if past else [pair]) for name, pair in self.pairs().items()}
 
     def parameters(self) -> list[Tensor]:
         """The trainable tensors, in a fixed order."""
-        return [tensor for pair in self.pairs().values() for tensor in (pair.A, pair.B)]
+        trained = [getattr(pair, side) for pair in self.pairs().values() for side in self._trained]
+        return trained + ([self._magnitudes.values] if self._magnitudes else [])
 
     def base_parameters(self) -> int:
         """How many parameters the base has, without any adapter's."""
@@ -116,14 +137,26 @@ class Adapters:
 
     # ------------------------------------------------------------------ task borders
 
-    def reset(self, task: int) -> None:
-        """A fresh trainable pair: A uniform in ±1/sqrt(in) (PEFT's kaiming initialisation), B zero."""
-        for name, pair in self.pairs().items():
-            bound = 1 / math.sqrt(pair.A.shape[1])
-            fresh = torch.rand(pair.A.shape, generator=generator("init", self.seed, task, name))
-            with torch.no_grad():
-                pair.A.copy_((2 * fresh - 1) * bound)
+    def train_only(self, sides: str) -> None:
+        """Trains one factor of each pair, "A" or "B", or both, "AB"; the other is no parameter of any optimizer."""
+        self._trained = sides
+        self._freeze_the_rest()
+
+    def reset(self, task: int, *part: int) -> None:
+        """A fresh trainable pair: A uniform in ±1/sqrt(in) (PEFT's kaiming initialisation), B zero.
+
+        `part`: which of several fresh pairs of one task.
+        """
+        with torch.no_grad():
+            for name, pair in self.pairs().items():
+                pair.A.copy_(self.drawn_A(name, task, *part))
                 pair.B.zero_()
+
+    def drawn_A(self, layer: str, task: int, *part: int) -> Tensor:
+        """The A with which a fresh pair begins, (rank, in), on CPU."""
+        shape = _pair(self._layers[layer], CURRENT).A.shape
+        fresh = torch.rand(shape, generator=generator("init", self.seed, task, *part, layer))
+        return (2 * fresh - 1) / math.sqrt(shape[1])
 
     def finish(self, task: int) -> None:
         """Freezes the trainable pair into the past and starts a fresh one; the function is unchanged."""
@@ -135,6 +168,7 @@ class Adapters:
         if PAST in self.model.peft_config:
             self.model.delete_adapter(PAST)
             self._joined.clear()
+            self._magnitudes = None
 
     def set_past(self, pairs: dict[str, Pair]) -> None:
         """Replaces the frozen pairs."""
@@ -149,8 +183,19 @@ class Adapters:
                     dtype = layer.get_base_layer().get_parameter("weight").dtype
                     self._joined[name] = _with_room(frozen, self.settings.r, dtype)
         self.model.base_model.set_adapter([CURRENT, PAST])  # type: ignore[operator]  # torch's stub: a Tensor
+        self._freeze_the_rest()
+
+    def _freeze_the_rest(self) -> None:
+        trained = tuple(f".lora_{side}.{CURRENT}." for side in self._trained)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(f".{CURRENT}." in name)
+            parameter.requires_grad_(any(part in name for part in trained))
+
+    def magnify(self, magnitudes: Magnitudes) -> None:
+        """Multiplies the frozen pairs by magnitudes that are trained with the pair, until the past is replaced."""
+        self._magnitudes = magnitudes
+        self._joined.clear()  # the layers compute by PEFT's own forward, in which A x can be multiplied
+        for i, layer in enumerate(self.layers().values()):
+            layer.lora_A[PAST].register_forward_hook(partial(_magnified, magnitudes, i))
 
     def set_current(self, pairs: dict[str, Pair]) -> None:
         """Overwrites the trainable tensors; names and shapes must be those of this model."""
@@ -349,6 +394,7 @@ def _forward(layer: Linear, name: str, joined: dict[str, tuple[Tensor, Tensor]],
         not (args or kwargs or layer.disable_adapters or layer.merged or layer.lora_variant)
         and CURRENT in active
         and set(active) <= {CURRENT, PAST}
+        and (PAST not in active or name in joined)
         and all(math.isclose(layer.scaling[name], layer.scaling[CURRENT], rel_tol=1e-6) for name in active)
         and not (layer.training and isinstance(dropout[CURRENT], nn.Dropout))
     )
@@ -359,6 +405,11 @@ def _forward(layer: Linear, name: str, joined: dict[str, tuple[Tensor, Tensor]],
     current = _pair(layer, CURRENT)
     both = joined[name] if PAST in active else None
     return lora_linear(x, linear.weight, linear.bias, current.A, current.B, current.scale, both)
+
+
+def _magnified(magnitudes: Magnitudes, layer: int, A: nn.Module, given: tuple, inner: Tensor) -> Tensor:
+    """A's output (..., ranks), each rank multiplied by its pair's magnitude."""
+    return inner * magnitudes.of(layer).to(inner.dtype)
 
 
 def _wrap(base: PreTrainedModel, settings: LoraSettings) -> PeftModel:
