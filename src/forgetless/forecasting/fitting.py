@@ -143,7 +143,9 @@ def descend(
     residuals, damping = off(thetas), np.full(len(thetas), 1e-2)
     costs = _huber(residuals)
     for _ in range(rounds):
-        J = _flat(np.moveaxis(jacobian(law, thetas, grid, centre) / scale[:, None, None], -1, -3))  # (starts, constants, values)
+        J = _flat(
+            np.moveaxis(jacobian(law, thetas, grid, centre) / scale[:, None, None], -1, -3)
+        )  # (starts, constants, values)
         # a residual beyond HUBER weighs as much less as it is larger
         J_weighted = J * np.minimum(1.0, HUBER / np.maximum(np.abs(residuals), 1e-12))[:, None]
         normal = J_weighted @ np.swapaxes(J, -1, -2)  # (starts, constants, constants)
@@ -169,9 +171,7 @@ def _huber(residuals: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(told), told, np.inf)
 
 
-def _polish(
-    law: Law, theta: np.ndarray, grid: Grid, centre: tuple[float, float], scale: np.ndarray
-) -> np.ndarray:
+def _polish(law: Law, theta: np.ndarray, grid: Grid, centre: tuple[float, float], scale: np.ndarray) -> np.ndarray:
     """The bottom of the valley, to machine accuracy."""
 
     def residuals(told: np.ndarray) -> np.ndarray:
@@ -183,7 +183,7 @@ def _polish(
     low, high = _bounds(law)
     inside = np.clip(theta, low + 1e-9, high - 1e-9)
     return least_squares(residuals, inside, derivatives, bounds=(low, high), loss="huber", f_scale=HUBER,
-                         x_scale="jac", max_nfev=60).x  # fmt: skip
+                         x_scale="jac", max_nfev=30).x  # fmt: skip
 
 
 def _robust_scale(residuals: np.ndarray, grid: Grid) -> np.ndarray:
@@ -193,7 +193,7 @@ def _robust_scale(residuals: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def jacobian(law: Law, theta: np.ndarray, grid: Grid, centre: tuple[float, float]) -> np.ndarray:
-    """Derivatives of both curves at the points by (..., constants): (..., 2, points, constants), central differences."""
+    """Central differences of both curves by (..., constants): (..., 2, points, constants)."""
     moves = 1e-5 * np.maximum(1.0, np.abs(theta))
     aside = np.moveaxis(moves[..., None] * np.eye(theta.shape[-1]), -1, 0)  # (constants, ..., constants)
     up, down = (curves(law, theta + sign * aside, centre, grid.parameters, grid.steps) for sign in (1, -1))
@@ -207,7 +207,9 @@ def _refusal(law: Law, theta: np.ndarray, grid: Grid, centre: tuple[float, float
         if many < need:
             return f"it needs at least {need} distinct {what}, the points have {many}"
     if 2 * len(grid.steps) < len(theta) + 4:
-        return f"{len(theta)} constants need at least {math.ceil(len(theta) / 2) + 2} points, there are {len(grid.steps)}"
+        return (
+            f"{len(theta)} constants need at least {math.ceil(len(theta) / 2) + 2} points, there are {len(grid.steps)}"
+        )
     low, high = _bounds(law)
     for name, value, least, most in zip(law.names, theta, low, high, strict=True):
         bare = name.removesuffix("_ft").removesuffix("_f")
@@ -304,23 +306,23 @@ def criteria(found: Fit, grid: Grid) -> dict[str, float]:
     return {"aicc": fits + 2 * K + small, "bic": fits + K * math.log(2 * n)}
 
 
-def held_out(law: Law, grid: Grid, found: Fit, *, starts: int = 4, seed: int = 0) -> dict[str, list[float] | None]:
+def held_out(law: Law, grid: Grid, found: Fit) -> dict[str, list[float] | None]:
     """Root mean squared error (loss, forgetting) where the law had not seen it.
 
     `ranks`: each number of parameters in turn, from the others. `steps`: the longest third of the numbers of steps,
-    from the shorter ones. None where what is left does not identify the law.
+    from the shorter ones. None where too few are left. The search begins at the constants of all points.
     """
     sizes, lengths = np.unique(grid.parameters), np.unique(grid.steps)
-    by_rank = [_errors(law, grid, grid.parameters != one, found, starts, seed) for one in sizes]
-    by_steps = [_errors(law, grid, grid.steps < lengths[-max(1, len(lengths) // 3)], found, starts, seed)]
+    by_rank = [_errors(law, grid, grid.parameters != one, found) for one in sizes]
+    by_steps = [_errors(law, grid, grid.steps < lengths[-max(1, len(lengths) // 3)], found)]
     return {"ranks": _rms(by_rank), "steps": _rms(by_steps)}
 
 
-def _errors(law: Law, grid: Grid, kept: np.ndarray, found: Fit, starts: int, seed: int) -> np.ndarray | None:
+def _errors(law: Law, grid: Grid, kept: np.ndarray, found: Fit) -> np.ndarray | None:
     have = len(np.unique(grid.parameters[kept])), len(np.unique(grid.steps[kept]))
     if have < (1, 1) or any(many < need for many, need in zip(have, law.needs, strict=True)):
         return None
-    again = fit(law, grid.only(kept), starts=starts, seed=seed, centre=found.centre, first=found.theta)
+    again = fit(law, grid.only(kept), starts=1, centre=found.centre, first=found.theta)
     rest = grid.only(~kept)
     return rest.measured - again(rest.parameters, rest.steps)
 

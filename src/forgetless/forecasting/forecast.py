@@ -78,7 +78,9 @@ def _per_rank(points: Sequence[Point]) -> float | None:
 
 
 def _fit_group(dataset: str, method: str, rate: float | None, points: list[Point], unit: str, told: dict) -> dict:
-    called = " ".join(filter(None, (dataset, method, "" if rate is None else f"learning rate {rate:g}"))) or "the points"
+    called = (
+        " ".join(filter(None, (dataset, method, "" if rate is None else f"learning rate {rate:g}"))) or "the points"
+    )
     grid = as_grid(points, unit)
     check_grid(grid, called, unit)
     fits = fitting.fit_all(grid, starts=told["starts"], seed=told["seed"])
@@ -163,7 +165,7 @@ def _judged(found: Fit, grid: Grid, drawn: Draws | None, told: dict) -> dict:
         "constants": dict(zip(law.names, _short(found.theta), strict=True)),
         "r_squared": _short(fitting.r_squared(grid.measured, found(grid.parameters, grid.steps))),
         **fitting.criteria(found, grid),
-        "held_out": fitting.held_out(law, grid, found, seed=told["seed"]),
+        "held_out": {"ranks": None, "steps": None} if found.refused else fitting.held_out(law, grid, found),
         "refused": found.refused,
     }
     if "logit_w" in law.names or "logit_w_ft" in law.names:
@@ -240,7 +242,7 @@ class Forecaster:
         half = half_width(of_run, self.group["runs"], confidence, sides=1)
         if half is None:
             raise DataError(
-                f"{self.group['runs']} runs give no bound; {fitting.FEWEST_RUNS} are needed, of different ranks or seeds"
+                f"{self.group['runs']} runs give no bound; it takes {fitting.FEWEST_RUNS}, of other ranks or seeds"
             )
         return value + half
 
@@ -281,7 +283,9 @@ def _last_within(bound, limit: float, most: int) -> int | None:
     return low
 
 
-def read_law(file: Path, dataset: str | None = None, method: str | None = None, rate: float | None = None) -> Forecaster:
+def read_law(
+    file: Path, dataset: str | None = None, method: str | None = None, rate: float | None = None
+) -> Forecaster:
     """A law of a file, by its data set, method and learning rate where there are several."""
     if not file.is_file():
         raise UsageError(f"{file}: no such file; `forgetless forecast fit POINTS` writes one")

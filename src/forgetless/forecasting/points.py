@@ -51,7 +51,9 @@ class Point:
                 raise DataError(f"{self.source}: {name} is {value:g}; it must be a number above 0")
         for name in ("loss", "forgetting"):
             if not math.isfinite(getattr(self, name)):
-                raise DataError(f"{self.source}: {name} is {getattr(self, name)}; leave the point out or measure it again")
+                raise DataError(
+                    f"{self.source}: {name} is {getattr(self, name)}; leave the point out or measure it again"
+                )
         if self.parameters is None and self.rank is None:
             raise DataError(f"{self.source}: give `parameters` (how many are tuned) or `rank`")
 

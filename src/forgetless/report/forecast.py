@@ -94,15 +94,15 @@ def forecast_lines(told: dict) -> list[str]:
 def _said(one: dict, confidence: str) -> str:
     if one["mean"] is None:
         return f"{one['value']:.4g} nats per token; no interval from so few runs"
-    return (
-        f"{one['value']:.4g} nats per token; {confidence} interval of a new run {_between(one['run'], '')}, of the mean "
-        f"{_between(one['mean'], '')}"
-    )
+    run, mean = (_between(one[name], "") for name in ("run", "mean"))
+    return f"{one['value']:.4g} nats per token; {confidence} interval of a new run {run}, of the mean {mean}"
 
 
 def _most(told: dict, confidence: str) -> str:
     if told["most"] is None:
-        return f"no {told['of']} keeps a new run within {told['max_kl']:g} nats per token at {confidence}, {told['given']}"
+        return (
+            f"no {told['of']} keeps a new run within {told['max_kl']:g} nats per token at {confidence}, {told['given']}"
+        )
     more = " or more" if told["unbounded"] else ""
     return (
         f"at most {told['most']:,}{more} {told['of']} ({told['given']}): with {confidence} confidence a new run then "
