@@ -15,8 +15,8 @@ SETTINGS = {"score_on": "test", "r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "
 
 def made_run(
     root: Path, method: str = "sequential", *, seed: int = 0, order: tuple[str, ...] = ("a", "b", "c"), rows: int = 40,
-    learnt: float = 0.9, falls: float = 0.2, options: dict | None = None, base: str = "ab" * 16, status: str = "complete",
-    kept_rows: int | None = None, tokens: int = 100,
+    learnt: float = 0.9, falls: float = 0.2, options: dict | None = None, base: str = "ab" * 16,
+    status: str = "complete", kept_rows: int | None = None, tokens: int = 100,
 ) -> Path:  # fmt: skip
     """A finished run: each task scores `learnt` when learnt and falls by `falls` with each later task.
 
@@ -54,7 +54,8 @@ def made_run(
         with run.publish(run.task(i + 1, name) / "forgetting") as folder:
             means = {"kl": 0.1 * (i + 1), "cross_entropy": 1.6, "entropy": 1.5, "agree": 0.9}
             write_json(folder / "forgetting.json", {
-                "per_token": means, "per_document": means, "interval": [0.05, 0.5], "text": {"name": "t", "sha256": "s"},
+                "per_token": means, "per_document": means, "interval": [0.05, 0.5],
+                "text": {"name": "t", "sha256": "s"},
             })  # fmt: skip
     return root
 

@@ -41,8 +41,16 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def record(runs):
-    return compare([runs])
+def archive(runs, tmp_path_factory):
+    """The same runs as one file, which is quicker to read."""
+    file = tmp_path_factory.mktemp("archive") / "all.zip"
+    compare([runs], file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def record(archive):
+    return compare([archive])
 
 
 def by_label(record: dict) -> dict[str, dict]:
@@ -71,7 +79,8 @@ def test_two_runs_give_values_and_no_interval():
     told = spread([0.5, 0.7])
     assert told["mean"] == pytest.approx(0.6) and told["low"] is None
     assert spread([0.5, None, 0.7, 0.9])["mean"] is None, "a missing value is not left out of a mean"
-    assert spread([0.5, 0.6, 0.7])["low"] is not None
+    assert spread([0.5, 0.6, 0.7])["low"] is not None and spread([0.5, 0.5, 0.5])["low"] is None
+    assert spread([0.2, 0.9, 1.0], share=True)["high"] == 1.0 < spread([0.2, 0.9, 1.0])["high"]
 
 
 def test_tests_are_over_pairs_of_seeds(record):
@@ -92,7 +101,7 @@ def test_tests_are_over_pairs_of_seeds(record):
 def test_paired_t_by_hand():
     """(1, 2, 3): t = 2 / (1/√3) = 3.464 with two degrees of freedom, p = 0.0742."""
     assert paired_t([1.0, 2.0, 3.0]) == pytest.approx(0.0742, abs=1e-4)
-    assert paired_t([0.5, 0.5]) == 0.0 and paired_t([0.0, 0.0]) == 1.0
+    assert paired_t([0.5] * 4) == 0.125 and paired_t([0.0, 0.0]) == 1.0, "equal differences: the sign test"
 
 
 def test_single_pairs_are_tested_on_rows(tmp_path):
@@ -116,8 +125,8 @@ def test_front_and_cost(record):
 
 def test_order_sensitivity(record):
     told = by_label(record)["sequential"]["by_order"]
-    assert [(tuple(one["order"]), one["runs"]) for one in told] == [(ORDERS[0], 3), (ORDERS[1], 1)]
-    assert told[0]["average_accuracy"] > told[1]["average_accuracy"]
+    assert {tuple(one["order"]): one["runs"] for one in told} == {ORDERS[0]: 3, ORDERS[1]: 1}
+    assert told[1]["average_accuracy"] > told[0]["average_accuracy"], "the other order's run forgets more"
     assert by_label(record)["joint"]["by_order"] == []
     assert varies([{"seed": 0, "tasks": []}] * 2).startswith("repeats")
 
@@ -157,10 +166,10 @@ MATRIX = {"method": "theirs", "tasks": ["a", "b", "c"], "matrix": [[0.9, 0.4, 0.
           "base": [0.4, 0.4, 0.4], "seed": 3, "paper": "2402.18865"}  # fmt: skip
 
 
-def test_matrices_of_other_code_join_and_are_marked(runs, tmp_path):
+def test_matrices_of_other_code_join_and_are_marked(archive, tmp_path):
     file = tmp_path / "theirs.json"
     file.write_text(json.dumps([MATRIX, MATRIX | {"seed": 4, "matrix": [[0.8, 0.8, 0.8]], "method": "their joint"}]))
-    told = compare([runs, file])
+    told = compare([archive, file])
     assert len(told["sets"]) == 1
     found = by_label(told)
     assert found["theirs (imported)"]["figures"]["bwt"]["mean"] == pytest.approx(-0.15)
@@ -192,8 +201,8 @@ def test_what_is_no_run(tmp_path):
     (tmp_path / "missing.json").write_text(json.dumps({"method": "x", "tasks": ["a"]}))
     (tmp_path / "x.txt").write_text("")
     for name, message in {
-        "x.json": "a run is an object", "missing.json": "no 'matrix'", "x.txt": "give a run folder", "nothing": "no such",
-        "": "no runs",
+        "x.json": "a run is an object", "missing.json": "no 'matrix'", "x.txt": "give a run folder",
+        "nothing": "no such", "": "no runs",
     }.items():  # fmt: skip
         with pytest.raises(ForgetlessError, match=message):
             read_entries([tmp_path / "empty" if name == "" and not (tmp_path / "empty").mkdir() else tmp_path / name])
@@ -202,11 +211,11 @@ def test_what_is_no_run(tmp_path):
 # ------------------------------------------------------------------------------------------- archives
 
 
-def test_an_archive_draws_the_same(runs, record, tmp_path):
-    assert compare([runs], tmp_path / "all.zip") == record == compare([tmp_path / "all.zip"])
+def test_an_archive_draws_the_same(runs, archive, record, tmp_path):
+    assert compare([runs]) == record
     again = tmp_path / "again.zip"
-    compare([tmp_path / "all.zip"], again)
-    assert again.read_bytes() == (tmp_path / "all.zip").read_bytes()
+    compare([archive], again)
+    assert again.read_bytes() == archive.read_bytes()
     text = json.dumps(read_archive(again))
     assert "gold" not in text and '"answer"' not in text
 
@@ -294,12 +303,12 @@ def test_figures_as_files(record):
         assert pdf(drawing) == raw
 
 
-def test_command_line(runs, tmp_path, capsys):
-    assert main(["compare", str(runs), "--output_dir", str(tmp_path / "out")]) == 0
+def test_command_line(archive, tmp_path, capsys):
+    assert main(["compare", str(archive), "--output_dir", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "average accuracy" in said and "compare.html" in said
     for form in ("csv", "json", "latex", "markdown"):
-        assert main(["compare", str(runs), f"--{form}"]) == 0
+        assert main(["compare", str(archive), f"--{form}"]) == 0
         assert capsys.readouterr().out
     assert main(["compare", str(tmp_path / "none")]) == 1
 

@@ -201,7 +201,7 @@ def test_half_width_by_hand():
 
 
 def test_intervals_hold_the_truth():
-    """A short form of benchmarks/forecast_coverage.py: 20 tables of straight lines; 16 hits or more where 19 are due."""
+    """A short form of benchmarks/forecast_coverage.py: 20 tables of straight lines, of which 19 hits are due."""
     hits = 0
     theta = np.array([0.01, 0.04, 0.7, 0.016, 0.076, 0.85])
     law = LAWS["log-linear"]

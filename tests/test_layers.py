@@ -17,8 +17,10 @@ STANDS_ON = {
     "score": {"data", "learning", "model", "runs"},
     "forgetting": {"data", "model", "runs", "score", "subjects"},
     "methods": {"data", "learning", "model"},
-    "geometry": EVERY - {"methods"},
-    "learning": EVERY - {"auditing", "geometry"},
+    "forecasting": {"runs"},
+    "geometry": EVERY - {"methods", "forecasting", "comparing"},
+    "learning": EVERY - {"auditing", "geometry", "forecasting", "comparing"},
+    "comparing": {"methods", "report", "runs", "score"},
 }
 NOT_ABOVE = {package: EVERY - below - {package} for package, below in STANDS_ON.items()}
 """Package -> what it must not import: each stands below these."""

@@ -23,8 +23,10 @@ from forgetless.score.intervals import band, holm, paired_change
 FORMAT = 1
 FEWEST = 3  # runs of which an interval is given, and pairs of which a test is
 CONFIDENCE = 0.95
+SAME = 1e-9  # a spread below it is rounding: runs that agree to the row bound nothing
 HIGHER = ("average_accuracy", "learning_accuracy", "bwt", "fwt")  # is better; of the others lower is
 FIGURES = (*HIGHER, "forgetting", "kl")
+SHARES = ("average_accuracy", "learning_accuracy")
 TESTED = ("average_accuracy", "bwt")
 COSTS = ("rows_kept", "trained", "deployed", "seconds", "memory", "tokens")
 
@@ -36,8 +38,8 @@ def compare(paths: Iterable[str | Path], archive: Path | None = None) -> dict:
         if archive.suffix != ".zip":
             raise UsageError(f"--archive {archive}: the name must end in .zip")
         write_archive(entries, archive)
-    unfinished = [entry["name"] for entry in entries if entry["status"] != "complete" or not entry["matrix"]]
-    finished = [entry for entry in entries if entry["name"] not in unfinished]
+    finished = [entry for entry in entries if entry["status"] == "complete" and entry["matrix"]]
+    unfinished = [entry["name"] for entry in entries if entry not in finished]
     if not finished:
         raise UsageError(f"no finished run to compare; not finished: {', '.join(unfinished)}")
     sets = [_compared(members) for members in _sets(finished)]
@@ -123,11 +125,11 @@ def _configuration(runs: list[dict], label: str, tasks: list[str]) -> dict:
     figures: dict[str, dict] = {}
     for key in FIGURES:
         values = [run["kl"] if key == "kl" else run["metrics"][key] for run in runs]
-        figures[key] = spread(values)
+        figures[key] = spread(values, share=key in SHARES)
     if len(runs) == 1 and figures["average_accuracy"]["mean"] is not None:
         figures["average_accuracy"] |= _over_rows(first)
     scores = [dict(zip(order_of(run), run["matrix"][-1], strict=True)) for run in runs]
-    by_task = [spread([one[name] for one in scores]) for name in tasks]
+    by_task = [spread([one[name] for one in scores], share=True) for name in tasks]
     if len(runs) == 1:
         ranges = dict(zip(order_of(first), first["intervals"], strict=True))
         for name, one in zip(tasks, by_task, strict=True):
@@ -157,14 +159,15 @@ def varies(runs: list[dict]) -> str:
     return " and ".join(told) or "repeats of one seed and order"
 
 
-def spread(values: list[float | None]) -> dict:
-    """Mean of the known values; below three there is no interval. Interval: mean ± t s/√n."""
+def spread(values: list[float | None], share: bool = False) -> dict:
+    """Mean, and its interval mean ± t s/√n from three values on that are not all equal; `share`: it lies in 0 to 1."""
     known = [value for value in values if value is not None]
     whole = len(known) == len(values)
     told: dict = {"values": values, "mean": _mean(values) if whole else None, "low": None, "high": None}
-    if whole and len(known) >= FEWEST:
-        half = float(t.ppf((1 + CONFIDENCE) / 2, len(known) - 1)) * statistics.stdev(known) / len(known) ** 0.5
-        told |= {"low": told["mean"] - half, "high": told["mean"] + half}
+    if whole and len(known) >= FEWEST and (sd := statistics.stdev(known)) > SAME:
+        half = float(t.ppf((1 + CONFIDENCE) / 2, len(known) - 1)) * sd / len(known) ** 0.5
+        low, high = told["mean"] - half, told["mean"] + half
+        told |= {"low": max(low, 0.0), "high": min(high, 1.0)} if share else {"low": low, "high": high}
     return told
 
 
@@ -257,12 +260,14 @@ def _over_runs(pairs: list[tuple[dict, dict]]) -> list[dict]:
 def paired_t(differences: list[float]) -> float:
     """Two-sided p of "the mean difference is 0": t = mean / (s/√n), n-1 degrees of freedom.
 
+    Equal differences have no s: there it is the exact sign test's, 2^(1-n).
+
     >>> round(paired_t([1.0, 2.0, 3.0]), 4)
     0.0742
     """
     mean, sd = statistics.fmean(differences), statistics.stdev(differences)
-    if sd == 0:
-        return 1.0 if mean == 0 else 0.0
+    if sd <= SAME:
+        return 1.0 if abs(mean) <= SAME else 2.0 ** (1 - len(differences))
     return float(2 * t.sf(abs(mean) / sd * len(differences) ** 0.5, len(differences) - 1))
 
 
@@ -329,7 +334,7 @@ def _replayed(share: float, runs: list[dict]) -> dict:
     old: Callable[[dict], float | None] = lambda run: _mean(run["matrix"][-1][:-1])  # noqa: E731
     return {
         "share": share,
-        "old": spread([old(run) for run in runs]),
-        "new": spread([run["matrix"][-1][-1] for run in runs]),
+        "old": spread([old(run) for run in runs], share=True),
+        "new": spread([run["matrix"][-1][-1] for run in runs], share=True),
         "rows_kept": _mean([run["cost"]["rows_kept"] for run in runs]),
     }

@@ -20,8 +20,8 @@ from forgetless.report.papers import bibtex
 from forgetless.runs.folder import json_text, make_folder, write_whole
 
 LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-         "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "±": r"$\pm$", "²": "$^2$", "×": r"$\times$",
-         "–": "--", "<": "$<$", ">": "$>$"}  # fmt: skip
+         "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "±": r"$\pm$", "²": "$^2$",
+         "×": r"$\times$", "–": "--", "<": "$<$", ">": "$>$"}  # fmt: skip
 
 
 def write_compare(record: dict, folder: Path) -> list[str]:

@@ -45,9 +45,10 @@ def claim(test: dict) -> str:
     """A difference that is shown, in words."""
     what = NAMES.get(test["of"], f"score on {clean(test['of'])}")
     better = "higher" if test["change"] > 0 else "lower"
+    over = f"{test['n']} {'rows' if test['over'] == 'rows' else 'pairs of runs'}"
     return (
         f"{clean(test['after'])} has {points(test['change'])} {better} {what} than {clean(test['before'])} "
-        f"(over {test['n']} {test['over'] if test['over'] == 'rows' else 'pairs of runs'}, p {p_value(test['p_holm'])})."
+        f"(over {over}, p {p_value(test['p_holm'])})."
     )
 
 
@@ -113,7 +114,7 @@ def _tests(told: dict) -> Table:
             f"{clean(one['after'])} – {clean(one['before'])}",
             NAMES.get(one["of"], clean(one["of"])),
             f"{one['n']} {one['over'] if one['over'] == 'rows' else 'pairs (' + one['over'] + ')'}",
-            f"{signed(100 * one['change'])} ({signed(100 * one['low'])} to {signed(100 * one['high'])})",
+            with_interval("bwt", one | {"mean": one["change"]}),
             p_value(one["p"]),
             p_value(one["p_holm"]),
             "shown" if one["shown"] else "not shown",
@@ -163,10 +164,13 @@ def _cost(told: dict) -> Table:
             "–" if cost["relative_compute"] is None else f"{cost['relative_compute']:.2f}×",
             clean(cost["extra_compute"]), _yes(cost["stock_peft"]),
         ])  # fmt: skip
-    head = ["method", "rows kept", "task id at test", "label set at test", "trained at a time", "adapter numbers deployed",
+    head = ["method", "rows kept", "task id at test", "label set at test", "trained", "deployed",
             "time", "peak memory", "tokens, relative", "extra compute", "stock PEFT"]  # fmt: skip
-    note = "Tokens: rows learnt from and replayed, against the naive sequence (or the least); – : not recorded."
-    return Table("What it takes", head, rows, (note,))
+    notes = (
+        "Trained at a time and deployed: numbers in adapters. Memory: the machine's peak, where it was recorded.",
+        "Tokens learnt from and replayed are relative to the naive sequence (or the least). – : not recorded.",
+    )
+    return Table("What it takes", head, rows, notes)
 
 
 def _amount(value: float | None) -> str:

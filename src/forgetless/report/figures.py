@@ -61,9 +61,6 @@ class Drawing:
         self.parts.append({"kind": "text", "x": x, "y": y, "text": clean(text), "anchor": anchor, "colour": colour,
                            "upright": upright})  # fmt: skip
 
-    def whisker(self, ends: tuple[tuple[float, float], tuple[float, float]], colour: str) -> None:
-        self.line(list(ends), colour, 1.5)
-
 
 # ------------------------------------------------------------------------------------------- SVG
 
@@ -113,7 +110,8 @@ def pdf(drawing: Drawing) -> bytes:
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
         b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        f"<< /Type /Page /Parent 2 0 R /MediaBox {box} /Contents 4 0 R /Resources << /Font << /F 5 0 R >> >> >>".encode(),
+        f"<< /Type /Page /Parent 2 0 R /MediaBox {box} /Contents 4 0 R ".encode()
+        + b"/Resources << /Font << /F 5 0 R >> >> >>",
         b"<< /Length %d >>\nstream\n%s\nendstream" % (len(commands), commands),
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
     ]
