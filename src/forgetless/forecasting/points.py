@@ -23,7 +23,6 @@ KL, LOSS = "forgetting/kl", "loss"  # as the callback logs them
 WINDOW = 10  # steps of which the training loss at a point is the mean
 REQUIRED = ("steps", "loss", "forgetting", "base")
 SIZES = ("parameters", "rank")
-OPTIONAL = ("learning_rate", "dataset", "method", "seed", "run", "text", "targets")
 
 
 @dataclass(frozen=True)
@@ -113,14 +112,14 @@ def _from_row(row: dict, source: str) -> Point:
     for name in REQUIRED:
         if name not in told:
             raise DataError(f"{source}: no {name!r}{nearest(name, row)}")
-    sizes = {name: _number(told, name, source) if name in told else None for name in SIZES}
-    rate = _number(told, "learning_rate", source) if "learning_rate" in told else None
-    texts = {name: str(told.get(name, "")) for name in ("dataset", "method", "text", "targets")}
-    run = str(told.get("run", f"{sizes['rank'] or sizes['parameters']:g}/{rate}/{told.get('seed', '')}"))
-    return Point(
-        **sizes, **texts, **{name: _number(told, name, source) for name in ("steps", "loss", "forgetting")},
-        base=str(told["base"]), source=source, learning_rate=rate, run=run,
-    )  # fmt: skip
+    parameters, rank, rate = (
+        _number(told, name, source) if name in told else None for name in ("parameters", "rank", "learning_rate")
+    )
+    steps, loss, forgetting = (_number(told, name, source) for name in ("steps", "loss", "forgetting"))
+    dataset, method, text, targets = (str(told.get(name, "")) for name in ("dataset", "method", "text", "targets"))
+    run = str(told.get("run", f"{rank or parameters or 0:g}/{rate}/{told.get('seed', '')}"))
+    return Point(parameters, rank, steps, loss, forgetting, str(told["base"]), source, rate, dataset, method, run, text,
+                 targets)  # fmt: skip
 
 
 def _number(row: dict, name: str, source: str) -> float:
