@@ -280,7 +280,7 @@ def _on_rows(before: dict, after: dict) -> list[dict]:
         other = dict(zip(after["rows"][name]["keys"], after["rows"][name]["scores"], strict=True))
         pairs = [(score, other[key]) for key, score in zip(one["keys"], one["scores"], strict=True) if key in other]
         if pairs:
-            change = paired_change(*zip(*pairs, strict=True))
+            change = paired_change([old for old, _ in pairs], [new for _, new in pairs])
             found.append({"of": name, "over": "rows", "n": change.n, "change": change.change, "low": change.low,
                           "high": change.high, "p": change.p})  # fmt: skip
     return found

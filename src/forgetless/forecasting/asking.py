@@ -52,10 +52,10 @@ def _inverse(forecaster: Forecaster, max_kl: float, size: float | None, steps: f
     """The most steps for a size, or the largest rank for steps."""
     if size is not None:
         most, end, of = forecaster.most_steps(max_kl, size, confidence), MOST_STEPS, "steps"
-        given, at = f"with {size:,.0f} {forecaster.record['size']}", (size, most)
+        given, beyond = f"with {size:,.0f} {forecaster.record['size']}", most and forecaster.beyond(size, most)
     else:
         assert steps is not None
         most, end, of = forecaster.largest_rank(max_kl, steps, confidence), MOST_RANK, "rank"
-        given, at = f"with {steps:,.0f} steps", (most and forecaster.size_of(most), steps)
-    beyond = forecaster.beyond(*at) if most else ()
-    return {"max_kl": max_kl, "most": most, "of": of, "given": given, "unbounded": most == end, "beyond": list(beyond)}
+        given, beyond = f"with {steps:,.0f} steps", most and forecaster.beyond(forecaster.size_of(most), steps)
+    told = {"max_kl": max_kl, "most": most, "of": of, "given": given, "unbounded": most == end}
+    return told | {"beyond": list(beyond or ())}

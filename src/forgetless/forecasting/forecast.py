@@ -44,7 +44,7 @@ def fit_laws(
     unit = "parameters" if all(point.parameters is not None for point in points) else "rank"
     if unit == "rank" and any(point.rank is None for point in points):
         raise DataError("some points have only `parameters` and others only `rank`; give all of them the same one")
-    groups: dict[tuple, list[Point]] = defaultdict(list)
+    groups: dict[tuple[str, str, float | None], list[Point]] = defaultdict(list)
     for point in points:
         groups[point.dataset, point.method, point.learning_rate].append(point)
     told = {"law": law, "confidence": confidence, "seed": seed, "draws": draws, "starts": starts}
@@ -56,7 +56,7 @@ def fit_laws(
         "parameters_per_rank": _per_rank(points),
         "confidence": confidence,
         "seed": seed,
-        "laws": [_fit_group(*key, found, unit, told) for key, found in groups.items()],
+        "laws": [_fit_group(*key, points=found, unit=unit, told=told) for key, found in groups.items()],
     }
 
 
@@ -117,8 +117,10 @@ def _fit_group(dataset: str, method: str, rate: float | None, points: list[Point
 def as_grid(points: Sequence[Point], unit: str) -> Grid:
     """The points as columns; runs by number."""
     numbers = {run: i for i, run in enumerate(dict.fromkeys(point.run for point in points))}
-    columns = ([getattr(point, name) for point in points] for name in (unit, "steps", "loss", "forgetting"))
-    return Grid(*map(np.array, columns), np.array([numbers[point.run] for point in points]))
+    sizes, steps, loss, forgetting = (
+        np.array([getattr(point, name) for point in points]) for name in (unit, "steps", "loss", "forgetting")
+    )
+    return Grid(sizes, steps, loss, forgetting, np.array([numbers[point.run] for point in points]))
 
 
 def check_grid(grid: Grid, called: str, unit: str) -> None:
