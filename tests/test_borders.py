@@ -10,6 +10,7 @@ import pytest
 from forgetless import AuditConfig, LearnConfig, audit, learn
 from forgetless.data.tasks import Stream
 from forgetless.errors import UsageError
+from forgetless.forecasting.points import from_run
 from forgetless.forgetting.kept import cache_folder
 from forgetless.learning import stream as module
 from forgetless.report.summary import summarise
@@ -98,3 +99,17 @@ def test_an_adapter_per_task_is_no_one_model(tiny, two, tmp_path):
     summary = learn(config(tiny, two, tmp_path / "run", method="per_task"))
     assert all("no one model is deployed" in one["not_measured"] for one in summary["forgetting"])
     assert "is not measured: each task has an adapter of its own" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_measuring_within_a_task_changes_nothing_but_the_log(ran, tiny, two, tmp_path):
+    """The same bytes of the adapter; the last step's KL is the border's; `forecast` reads a point of each."""
+    folder = tmp_path / "often"
+    learn(config(tiny, two, folder, forgetting_every=1))
+    for name in ("01-colours", "02-sizes"):
+        file = f"tasks/{name}/adapter/adapter_model.safetensors"
+        assert (folder / file).read_bytes() == (ran / file).read_bytes()
+    assert borders(folder) == borders(ran)
+    points = from_run(folder)
+    assert [one.steps for one in points] == [1, 2, 3] and points[-1].dataset == "colours"
+    assert points[-1].forgetting == summarise(ran)["forgetting"][0]["kl"] > points[0].forgetting >= 0
+    assert [one.steps for one in from_run(ran)] == [3], "at the border alone"

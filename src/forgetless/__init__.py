@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from forgetless.auditing.callback import ForgettingCallback
     from forgetless.auditing.run import audit
+    from forgetless.comparing.comparison import compare
     from forgetless.config import AuditConfig, BlendConfig, InterpolateConfig, LearnConfig, MergeConfig
+    from forgetless.forecasting.forecast import fit_laws
     from forgetless.geometry.blend import blend
     from forgetless.geometry.interpolate import interpolate
     from forgetless.geometry.merging import merge
@@ -26,6 +28,8 @@ __all__ = [
     "MethodCallback",
     "audit",
     "blend",
+    "compare",
+    "fit_laws",
     "interpolate",
     "learn",
     "merge",
@@ -42,6 +46,8 @@ _PLACES = {
     "MethodCallback": "learning.trainer",
     "audit": "auditing.run",
     "blend": "geometry.blend",
+    "compare": "comparing.comparison",
+    "fit_laws": "forecasting.forecast",
     "interpolate": "geometry.interpolate",
     "learn": "learning.stream",
     "merge": "geometry.merging",

@@ -707,6 +707,142 @@ def _merge_parser() -> argparse.ArgumentParser:
     return parser
 
 
+COMPARE_EPILOG = """
+  forgetless compare runs/sweep                                     every run below a folder
+  forgetless compare runs/a runs/b other.json --archive all.zip     with a matrix of other code; kept as one file
+  forgetless compare all.zip --output_dir again                     drawn again from that file
+"""
+
+
+def _compare(arguments: list[str]) -> int:
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog="forgetless compare", description=VERBS["compare"][0], exit_on_error=False, allow_abbrev=False,
+        epilog=COMPARE_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folders, folders that hold some, matrices of other code (.json, "
+        "docs/compare.md), archives (.zip); they are only read",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output_dir", "--output-dir", "--output", type=Path, default=Path("runs/compare"), metavar="DIR",
+        help="where to write the page, tables (.md .csv .tex), figures (.svg .pdf) and .bib (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--archive", type=Path, metavar="FILE.zip", help="also keep all that is compared in one file, without weights "
+        "and row texts",
+    )  # fmt: skip
+    forms = parser.add_mutually_exclusive_group()
+    for name in COMPARE_FORMS:
+        forms.add_argument(f"--{name}", action="store_true", help="print this form and write nothing")
+    told = _parsed(parser, arguments)
+    if told is None:
+        return 0
+    from forgetless.comparing.comparison import compare
+    from forgetless.progress import out
+    from forgetless.report import compare as forms_of
+    from forgetless.runs.folder import json_text
+
+    record = compare(told.runs, told.archive)
+    for name in COMPARE_FORMS:
+        if getattr(told, name):
+            print(json_text(record) if name == "json" else getattr(forms_of, f"compare_{name}")(record), end="")
+            return 0
+    names = forms_of.write_compare(record, told.output_dir)
+    forms_of.print_compare(record, out)
+    out.print(f"\ncompare: {told.output_dir} ({', '.join(names)})", soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+COMPARE_FORMS = ("json", "csv", "latex", "markdown")
+
+FORECAST_EPILOG = """
+  forgetless forecast fit runs/sweep --output law.json      points of runs or of a table (.csv, .json) to laws
+  forgetless forecast law.json --rank 64 --steps 5000       forgetting there, with an interval
+  forgetless forecast law.json --rank 64 --max-kl 0.02      the most steps within a budget
+  forgetless forecast law.json --steps 5000 --max-kl 0.02   the largest rank within it
+"""
+
+
+def _forecast(arguments: list[str]) -> int:
+    import json
+
+    if arguments[:1] == ["fit"]:
+        return _forecast_fit(arguments[1:])
+    told = _parsed(_forecast_parser(), arguments)
+    if told is None:
+        return 0
+    from forgetless.forecasting.asking import ask
+    from forgetless.progress import out
+    from forgetless.report.forecast import forecast_lines
+
+    options = vars(told)
+    as_json, law = options.pop("json"), options.pop("law")
+    answer = ask(law, **options)
+    if as_json:
+        print(json.dumps(answer, indent=1))
+        return 0
+    for line in forecast_lines(answer):
+        out.print(line, soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+def _forecast_parser() -> argparse.ArgumentParser:
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog="forgetless forecast", description=VERBS["forecast"][0], exit_on_error=False, allow_abbrev=False,
+        epilog=FORECAST_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("law", type=Path, metavar="LAW", help="a file that `forgetless forecast fit` wrote")
+    parser.add_argument("--rank", type=float, help="rank of the adapter, with the layers that the runs tuned")
+    parser.add_argument("--parameters", type=float, help="tuned parameters, instead of a rank")
+    parser.add_argument("--steps", type=float, help="optimizer steps")
+    parser.add_argument(
+        "--max_kl", "--max-kl", type=float, metavar="NATS",
+        help="the inverse: the most steps (for a rank), or the largest rank (for steps), within this forgetting",
+    )  # fmt: skip
+    parser.add_argument("--confidence", type=float, default=0.95, help="of intervals and of the inverse (%(default)s)")
+    parser.add_argument("--dataset", help="which law, where the file has several")
+    parser.add_argument("--method", help="the same")
+    parser.add_argument("--learning_rate", "--learning-rate", type=float, help="the same")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    return parser
+
+
+def _forecast_fit(arguments: list[str]) -> int:
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog="forgetless forecast fit", exit_on_error=False, allow_abbrev=False,
+        description="laws of forgetting from measured points; docs/forecast.md says what a run must record",
+    )  # fmt: skip
+    parser.add_argument(
+        "points", nargs="+", metavar="POINTS", help="run folders or folders of them, output folders of trainers with "
+        "ForgettingCallback, or tables (.csv, .json, .jsonl) with the columns parameters or rank, steps, loss, "
+        "forgetting, base, and where they vary learning_rate, dataset, method, run or seed",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, default=Path("law.json"), help="the file to write (%(default)s)")
+    parser.add_argument("--law", help="the law to forecast with; default: the lowest AICc of those identified")
+    parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of starts and draws (%(default)s)")
+    told = _parsed(parser, arguments)
+    if told is None:
+        return 0
+    from forgetless.forecasting.forecast import fit_laws, write_laws
+    from forgetless.progress import out
+    from forgetless.report.forecast import laws_markdown, print_laws
+    from forgetless.runs.folder import write_whole
+
+    record = fit_laws(told.points, law=told.law, confidence=told.confidence, seed=told.seed)
+    write_laws(record, told.output)
+    write_whole(told.output.with_suffix(".md"), laws_markdown(record))
+    print_laws(record, out)
+    out.print(f"\nlaw: {told.output}, {told.output.with_suffix('.md')}", soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
 def _adder(parser: argparse.ArgumentParser, config: type) -> Callable[..., None]:
     """Adds an option by its field's name (--a_b and --a-b, or another flag), default and docstring."""
     from forgetless.config import documentation
@@ -752,6 +888,8 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "learn": ("learn a stream of tasks, score every task after each", _learn),
     "demo": ("see a model forget, and forget less: two methods on three small tasks", _demo),
     "report": ("draw the report of one or several run folders again", _report),
+    "compare": ("methods over seeds and orders: intervals, paired tests, learning against forgetting, cost", _compare),
+    "forecast": ("how much will be forgotten at a rank and a number of steps, and how far a budget goes", _forecast),
     "methods": ("list the methods", _methods),
     "check": ("does a method, yours too, keep the contract? on a tiny random model", _check),
     "streams": ("list the streams by name: source, licence, hashes, rows, scorer, and how to get them", _streams),

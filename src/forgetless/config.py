@@ -42,6 +42,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "max_length": _ABOVE_0,
     "score_batch_tokens": _ABOVE_0,
     "forgetting_prompts": _NOT_BELOW_0,
+    "forgetting_every": _NOT_BELOW_0,
     "confidence": (lambda value: 0.5 <= value < 1, "from 0.5 to below 1"),
     "borders": _ABOVE_0,
 }
@@ -77,6 +78,9 @@ class LearnConfig(TrainSettings, LoraSettings):
     """error: stop at the first row that cannot be used; skip: leave it out and count it"""
     forgetting_prompts: int = PROMPTS
     """after each task the base's own answers to this many general prompts show how far predictions moved; 0: off"""
+    forgetting_every: int = 0
+    """measure it also within a task, every this many steps, into log.jsonl, so that one training gives `forecast` many
+    points; 0: at the end of each task only"""
     forgetting_text: str = ""
     """a file to be measured on instead: JSONL, JSON or Parquet rows, or plain text whose documents empty lines part"""
     report_to: list[str] = field(default_factory=list)
@@ -152,6 +156,7 @@ class LearnConfig(TrainSettings, LoraSettings):
             "model",
             "on_bad_row",
             "forgetting_prompts",
+            "forgetting_every",
             "forgetting_text",
             "max_drop",
             "max_lost",

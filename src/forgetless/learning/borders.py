@@ -44,6 +44,19 @@ def measure_lesson(session: Session, number: int) -> None:
     session.engine.wait()
 
 
+def measure_step(session: Session, record: dict) -> None:
+    """Adds the KL to the record of every `forgetting_every`-th step; the model trains on as it was."""
+    every, text = session.config.forgetting_every, session.text
+    if text is None or session.method.task_id or not every or record["step"] % every:
+        return
+    if session.engine.is_main:
+        model = session.adapters.model
+        model.eval()
+        record["forgetting/kl"] = _short(_found(session, None).per_token.kl)
+        model.train()
+    session.engine.wait()
+
+
 def measure_base(session: Session) -> None:
     """The base's side, where a lesson still needs it: before anything is trained, so that errors come first."""
     needed = not all(is_measured(session, number) for number in range(len(session.lessons)))
@@ -65,12 +78,15 @@ def base_side(session: Session) -> Reference:
 
 def _measured(session: Session, number: int, text: Text) -> dict:
     assert session.side is not None
-    with next(iter(session.method.views().values())):  # the deployed learner
-        found = divergence(
-            session.side, session.adapters.model, using=session.engine.autocast,
-            label=f"forgetting after {session.lessons[number].name}",
-        )  # fmt: skip
+    found = _found(session, f"forgetting after {session.lessons[number].name}")
     return _as_json(found, text, session.side.windows)
+
+
+def _found(session: Session, label: str | None) -> Divergence:
+    """The deployed learner, as it is in memory, against the base."""
+    assert session.side is not None
+    with next(iter(session.method.views().values())):
+        return divergence(session.side, session.adapters.model, using=session.engine.autocast, label=label)
 
 
 def _as_json(found: Divergence, text: Text, windows: Windows) -> dict:

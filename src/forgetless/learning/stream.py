@@ -10,7 +10,7 @@ from pathlib import Path
 from forgetless import __version__
 from forgetless.config import LearnConfig
 from forgetless.errors import RunError
-from forgetless.learning.borders import is_measured, measure_base, measure_lesson
+from forgetless.learning.borders import is_measured, measure_base, measure_lesson, measure_step
 from forgetless.learning.cells import is_scored, score_base, score_lesson
 from forgetless.learning.session import Session, prepare
 from forgetless.learning.state import resume, save_state
@@ -91,6 +91,7 @@ def _learn_lesson(session: Session, number: int, lesson: Lesson, folder: Path) -
     ) as progress:
 
         def log(record: dict) -> None:
+            measure_step(session, record)
             records.append(record)
             progress.advance(record["tokens"], record["loss"])
             if config.report_to:

@@ -451,3 +451,29 @@ BLEND_GLOSSARY = {
     ),
 } | {anchor: AUDIT_GLOSSARY[anchor] for anchor in ("budget", "bound")}
 """The same for the page of a blend."""
+COMPARE_GLOSSARY = {
+    "configuration": (
+        "configuration",
+        "A method with its options and training settings. Its runs differ in seed and order of tasks only.",
+    ),
+    "varies": (
+        "what varies",
+        "What an interval is taken over: seeds, orders of tasks, or for a single run its test rows. It says nothing of "
+        "what was held fixed.",
+    ),
+    "paired": (
+        "paired difference",
+        "Two methods are compared on runs with the same seed and order, or on the same test rows, so that what is "
+        "common to both cancels out.",
+    ),
+    "holm": (
+        "Holm's correction",
+        "With many tests some p values are small by chance. Each is raised by how many tests there are, the smallest "
+        "most, so that with 95 % certainty no claim of the page is false.",
+    ),
+    "front": (
+        "Pareto front",
+        "The configurations that no other one beats both in what was learnt and in what was kept.",
+    ),
+} | {anchor: GLOSSARY[anchor] for anchor in ("bounds", "base", "majority", "learning", "backward", "stock-peft")}
+"""The same for the page of a comparison."""

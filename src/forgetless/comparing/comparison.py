@@ -1,0 +1,340 @@
+"""Runs next to one another: what is equal is grouped, what varies gives intervals, and pairs give tests.
+
+set             runs that may be compared: the same base, tasks, test rows and measures
+configuration   runs of a set with the same method and options, which differ in seed and order of tasks
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import t
+
+from forgetless.comparing.entries import read_entries, write_archive
+from forgetless.errors import UsageError
+from forgetless.score.intervals import band, holm, paired_change
+
+FORMAT = 1
+FEWEST = 3  # runs of which an interval is given, and pairs of which a test is
+CONFIDENCE = 0.95
+SAME = 1e-9  # a spread below it is rounding: runs that agree to the row bound nothing
+HIGHER = ("average_accuracy", "learning_accuracy", "bwt", "fwt")  # is better; of the others lower is
+FIGURES = (*HIGHER, "forgetting", "kl")
+SHARES = ("average_accuracy", "learning_accuracy")
+TESTED = ("average_accuracy", "bwt")
+COSTS = ("rows_kept", "trained", "deployed", "seconds", "memory", "tokens")
+
+
+def compare(paths: Iterable[str | Path], archive: Path | None = None) -> dict:
+    """The record of a comparison; `archive` also writes its entries, without weights and row texts."""
+    entries = read_entries(paths)
+    if archive is not None:
+        if archive.suffix != ".zip":
+            raise UsageError(f"--archive {archive}: the name must end in .zip")
+        write_archive(entries, archive)
+    finished = [entry for entry in entries if entry["status"] == "complete" and entry["matrix"]]
+    unfinished = [entry["name"] for entry in entries if entry not in finished]
+    if not finished:
+        raise UsageError(f"no finished run to compare; not finished: {', '.join(unfinished)}")
+    sets = [_compared(members) for members in _sets(finished)]
+    _adjust([one for told in sets for one in told["tests"]])
+    return {"format": FORMAT, "runs": len(finished), "unfinished": unfinished, "sets": sets}
+
+
+# ------------------------------------------------------------------------------------------- what is equal
+
+
+def _sets(entries: list[dict]) -> list[list[dict]]:
+    """Runs judged on the same rows from the same base; imported matrices join the first set with their tasks."""
+    found: dict[str, list[dict]] = defaultdict(list)
+    for entry in (one for one in entries if one["source"] == "run"):
+        rows = sorted((task["name"], task["headline"], entry["test_rows"].get(task["name"])) for task in entry["tasks"])
+        found[json.dumps([entry["base"], entry["score_on"], rows])].append(entry)
+    for entry in (one for one in entries if one["source"] == "imported"):
+        key = next((key for key, members in found.items() if _names(members[0]) == _names(entry)), None)
+        found[key or json.dumps(sorted(_names(entry)))].append(entry)
+    return list(found.values())
+
+
+def _names(entry: dict) -> set[str]:
+    return {task["name"] for task in entry["tasks"]}
+
+
+def order_of(entry: dict) -> tuple[str, ...]:
+    return tuple(task["name"] for task in entry["tasks"])
+
+
+def _configurations(members: list[dict]) -> list[list[dict]]:
+    found: dict[str, list[dict]] = defaultdict(list)
+    for entry in members:
+        method = entry["method"]
+        key = [entry["source"], method["name"], method["options"], entry["settings"], entry["precision"]]
+        found[json.dumps(key, sort_keys=True)].append(entry)
+    return list(found.values())
+
+
+def _labels(configurations: list[list[dict]]) -> list[str]:
+    """The method's name, and of its options and settings those that tell two configurations apart."""
+    told = [{"precision": runs[0]["precision"], **runs[0]["settings"], **runs[0]["method"]["options"]}
+            for runs in configurations]  # fmt: skip
+    names = [runs[0]["method"]["name"] for runs in configurations]
+    labels = []
+    for i, (mine, name) in enumerate(zip(told, names, strict=True)):
+        same = [other for j, other in enumerate(told) if names[j] == name and j != i]
+        differ = [key for key in mine if any(other.get(key) != mine[key] for other in same)]
+        said = ", ".join(f"{key}={mine[key]}" for key in differ)
+        imported = " (imported)" if configurations[i][0]["source"] == "imported" else ""
+        labels.append(name + (f" [{said}]" if said else "") + imported)
+    return labels
+
+
+# ------------------------------------------------------------------------------------------- one set
+
+
+def _compared(members: list[dict]) -> dict:
+    configurations = _configurations(members)
+    labels, first = _labels(configurations), next((m for m in members if m["source"] == "run"), members[0])
+    tasks = list(order_of(first))
+    told = [_configuration(runs, label, tasks) for runs, label in zip(configurations, labels, strict=True)]
+    _relative_compute(told)
+    _mark_front(told)
+    return {
+        "tasks": [
+            {key: task[key] for key in ("name", "test", "majority")} | {"untouched": untouched}
+            for task, untouched in zip(first["tasks"], first["untouched"], strict=True)
+        ],
+        "model": first["model"],
+        "base": first["base"],
+        "score_on": first["score_on"],
+        "streams": list(dict.fromkeys(one["stream"] for one in members)),
+        "configurations": told,
+        "tests": _tests(configurations, labels),
+        "replay": _replay_curves(configurations, labels, tasks),
+    }
+
+
+def _configuration(runs: list[dict], label: str, tasks: list[str]) -> dict:
+    first = runs[0]
+    orders = list(dict.fromkeys(map(order_of, runs)))
+    figures: dict[str, dict] = {}
+    for key in FIGURES:
+        values = [run["kl"] if key == "kl" else run["metrics"][key] for run in runs]
+        figures[key] = spread(values, share=key in SHARES)
+    if len(runs) == 1 and figures["average_accuracy"]["mean"] is not None:
+        figures["average_accuracy"] |= _over_rows(first)
+    scores = [dict(zip(order_of(run), run["matrix"][-1], strict=True)) for run in runs]
+    by_task = [spread([one[name] for one in scores], share=True) for name in tasks]
+    if len(runs) == 1:
+        ranges = dict(zip(order_of(first), first["intervals"], strict=True))
+        for name, one in zip(tasks, by_task, strict=True):
+            one |= dict(zip(("low", "high"), ranges[name], strict=True)) if ranges.get(name) else {}
+    return {
+        "label": label,
+        "method": first["method"],
+        "source": first["source"],
+        "settings": first["settings"],
+        "bound": first["method"]["bound"],
+        "runs": [{"name": run["name"], "seed": run["seed"], "order": orders.index(order_of(run))} for run in runs],
+        "orders": [list(order) for order in orders],
+        "varies": varies(runs),
+        "figures": figures,
+        "tasks": by_task,
+        "by_order": _by_order(runs, orders),
+        "cost": first["cost"] | {key: _mean([run["cost"][key] for run in runs]) for key in COSTS},
+    }
+
+
+def varies(runs: list[dict]) -> str:
+    """What differs between runs of a configuration, over which means and intervals are taken."""
+    if len(runs) == 1:
+        return "rows"
+    seeds, orders = ({json.dumps(of(run)) for run in runs} for of in (lambda run: run["seed"], order_of))
+    told = [name for name, found in (("seeds", seeds), ("orders", orders)) if len(found) > 1]
+    return " and ".join(told) or "repeats of one seed and order"
+
+
+def spread(values: list[float | None], share: bool = False) -> dict:
+    """Mean, and its interval mean ± t s/√n from three values on that are not all equal; `share`: it lies in 0 to 1."""
+    known = [value for value in values if value is not None]
+    whole = len(known) == len(values)
+    told: dict = {"values": values, "mean": _mean(values) if whole else None, "low": None, "high": None}
+    if whole and len(known) >= FEWEST and (sd := statistics.stdev(known)) > SAME:
+        half = float(t.ppf((1 + CONFIDENCE) / 2, len(known) - 1)) * sd / len(known) ** 0.5
+        low, high = told["mean"] - half, told["mean"] + half
+        told |= {"low": max(low, 0.0), "high": min(high, 1.0)} if share else {"low": low, "high": high}
+    return told
+
+
+def _mean(values: list) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
+
+
+def _over_rows(run: dict) -> dict:
+    """Bounds of one run's average accuracy, over its test rows."""
+    if set(run["rows"]) != _names(run):
+        return {}
+    rows = [np.array(one["scores"])[:, None] for one in run["rows"].values()]
+    found = band([(scores, np.ones(len(scores))) for scores in rows], CONFIDENCE, added=(0.0, 1.0))
+    if np.isnan(found.low).any():
+        return {}
+    return {"low": float(found.low[0]), "high": float(found.high[0])}
+
+
+def _by_order(runs: list[dict], orders: list[tuple[str, ...]]) -> list[dict]:
+    """Average accuracy in each order, over its seeds; nothing for one order."""
+    if len(orders) < 2:
+        return []
+    return [
+        {"order": list(order), "average_accuracy": _mean([run["metrics"]["average_accuracy"] for run in mine]),
+         "runs": len(mine)}
+        for order in orders for mine in [[run for run in runs if order_of(run) == order]]
+    ]  # fmt: skip
+
+
+def _relative_compute(configurations: list[dict]) -> None:
+    """Tokens learnt from, against the naive sequence's, or where there is none against the fewest."""
+    known = [one for one in configurations if one["cost"]["tokens"]]
+    naive = [one for one in known if one["method"]["name"] == "sequential"]
+    unit = min((one["cost"]["tokens"] for one in naive or known), default=None)
+    for one in configurations:
+        one["cost"]["relative_compute"] = one["cost"]["tokens"] / unit if unit and one["cost"]["tokens"] else None
+
+
+def _mark_front(configurations: list[dict]) -> None:
+    """Which means no other beats in both learning accuracy and backward transfer. Bounds are not in it."""
+    places = [
+        (one, one["figures"]["learning_accuracy"]["mean"], one["figures"]["bwt"]["mean"]) for one in configurations
+    ]
+    ranked = [place for place in places if not place[0]["bound"] and None not in place[1:]]
+    for one, *_ in places:
+        one["front"] = False
+    for one, learning, kept in ranked:
+        beaten = any(a >= learning and b >= kept and (a, b) != (learning, kept) for _, a, b in ranked)
+        one["front"] = not beaten
+
+
+# ------------------------------------------------------------------------------------------- tests
+
+
+def _tests(configurations: list[list[dict]], labels: list[str]) -> list[dict]:
+    """Every two configurations, over pairs of runs with the same seed and order, or over rows where those are few."""
+    ours = [
+        (runs, label)
+        for runs, label in zip(configurations, labels, strict=True)
+        if runs[0]["source"] == "run" and not runs[0]["method"]["bound"]
+    ]
+    found = []
+    for (before, one), (after, other) in itertools.combinations(ours, 2):
+        pairs = _pairs(before, after)
+        told = _over_runs(pairs) if len(pairs) >= FEWEST else [test for pair in pairs[:1] for test in _on_rows(*pair)]
+        found += [{"before": one, "after": other, **test} for test in told]
+    return found
+
+
+def _pairs(before: list[dict], after: list[dict]) -> list[tuple[dict, dict]]:
+    others = {(json.dumps(run["seed"]), order_of(run)): run for run in after}
+    keys = [(json.dumps(run["seed"]), order_of(run)) for run in before]
+    return [(run, others[key]) for run, key in zip(before, keys, strict=True) if key in others]
+
+
+def _over_runs(pairs: list[tuple[dict, dict]]) -> list[dict]:
+    """Paired t test of the mean difference, after minus before."""
+    found = []
+    for key in TESTED:
+        values = [(a["metrics"][key], b["metrics"][key]) for a, b in pairs]
+        if any(None in pair for pair in values):
+            continue
+        told = spread([b - a for a, b in values])
+        found.append({"of": key, "over": varies([a for a, _ in pairs]), "n": len(pairs), "change": told["mean"],
+                      "low": told["low"], "high": told["high"], "p": paired_t([b - a for a, b in values])})  # fmt: skip
+    return found
+
+
+def paired_t(differences: list[float]) -> float:
+    """Two-sided p of "the mean difference is 0": t = mean / (s/√n), n-1 degrees of freedom.
+
+    Equal differences have no s: there it is the exact sign test's, 2^(1-n).
+
+    >>> round(paired_t([1.0, 2.0, 3.0]), 4)
+    0.0742
+    """
+    mean, sd = statistics.fmean(differences), statistics.stdev(differences)
+    if sd <= SAME:
+        return 1.0 if abs(mean) <= SAME else 2.0 ** (1 - len(differences))
+    return float(2 * t.sf(abs(mean) / sd * len(differences) ** 0.5, len(differences) - 1))
+
+
+def _on_rows(before: dict, after: dict) -> list[dict]:
+    """The same test rows of each task at the end of two runs; rows are joined by their keys."""
+    found = []
+    for name, one in before["rows"].items():
+        if name not in after["rows"]:
+            continue
+        other = dict(zip(after["rows"][name]["keys"], after["rows"][name]["scores"], strict=True))
+        pairs = [(score, other[key]) for key, score in zip(one["keys"], one["scores"], strict=True) if key in other]
+        if pairs:
+            change = paired_change([old for old, _ in pairs], [new for _, new in pairs])
+            found.append({"of": name, "over": "rows", "n": change.n, "change": change.change, "low": change.low,
+                          "high": change.high, "p": change.p})  # fmt: skip
+    return found
+
+
+def _adjust(tests: list[dict]) -> None:
+    """Holm over all tests of the comparison; a claim needs the adjusted p below .05."""
+    for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
+        test["p_holm"] = p
+        test["shown"] = p < 1 - CONFIDENCE
+
+
+# ------------------------------------------------------------------------------------------- how much old data?
+
+
+def _replay_curves(configurations: list[list[dict]], labels: list[str], tasks: list[str]) -> list[dict]:
+    """Scores at the end against the share of old rows that is kept, where runs differ in nothing else."""
+    families: dict[str, list[tuple[float, list[dict]]]] = defaultdict(list)
+    for runs in configurations:
+        share = kept_share(runs[0])
+        if share is not None:
+            rest = {key: value for key, value in runs[0]["method"]["options"].items() if key != "memory"}
+            families[json.dumps([runs[0]["method"]["name"], rest, runs[0]["settings"]], sort_keys=True)].append(
+                (share, runs)
+            )
+    found = []
+    for key, members in families.items():
+        name, _, settings = json.loads(key)
+        naive = [
+            (0.0, runs)
+            for runs in configurations
+            if runs[0]["method"]["name"] == "sequential" and _same(runs[0]["settings"], settings)
+        ]
+        if len({share for share, _ in members}) >= 2:
+            ordered = sorted(naive + members, key=lambda one: one[0])
+            found.append({"method": name, "points": [_replayed(*one) for one in ordered]})
+    return found
+
+
+def _same(settings: dict, others: dict) -> bool:
+    return json.dumps(settings, sort_keys=True) == json.dumps(others, sort_keys=True)
+
+
+def kept_share(run: dict) -> float | None:
+    """The share of each earlier task that a run keeps; None where it is no share."""
+    memory = run["method"]["options"].get("memory")
+    return float(memory.rstrip("% ")) / 100 if isinstance(memory, str) and memory.strip().endswith("%") else None
+
+
+def _replayed(share: float, runs: list[dict]) -> dict:
+    old: Callable[[dict], float | None] = lambda run: _mean(run["matrix"][-1][:-1])  # noqa: E731
+    return {
+        "share": share,
+        "old": spread([old(run) for run in runs], share=True),
+        "new": spread([run["matrix"][-1][-1] for run in runs], share=True),
+        "rows_kept": _mean([run["cost"]["rows_kept"] for run in runs]),
+    }

@@ -1,0 +1,240 @@
+"""What a comparison knows of a run: one plain record, read from a run folder, an imported matrix or an archive.
+
+An entry holds scores, hashes of rows and settings: no weights and no row texts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from forgetless.errors import DataError, RunError, nearest
+from forgetless.methods import METHODS
+from forgetless.report.contents import COMPARED
+from forgetless.report.summary import summarise
+from forgetless.runs.folder import RunFolder, complete, json_text, read_json, read_lines
+from forgetless.runs.search import run_folders
+from forgetless.score.metrics import metrics
+
+FORMAT = 1
+MEMBER = "entries.json"  # the one file of an archive
+LARGEST = 512 * 2**20  # bytes of it, unpacked
+FIGURES = ("average_accuracy", "learning_accuracy", "bwt", "forgetting", "fwt")
+"""Metrics that are one number."""
+REQUIRED = ("method", "tasks", "matrix")
+KNOWN = (*REQUIRED, "format", "stream", "model", "base", "majority", "test_rows", "seed", "paper", "settings", "cost")
+
+
+def read_entries(paths: Iterable[str | Path]) -> list[dict]:
+    """Entries of run folders, folders of them, archives (.zip) and matrices of other code (.json), in their order."""
+    found = [entry for path in map(Path, paths) for entry in _entries_of(path)]
+    if not found:
+        raise RunError("no runs: give run folders of `forgetless learn`, a folder that holds some, or an archive")
+    return found
+
+
+def _entries_of(path: Path) -> list[dict]:
+    if path.suffix == ".zip":
+        return read_archive(path)
+    if path.is_file():
+        return read_matrices(path)
+    return [entry_of(folder) for folder in run_folders(path)]
+
+
+# ------------------------------------------------------------------------------------------- run folders
+
+
+def entry_of(folder: Path) -> dict:
+    """The entry of a run folder, whose parts are checked against their hashes."""
+    told, summary = read_json(folder / "run.json"), summarise(folder)
+    kind = METHODS.get(told["method"]["name"])
+    lessons = [RunFolder(folder).task(i + 1, one["name"]) for i, one in enumerate(told["lessons"])]
+    done = [one for one in lessons if complete(one)]
+    final = {task["name"]: task["headline"] for task in told["tasks"]}
+    return {
+        "source": "run",
+        "name": folder.name,
+        "stream": told["stream"],
+        "status": told["status"],
+        "method": {
+            "name": told["method"]["name"],
+            "options": told["method"]["options"],
+            "paper": kind.paper if kind else "",
+            "bound": bool(kind and kind.bound),
+        },
+        "model": told["model"]["name"],
+        "base": told["base"]["weights"],
+        "precision": told["precision"],
+        "seed": told["config"]["seed"],
+        "score_on": told["config"]["score_on"],
+        "settings": {key: told["config"].get(key) for key in COMPARED if key not in ("seed", "score_on")},
+        "tasks": [
+            {"name": task["name"], "test": task["test"], "headline": task["headline"]}
+            | {"majority": task["majority"] and task["majority"]["share"]}
+            for task in told["tasks"]
+        ],
+        "test_rows": summary["test_rows"],
+        "learned": summary["learned"],
+        "matrix": summary["headline"]["matrix"],
+        "untouched": summary["headline"]["base"],
+        "intervals": summary["intervals"][-1] if summary["intervals"] else [],
+        "metrics": {key: summary["metrics"][key]["value"] for key in FIGURES},
+        "kl": next((one["kl"] for one in reversed(summary.get("forgetting", [])) if "kl" in one), None),
+        "rows": _rows(done[-1], final) if done else {},
+        "cost": _cost(told, summary, done),
+    }
+
+
+def _rows(folder: Path, headlines: dict[str, str]) -> dict[str, dict]:
+    """Each task's test rows at the end: their keys, which are hashes, and their scores."""
+    file, found = folder / "scores" / "predictions.jsonl", {name: ([], []) for name in headlines}  # type: ignore[var-annotated]
+    for record in read_lines(file) if file.exists() else []:
+        if record["view"] == "deployed":
+            keys, scores = found[record["task"]]
+            keys.append(record["key"])
+            scores.append(float(record[headlines[record["task"]]]["score"]))
+    return {name: {"keys": keys, "scores": scores} for name, (keys, scores) in found.items() if keys}
+
+
+def _cost(told: dict, summary: dict, lessons: list[Path]) -> dict:
+    """What the run cost and needs; None where it was not recorded."""
+    kind, name = METHODS.get(told["method"]["name"]), told["method"]["name"]
+    checks = {check["name"]: check["value"] for one in summary["acts"][-1:] for check in one["checks"]}
+    times = [read_json(folder / "times.json") for folder in lessons if (folder / "times.json").exists()]
+    logs = [record for steps in summary["losses"].values() for record in steps]
+    adapters = [folder / "adapter" for folder in (lessons if kind and kind.task_id else lessons[-1:])]
+    peaks = [one["peak_memory"] for one in times if one.get("peak_memory")]
+    return {
+        "rows_kept": checks.get("kept rows", 0),
+        "task_id": bool(kind and kind.task_id),
+        "label_set": any(task["headline"] == "likelihood" for task in told["tasks"]),
+        "trained": told["model"]["trainable"],
+        "deployed": sum(map(numbers_in, adapters)) or None,
+        "seconds": sum(one["seconds"] for one in times) if len(times) == len(lessons) else None,
+        "memory": max(peaks) if peaks else None,
+        "tokens": sum(record["tokens"] for record in logs) if logs else None,
+        "extra_compute": kind.extra_compute if kind else "not known",
+        "stock_peft": told["method"]["stock_peft"],
+        "method": name,
+    }
+
+
+def numbers_in(folder: Path) -> int:
+    """How many numbers an adapter's safetensors files hold, from their heads alone."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as raw:
+            [length] = struct.unpack("<Q", raw.read(8))
+            head = json.loads(raw.read(length))
+        total += sum(math.prod(one["shape"]) for key, one in head.items() if key != "__metadata__")
+    return total
+
+
+# ------------------------------------------------------------------------------------------- other code
+
+
+def read_matrices(file: Path) -> list[dict]:
+    """Entries of matrices that other code measured (docs/compare.md has the form)."""
+    if file.suffix != ".json":
+        raise DataError(f"{file}: give a run folder, an archive (.zip) or a matrix (.json)")
+    told = read_json(file)
+    return [_imported(one, f"{file}: run {number}", file.stem)
+            for number, one in enumerate(told if isinstance(told, list) else [told], start=1)]  # fmt: skip
+
+
+def _imported(told: object, place: str, name: str) -> dict:
+    if not isinstance(told, dict):
+        raise DataError(f"{place}: a run is an object with {', '.join(REQUIRED)}")
+    for key in REQUIRED:
+        if key not in told:
+            raise DataError(f"{place}: no {key!r}{nearest(key, told)}")
+    for key in told:
+        if key not in KNOWN:
+            raise DataError(f"{place}: unknown key {key!r}{nearest(key, KNOWN)}")
+    tasks = told["tasks"]
+    if not isinstance(tasks, list) or not tasks or len(set(map(str, tasks))) != len(tasks):
+        raise DataError(f"{place}: tasks must be a list of different names, in the order in which they were learnt")
+    many = len(tasks)
+    if not isinstance(told["matrix"], list) or len(told["matrix"]) not in (1, many):
+        raise DataError(f"{place}: the matrix needs a row after each of the {many} tasks, or one row for a joint run")
+    matrix = [_scores(row, many, f"{place}: matrix row {i}") for i, row in enumerate(told["matrix"], start=1)]
+    untouched, majority = (
+        _scores(told.get(key) or [None] * many, many, f"{place}: {key}") for key in ("base", "majority")
+    )
+    rows = told.get("test_rows") or [None] * many
+    if not isinstance(rows, list) or len(rows) != many:
+        raise DataError(f"{place}: test_rows must be {many} numbers, one a task")
+    padded = matrix if len(matrix) == many else [[None] * many] * (many - 1) + matrix
+    found = metrics(padded, untouched, None)
+    return {
+        "source": "imported",
+        "name": name,
+        "stream": str(told.get("stream", name)),
+        "status": "complete",
+        "method": {"name": str(told["method"]), "options": {}, "paper": str(told.get("paper", "")), "bound": False},
+        "model": str(told.get("model", "not told")),
+        "base": None,
+        "precision": None,
+        "seed": told.get("seed"),
+        "score_on": "test",
+        "settings": told.get("settings", {}),
+        "tasks": [
+            {"name": str(task), "test": n, "headline": "not known", "majority": share}
+            for task, n, share in zip(tasks, rows, majority, strict=True)
+        ],
+        "test_rows": {},
+        "learned": [str(task) for task in tasks] if len(matrix) == many else ["joint"],
+        "matrix": matrix,
+        "untouched": untouched,
+        "intervals": [None] * many,
+        "metrics": {key: found[key].value for key in FIGURES},
+        "kl": None,
+        "rows": {},
+        "cost": {key: None for key in ("rows_kept", "task_id", "label_set", "trained", "deployed", "seconds", "memory",
+                                       "tokens", "stock_peft")}
+        | {"extra_compute": "not told", "method": str(told["method"])} | told.get("cost", {}),
+    }  # fmt: skip
+
+
+def _scores(row: object, many: int, place: str) -> list[float | None]:
+    if not isinstance(row, list) or len(row) != many:
+        raise DataError(f"{place}: {many} scores are needed, one a task; null for one that was not measured")
+    for value in row:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if value is not None and not (number and 0 <= value <= 1):
+            raise DataError(f"{place}: {value!r} is no share from 0 to 1; divide percentages by 100")
+    return [None if value is None else float(value) for value in row]
+
+
+# ------------------------------------------------------------------------------------------- archives
+
+
+def write_archive(entries: list[dict], file: Path) -> None:
+    """One file from which the whole comparison is drawn again: no weights, no row texts."""
+    when = (1980, 1, 1, 0, 0, 0)  # the same entries, the same bytes
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        text = json_text({"format": FORMAT, "entries": entries})
+        archive.writestr(zipfile.ZipInfo(MEMBER, when), text, zipfile.ZIP_DEFLATED)
+
+
+def read_archive(file: Path) -> list[dict]:
+    """The entries of an archive. Nothing is unpacked to the disk; any other content is refused."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+            if names != [MEMBER]:
+                raise RunError(f"{file}: holds {names[:3]}, not {MEMBER} alone; `compare --archive` wrote no such file")
+            if archive.getinfo(MEMBER).file_size > LARGEST:
+                raise RunError(f"{file}: {MEMBER} has more than {LARGEST:,} bytes")
+            told = json.loads(archive.read(MEMBER))
+    except (OSError, zipfile.BadZipFile, json.JSONDecodeError) as error:
+        raise RunError(f"{file}: no archive that can be read ({error}); restore it from a copy") from error
+    if not isinstance(told, dict) or told.get("format") != FORMAT:
+        raise RunError(
+            f"{file}: format {told.get('format') if isinstance(told, dict) else '?'}, this version reads {FORMAT}"
+        )
+    return told["entries"]

@@ -1,0 +1,220 @@
+"""The points that laws are fitted to: what a run, a trainer's log or a table says of loss and forgetting.
+
+A point is one moment of one training run: tuned parameters (or the rank), steps so far, fine-tuning loss and
+forgetting, both in nats per token. One training gives as many points as it was measured at.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from forgetless.errors import DataError, RunError, nearest
+from forgetless.runs.folder import FORGETTING, RunFolder, complete, read_json, read_lines
+from forgetless.runs.search import RUN, folders_with
+
+STATE = "trainer_state.json"
+KL, LOSS = "forgetting/kl", "loss"  # as the callback logs them
+WINDOW = 10  # steps of which the training loss at a point is the mean
+REQUIRED = ("steps", "loss", "forgetting", "base")
+SIZES = ("parameters", "rank")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One moment of one training run."""
+
+    parameters: float | None  # tuned ones
+    rank: float | None
+    steps: float
+    loss: float
+    forgetting: float  # KL from the base, nats per token; or another measure, the same in a whole table
+    base: str
+    source: str  # where it was read, for messages
+    learning_rate: float | None = None
+    dataset: str = ""
+    method: str = ""
+    run: str = ""  # points of one training run have one name
+    text: str = ""  # on which forgetting was measured
+    targets: str = ""  # the layers that are tuned
+
+    def __post_init__(self) -> None:
+        for name in (*SIZES, "steps", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise DataError(f"{self.source}: {name} is {value:g}; it must be a number above 0")
+        for name in ("loss", "forgetting"):
+            if not math.isfinite(getattr(self, name)):
+                raise DataError(
+                    f"{self.source}: {name} is {getattr(self, name)}; leave the point out or measure it again"
+                )
+        if self.parameters is None and self.rank is None:
+            raise DataError(f"{self.source}: give `parameters` (how many are tuned) or `rank`")
+
+
+def read_points(paths: Iterable[str | Path]) -> list[Point]:
+    """Points of tables (.csv, .json, .jsonl), run folders, trainers' output folders, and folders of these."""
+    found = [point for path in map(Path, paths) for point in _points_of(path)]
+    if not found:
+        raise DataError(
+            "no points: give a table (.csv, .json), or folders of runs that measured forgetting "
+            "(docs/forecast.md says what a run must record)"
+        )
+    return found
+
+
+def _points_of(path: Path) -> Iterator[Point]:
+    if path.is_file():
+        yield from _from_table(path)
+        return
+    runs, states = folders_with(path, RUN), _trainers(path)
+    if not runs and not states:
+        raise RunError(f"{path}: holds no {RUN} of `forgetless learn` and no {STATE} of a trainer")
+    for folder in runs:
+        yield from from_run(folder)
+    for file in states:
+        yield from from_trainer(file)
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+def _from_table(file: Path) -> Iterator[Point]:
+    if file.suffix == ".csv":
+        with file.open(encoding="utf-8", newline="") as lines:
+            rows = [{key: value for key, value in row.items() if value != ""} for row in csv.DictReader(lines)]
+    elif file.suffix == ".jsonl":
+        rows = read_lines(file)
+    elif file.suffix == ".json":
+        told = read_json(file)
+        rows = told.get("points", []) if isinstance(told, dict) else told
+    else:
+        raise DataError(f"{file}: a table is a .csv, .json or .jsonl file")
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{file}: no rows; a table has a line a point, with columns {', '.join((*SIZES, *REQUIRED))}")
+    for number, row in enumerate(rows, start=1):
+        yield _from_row(row, f"{file}: row {number}")
+
+
+def _from_row(row: dict, source: str) -> Point:
+    told = dict(row)
+    for name, other in (("forgetting", "kl"), ("rank", "r")):
+        if name not in told and other in told:
+            told[name] = told[other]
+    if "forgetting" not in told and {"cross_entropy", "entropy"} <= told.keys():
+        # KL(p || q) = H(p, q) - H(p)
+        told["forgetting"] = _number(told, "cross_entropy", source) - _number(told, "entropy", source)
+    for name in REQUIRED:
+        if name not in told:
+            raise DataError(f"{source}: no {name!r}{nearest(name, row)}")
+    parameters, rank, rate = (
+        _number(told, name, source) if name in told else None for name in ("parameters", "rank", "learning_rate")
+    )
+    steps, loss, forgetting = (_number(told, name, source) for name in ("steps", "loss", "forgetting"))
+    dataset, method, text, targets = (str(told.get(name, "")) for name in ("dataset", "method", "text", "targets"))
+    run = str(told.get("run", f"{rank or parameters or 0:g}/{rate}/{told.get('seed', '')}"))
+    return Point(parameters, rank, steps, loss, forgetting, str(told["base"]), source, rate, dataset, method, run, text,
+                 targets)  # fmt: skip
+
+
+def _number(row: dict, name: str, source: str) -> float:
+    try:
+        return float(row[name])
+    except (TypeError, ValueError):
+        raise DataError(f"{source}: {name} is {row[name]!r}, not a number") from None
+
+
+# ------------------------------------------------------------------------------------------- folders
+
+
+def from_run(folder: Path) -> list[Point]:
+    """Points of a run of `learn`: its first lesson, which is what begins from the base.
+
+    Each step whose record in log.jsonl has `forgetting/kl`, and the lesson's end from forgetting.json.
+    """
+    run = RunFolder(folder)
+    told = read_json(run.config)
+    lesson = told["lessons"][0]["name"]
+    place = run.task(1, lesson)
+    if not complete(place):
+        raise RunError(f"{place}: this lesson is not finished; run the same `forgetless learn` again")
+    config, records = told["config"], read_lines(place / "log.jsonl")
+    losses = {record["step"]: record["loss"] for record in records}
+    measured = {record["step"]: record[KL] for record in records if KL in record}
+    text = ""
+    if complete(place / FORGETTING):
+        border = read_json(place / FORGETTING / f"{FORGETTING}.json")
+        if "per_token" in border:
+            measured.setdefault(records[-1]["step"], border["per_token"]["kl"])
+            text = border["text"]["sha256"]
+    if not measured:
+        raise RunError(f"{place}: forgetting was not measured; run `forgetless learn` without --forgetting_prompts 0")
+    common = Point(
+        parameters=float(told["model"]["trainable"]), rank=float(config["r"]), steps=1, loss=0, forgetting=0,
+        base=told["base"]["weights"], source=str(folder), learning_rate=float(config["learning_rate"]), dataset=lesson,
+        method=told["method"]["name"], run=str(folder), text=text, targets=str(config.get("target_modules", "")),
+    )  # fmt: skip
+    return list(_moments(common, losses, measured))
+
+
+def _trainers(path: Path) -> list[Path]:
+    """The newest state of each trainer's output folder: a checkpoint's log holds all the steps before it."""
+    newest: dict[Path, Path] = {}
+    for folder in folders_with(path, STATE):
+        home = folder.parent if folder.name.startswith("checkpoint-") else folder
+        number = int(folder.name.removeprefix("checkpoint-")) if home != folder else 0
+        if home not in newest or number > int(newest[home].parent.name.removeprefix("checkpoint-")):
+            newest[home] = folder / STATE
+    return list(newest.values())
+
+
+def from_trainer(file: Path) -> list[Point]:
+    """Points of a trainer with `ForgettingCallback`: each step at which it measured, from the trainer's own log.
+
+    The loss is the evaluation's at that step where there was one, else the mean of what was logged over the last steps.
+    """
+    log, adapter = read_json(file)["log_history"], file.parent / "adapter_config.json"
+    if not adapter.is_file():
+        raise RunError(f"{adapter}: not here, so neither the base nor the rank is known; give a table instead")
+    measured = {record["step"]: record[KL] for record in log if KL in record}
+    losses = {record["step"]: record[LOSS] for record in log if LOSS in record}
+    evaluated = {record["step"]: record["eval_loss"] for record in log if "eval_loss" in record}
+    if not measured or not (losses or evaluated):
+        raise RunError(f"{file}: no {KL} or no loss in its log; train with ForgettingCallback and a logging interval")
+    config = read_json(adapter)
+    rates = [record["learning_rate"] for record in log if "learning_rate" in record]
+    common = Point(
+        parameters=_tuned(file.parent / "adapter_model.safetensors"), rank=float(config["r"]), steps=1, loss=0,
+        forgetting=0, base=str(config["base_model_name_or_path"]), source=str(file), run=str(file.parent.parent),
+        learning_rate=max(rates, default=0.0) or None, targets=",".join(sorted(config.get("target_modules") or ())),
+    )  # fmt: skip
+    return list(_moments(common, losses, measured, evaluated))
+
+
+def _tuned(file: Path) -> float | None:
+    """How many numbers an adapter's file holds, from its head alone."""
+    if not file.is_file():
+        return None
+    with file.open("rb") as raw:
+        [length] = struct.unpack("<Q", raw.read(8))
+        head = json.loads(raw.read(length))
+    return float(sum(math.prod(one["shape"]) for name, one in head.items() if name != "__metadata__"))
+
+
+def _moments(
+    common: Point, losses: dict[int, float], measured: dict[int, float], evaluated: dict[int, float] | None = None
+) -> Iterator[Point]:
+    """A point for each step at which forgetting was measured and a loss is known."""
+    for step, kl in sorted(measured.items()):
+        near = [loss for at, loss in losses.items() if step - WINDOW < at <= step]
+        # a trainer that logs every 50 steps has one value that is their mean
+        near = near or [losses[at] for at in sorted(losses) if at <= step][-1:]
+        if evaluated and step in evaluated:
+            near = [evaluated[step]]
+        if near and step > 0:
+            yield replace(common, steps=float(step), loss=sum(near) / len(near), forgetting=kl)

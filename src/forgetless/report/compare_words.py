@@ -1,0 +1,191 @@
+"""What a comparison says, in sentences and tables, for every form of it."""
+
+from __future__ import annotations
+
+from forgetless.report.audit import Table
+from forgetless.report.words import clean, figure, number, p_value, percent, points, signed
+
+NAMES = {
+    "average_accuracy": "average accuracy",
+    "learning_accuracy": "score when just learnt",
+    "bwt": "backward transfer",
+    "forgetting": "forgetting",
+    "fwt": "forward transfer",
+    "kl": "KL from the base",
+}
+DIFFERENCES = ("bwt", "forgetting", "fwt")  # in points
+CAUTIONS = (
+    "An interval over seeds or orders says how runs differ, not how test rows do; one over rows says the reverse.",
+    "Fewer than three runs give values and no interval; a claim needs p < 0.05 after Holm's correction over all tests.",
+)
+
+
+def sentences(told: dict, record: dict) -> list[str]:
+    """What stands out in a set, and what was left out."""
+    names = ", ".join(clean(one["name"]) for one in told["tasks"])
+    many = sum(len(one["runs"]) for one in told["configurations"])
+    lines = [f"{many} runs of {len(told['configurations'])} configurations on {names}, from {clean(told['model'])}."]
+    shown = [one for one in told["tests"] if one["shown"]]
+    lines += [claim(one) for one in shown]
+    if told["tests"] and not shown:
+        lines.append("No difference between methods is shown by these runs.")
+    if not told["tests"]:
+        lines.append("No two methods have runs with the same seed and order of tasks, so none were tested.")
+    front = [clean(one["label"]) for one in told["configurations"] if one["front"]]
+    if front:
+        lines.append(f"By their means no other both learns more and keeps more than: {', '.join(front)}.")
+    if len(record["sets"]) > 1:
+        lines.append("Other runs have other tasks, test rows or bases: they are in tables of their own.")
+    if record["unfinished"]:
+        lines.append(f"Not finished, and left out: {', '.join(map(clean, record['unfinished']))}.")
+    return lines
+
+
+def claim(test: dict) -> str:
+    """A difference that is shown, in words."""
+    what = NAMES.get(test["of"], f"score on {clean(test['of'])}")
+    better = "higher" if test["change"] > 0 else "lower"
+    over = f"{test['n']} {'rows' if test['over'] == 'rows' else 'pairs of runs'}"
+    return (
+        f"{clean(test['after'])} has {points(test['change'])} {better} {what} than {clean(test['before'])} "
+        f"(over {over}, p {p_value(test['p_holm'])})."
+    )
+
+
+def tables(told: dict) -> list[Table]:
+    """Figures, scores of tasks, differences, orders, replay, cost."""
+    found = [_figures(told), _tasks(told), _tests(told), _orders(told), *_replay(told), _cost(told)]
+    return [table for table in found if table.rows]
+
+
+def value_of(key: str, value: float | None) -> str:
+    """A figure as people say it, short."""
+    if value is None:
+        return "–"
+    if key == "kl":
+        return f"{value:.4f}"
+    return signed(100 * value) if key in DIFFERENCES else number(100 * value)
+
+
+def with_interval(key: str, one: dict) -> str:
+    """`80 (75 to 84)`; a value alone where there is no interval."""
+    told = value_of(key, one["mean"])
+    if one["low"] is None:
+        return told
+    return f"{told} ({value_of(key, one['low'])} to {value_of(key, one['high'])})"
+
+
+def _figures(told: dict) -> Table:
+    rows = [
+        [_label(one), str(len(one["runs"])), one["varies"], *(with_interval(key, one["figures"][key]) for key in NAMES)]
+        for one in ranked(told)
+    ]
+    head = ["method", "runs", "interval over", *NAMES.values()]
+    return Table("Figures, % and points; KL in nats per token", head, rows, (CAUTIONS[1],))
+
+
+def ranked(told: dict) -> list[dict]:
+    """By average accuracy, bounds after all others."""
+
+    def place(one: dict) -> tuple:
+        mean = one["figures"]["average_accuracy"]["mean"]
+        return one["bound"], -1.0 if mean is None else -mean
+
+    return sorted(told["configurations"], key=place)
+
+
+def _label(one: dict) -> str:
+    return clean(one["label"]) + (" (bound)" if one["bound"] else "")
+
+
+def _tasks(told: dict) -> Table:
+    """Scores at the end, under what a model without learning reaches."""
+    rows = [
+        [name, *(value_of("score", task[key]) for task in told["tasks"])]
+        for name, key in (("majority answer", "majority"), ("untouched base", "untouched"))
+    ]
+    rows += [[_label(one), *(with_interval("score", task) for task in one["tasks"])] for one in ranked(told)]
+    return Table("Scores at the end, %", ["", *(clean(task["name"]) for task in told["tasks"])], rows)
+
+
+def _tests(told: dict) -> Table:
+    rows = [
+        [
+            f"{clean(one['after'])} – {clean(one['before'])}",
+            NAMES.get(one["of"], clean(one["of"])),
+            f"{one['n']} {one['over'] if one['over'] == 'rows' else 'pairs (' + one['over'] + ')'}",
+            with_interval("bwt", one | {"mean": one["change"]}),
+            p_value(one["p"]),
+            p_value(one["p_holm"]),
+            "shown" if one["shown"] else "not shown",
+        ]
+        for one in told["tests"]
+    ]
+    head = ["difference", "of", "over", "points", "p", "p (Holm)", ""]
+    note = (
+        "Pairs: paired t test. Rows right or wrong: exact McNemar test and Tango's interval; others: paired bootstrap."
+    )
+    return Table("Differences on the same seeds, orders and rows", head, rows, (note,))
+
+
+def _orders(told: dict) -> Table:
+    rows = []
+    for one in told["configurations"]:
+        known = [each["average_accuracy"] for each in one["by_order"] if each["average_accuracy"] is not None]
+        if len(known) > 1:
+            rows.append([_label(one), str(len(known)), value_of("score", min(known)), value_of("score", max(known)),
+                         number(100 * (max(known) - min(known)))])  # fmt: skip
+    head = ["method", "orders", "worst", "best", "range, points"]
+    return Table("Order of tasks: average accuracy, each order the mean of its runs", head, rows)
+
+
+def _replay(told: dict) -> list[Table]:
+    return [
+        Table(
+            f"How much old data? {clean(curve['method'])}: scores at the end, %",
+            ["kept of each task", "rows kept", "runs", "old tasks", "newest task"],
+            [
+                [percent(one["share"]), "–" if one["rows_kept"] is None else figure(one["rows_kept"]),
+                 str(len(one["old"]["values"])), with_interval("score", one["old"]), with_interval("score", one["new"])]
+                for one in curve["points"]
+            ],
+        )
+        for curve in told["replay"]
+    ]  # fmt: skip
+
+
+def _cost(told: dict) -> Table:
+    rows = []
+    for one in told["configurations"]:
+        cost = one["cost"]
+        rows.append([
+            _label(one), _amount(cost["rows_kept"]), _yes(cost["task_id"]), _yes(cost["label_set"]),
+            _amount(cost["trained"]), _amount(cost["deployed"]), _seconds(cost["seconds"]), _bytes(cost["memory"]),
+            "–" if cost["relative_compute"] is None else f"{cost['relative_compute']:.2f}×",
+            clean(cost["extra_compute"]), _yes(cost["stock_peft"]),
+        ])  # fmt: skip
+    head = ["method", "rows kept", "task id at test", "label set at test", "trained", "deployed",
+            "time", "peak memory", "tokens, relative", "extra compute", "stock PEFT"]  # fmt: skip
+    notes = (
+        "Trained at a time and deployed: numbers in adapters. Memory: the machine's peak, where it was recorded.",
+        "Tokens learnt from and replayed are relative to the naive sequence (or the least). – : not recorded.",
+    )
+    return Table("What it takes", head, rows, notes)
+
+
+def _amount(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def _yes(value: bool | None) -> str:
+    return "–" if value is None else "yes" if value else "no"
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{number(value)} s" if value < 120 else f"{number(value / 60)} min"
+
+
+def _bytes(value: float | None) -> str:
+    return "–" if value is None else f"{number(value / 2**30, 2)} GiB"

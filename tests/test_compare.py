@@ -1,0 +1,320 @@
+"""Comparisons: made-up runs in; groups, intervals, tests, figures, files and archives out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import statistics
+import zipfile
+
+import pytest
+from pages import Page, opened_in_browser, self_contained
+from run_folders import made_run
+
+from forgetless.cli import main
+from forgetless.comparing.comparison import compare, paired_t, spread, varies
+from forgetless.comparing.entries import read_archive, read_entries
+from forgetless.errors import DataError, ForgetlessError, RunError, UsageError
+from forgetless.methods import METHODS
+from forgetless.report.compare import compare_csv, compare_latex, compare_markdown, latex, write_compare
+from forgetless.report.compare_figures import figures
+from forgetless.report.figures import pdf, svg
+from forgetless.report.papers import PAPERS, bibtex
+
+ORDERS = (("a", "b", "c"), ("c", "a", "b"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three seeds of a sequence that forgets and of two shares of replay, one bound, one other order."""
+    root = tmp_path_factory.mktemp("sweep")
+    for seed in range(3):
+        made_run(root / f"seq-{seed}", seed=seed, falls=0.2 + 0.025 * seed)
+        for share, falls in ((10, 0.05), (50, 0.025)):
+            made_run(root / f"replay-{share}-{seed}", "replay", seed=seed, falls=falls, learnt=0.85 + 0.025 * seed,
+                     options={"memory": f"{share}%"}, kept_rows=share, tokens=200)  # fmt: skip
+    made_run(root / "joint", "joint", falls=0.0, learnt=0.95)
+    made_run(root / "order", seed=0, order=ORDERS[1], falls=0.3)
+    return root
+
+
+@pytest.fixture(scope="module")
+def archive(runs, tmp_path_factory):
+    """The same runs as one file, which is quicker to read."""
+    file = tmp_path_factory.mktemp("archive") / "all.zip"
+    compare([runs], file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def record(archive):
+    return compare([archive])
+
+
+def by_label(record: dict) -> dict[str, dict]:
+    return {one["label"]: one for one in record["sets"][0]["configurations"]}
+
+
+def test_runs_are_grouped_by_what_is_equal(record):
+    assert len(record["sets"]) == 1 and record["runs"] == 11
+    told = by_label(record)
+    assert set(told) == {"sequential", "replay [memory=10%]", "replay [memory=50%]", "joint"}
+    assert told["sequential"]["varies"] == "seeds and orders" and told["replay [memory=10%]"]["varies"] == "seeds"
+    assert told["joint"]["varies"] == "rows" and told["joint"]["bound"]
+
+
+def test_means_and_intervals_by_hand(record):
+    """Averages of 0.85 - 0.05 and so on; the t of two degrees of freedom is 4.3027."""
+    one = by_label(record)["replay [memory=10%]"]["figures"]["average_accuracy"]
+    assert one["values"] == pytest.approx([0.8, 0.825, 0.85])
+    assert (one["mean"], one["low"], one["high"]) == pytest.approx((0.825, 0.825 - 0.0621, 0.825 + 0.0621), abs=1e-4)
+    single = by_label(record)["joint"]["figures"]["average_accuracy"]
+    assert single["low"] < 0.95 <= single["high"], "over rows"
+    assert by_label(record)["joint"]["tasks"][0]["low"] is not None
+
+
+def test_two_runs_give_values_and_no_interval():
+    told = spread([0.5, 0.7])
+    assert told["mean"] == pytest.approx(0.6) and told["low"] is None
+    assert spread([0.5, None, 0.7, 0.9])["mean"] is None, "a missing value is not left out of a mean"
+    assert spread([0.5, 0.6, 0.7])["low"] is not None and spread([0.5, 0.5, 0.5])["low"] is None
+    assert spread([0.2, 0.9, 1.0], share=True)["high"] == 1.0 < spread([0.2, 0.9, 1.0])["high"]
+
+
+def test_tests_are_over_pairs_of_seeds(record):
+    told = record["sets"][0]["tests"]
+    assert not any("joint" in (one["before"], one["after"]) for one in told), "bounds are not ranked"
+    shares = [one for one in told if "10%" in one["before"] + one["after"] and "50%" in one["before"] + one["after"]]
+    assert {(one["of"], one["n"], one["over"]) for one in shares} == {
+        ("average_accuracy", 3, "seeds"),
+        ("bwt", 3, "seeds"),
+    }
+    for one in told:
+        assert one["p_holm"] >= one["p"] and one["shown"] == (one["p_holm"] < 0.05)
+    by_hand = [one for one in told if one["of"] == "bwt" and one in shares]
+    # changes of (0.1 + 0.05)/2 and (0.05 + 0.025)/2 in every seed, up to the rounding to whole rows
+    assert by_hand[0]["change"] == pytest.approx(0.0375, abs=0.02)
+
+
+def test_paired_t_by_hand():
+    """(1, 2, 3): t = 2 / (1/√3) = 3.464 with two degrees of freedom, p = 0.0742."""
+    assert paired_t([1.0, 2.0, 3.0]) == pytest.approx(0.0742, abs=1e-4)
+    assert paired_t([0.5] * 4) == 0.125 and paired_t([0.0, 0.0]) == 1.0, "equal differences: the sign test"
+
+
+def test_single_pairs_are_tested_on_rows(tmp_path):
+    made_run(tmp_path / "one", falls=0.3)
+    made_run(tmp_path / "two", "incremental", falls=0.0)
+    told = compare([tmp_path])["sets"][0]
+    first = next(one for one in told["tests"] if one["of"] == "a")
+    # 36 of 40 rows against 12 of 40: 24 rows, all one way; 2 / 2^24
+    assert (abs(first["change"]), first["n"], first["p"]) == pytest.approx((0.6, 40, 2**-23))
+    assert first["over"] == "rows" and first["shown"]
+
+
+def test_front_and_cost(record):
+    told = by_label(record)
+    assert not told["joint"]["front"] and told["replay [memory=50%]"]["front"]
+    assert told["replay [memory=10%]"]["cost"]["relative_compute"] == 2.0
+    cost = told["sequential"]["cost"]
+    assert (cost["seconds"], cost["deployed"], cost["trained"], cost["memory"]) == (30.0, 800, 800, None)
+    assert told["replay [memory=50%]"]["cost"]["rows_kept"] == 50 and cost["stock_peft"] and not cost["task_id"]
+
+
+def test_order_sensitivity(record):
+    told = by_label(record)["sequential"]["by_order"]
+    assert {tuple(one["order"]): one["runs"] for one in told} == {ORDERS[0]: 3, ORDERS[1]: 1}
+    assert told[1]["average_accuracy"] > told[0]["average_accuracy"], "the other order's run forgets more"
+    assert by_label(record)["joint"]["by_order"] == []
+    assert varies([{"seed": 0, "tasks": []}] * 2).startswith("repeats")
+
+
+def test_how_much_old_data(record):
+    [curve] = record["sets"][0]["replay"]
+    assert [one["share"] for one in curve["points"]] == [0.0, 0.1, 0.5]
+    assert [one["rows_kept"] for one in curve["points"]] == [0, 10, 50]
+    old = [one["old"]["mean"] for one in curve["points"]]
+    assert old == sorted(old)
+    # of the two old tasks at 10 %, in the three seeds: learnt - 0.1 and learnt - 0.05
+    assert curve["points"][1]["old"]["mean"] == pytest.approx(statistics.fmean([0.875 - 0.1, 0.875 - 0.05]), abs=0.005)
+
+
+def test_runs_on_other_rows_and_bases_stand_apart(tmp_path):
+    made_run(tmp_path / "one")
+    made_run(tmp_path / "two", rows=60)
+    made_run(tmp_path / "three", base="cd" * 16)
+    made_run(tmp_path / "four", status="running")
+    told = compare([tmp_path])
+    assert len(told["sets"]) == 3 and told["unfinished"] == ["four"]
+    with pytest.raises(UsageError, match="no finished run"):
+        compare([tmp_path / "four"])
+
+
+def test_damage_is_seen(tmp_path):
+    made_run(tmp_path / "one")
+    (tmp_path / "one" / "tasks" / "01-a" / "scores" / "predictions.jsonl").write_text("")
+    with pytest.raises(RunError, match=r"predictions\.jsonl: has changed"):
+        compare([tmp_path])
+
+
+# ------------------------------------------------------------------------------------------- other code
+
+
+MATRIX = {"method": "theirs", "tasks": ["a", "b", "c"], "matrix": [[0.9, 0.4, 0.4], [0.8, 0.9, 0.4], [0.7, 0.8, 0.9]],
+          "base": [0.4, 0.4, 0.4], "seed": 3, "paper": "2402.18865"}  # fmt: skip
+
+
+def test_matrices_of_other_code_join_and_are_marked(archive, tmp_path):
+    file = tmp_path / "theirs.json"
+    file.write_text(json.dumps([MATRIX, MATRIX | {"seed": 4, "matrix": [[0.8, 0.8, 0.8]], "method": "their joint"}]))
+    told = compare([archive, file])
+    assert len(told["sets"]) == 1
+    found = by_label(told)
+    assert found["theirs (imported)"]["figures"]["bwt"]["mean"] == pytest.approx(-0.15)
+    assert found["their joint (imported)"]["figures"]["bwt"]["mean"] is None
+    assert not any("imported" in one["before"] + one["after"] for one in told["sets"][0]["tests"])
+    assert "imported" in compare_markdown(told)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"matrix": [[0.9, 0.4]]}, "row 1: 3 scores are needed"),
+        ({"matrix": [[90, 40, 40]]}, "90 is no share from 0 to 1; divide percentages by 100"),
+        ({"matrix": [[0.1] * 3] * 2}, "a row after each of the 3 tasks"),
+        ({"tasks": ["a", "a", "b"]}, "different names"),
+        ({"test_rows": [10]}, "test_rows must be 3 numbers"),
+        ({"methd": "x"}, "unknown key 'methd'; did you mean 'method'?"),
+    ],
+)
+def test_matrices_that_do_not_fit(tmp_path, change, message):
+    (tmp_path / "theirs.json").write_text(json.dumps(MATRIX | change))
+    with pytest.raises(DataError) as error:
+        read_entries([tmp_path / "theirs.json"])
+    assert message in str(error.value) and "theirs.json: run 1" in str(error.value)
+
+
+def test_what_is_no_run(tmp_path):
+    (tmp_path / "x.json").write_text("[3]")
+    (tmp_path / "missing.json").write_text(json.dumps({"method": "x", "tasks": ["a"]}))
+    (tmp_path / "x.txt").write_text("")
+    for name, message in {
+        "x.json": "a run is an object", "missing.json": "no 'matrix'", "x.txt": "give a run folder",
+        "nothing": "no such", "": "no runs",
+    }.items():  # fmt: skip
+        with pytest.raises(ForgetlessError, match=message):
+            read_entries([tmp_path / "empty" if name == "" and not (tmp_path / "empty").mkdir() else tmp_path / name])
+
+
+# ------------------------------------------------------------------------------------------- archives
+
+
+def test_an_archive_draws_the_same(runs, archive, record, tmp_path):
+    assert compare([runs]) == record
+    again = tmp_path / "again.zip"
+    compare([archive], again)
+    assert again.read_bytes() == archive.read_bytes()
+    text = json.dumps(read_archive(again))
+    assert "gold" not in text and '"answer"' not in text
+
+
+def test_strange_archives_are_refused(tmp_path):
+    for name, members in {
+        "out": ["../entries.json"],
+        "more": ["entries.json", "x"],
+        "format": ["entries.json"],
+    }.items():
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            for member in members:
+                archive.writestr(member, '{"format": 99}')
+    (tmp_path / "broken.zip").write_bytes(b"PK")
+    for name, message in {"out": "not entries.json alone", "more": "not entries.json alone", "format": "format 99",
+                          "broken": "no archive that can be read"}.items():  # fmt: skip
+        with pytest.raises(RunError, match=message):
+            read_entries([tmp_path / f"{name}.zip"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.zip", "format.zip", "more.zip", "out.zip"]
+    with pytest.raises(UsageError, match=r"end in \.zip"):
+        compare([made_run(tmp_path / "one")], tmp_path / "x.tar")
+
+
+# ------------------------------------------------------------------------------------------- forms
+
+
+def test_every_form(record, tmp_path):
+    names = write_compare(record, tmp_path)
+    assert sorted(names) == sorted(path.name for path in tmp_path.iterdir())
+    text = (tmp_path / "compare.html").read_text()
+    page = Page(text)
+    self_contained(page, text)
+    assert "majority answer" in page.text and "untouched base" in page.text and "How much old data?" in page.text
+    for words in ("<script", "None", "nan"):
+        assert words not in (tmp_path / "compare.md").read_text()
+    assert json.loads((tmp_path / "compare.json").read_text()) == record
+    assert "pareto-1.pdf" in names and "replay-1-replay.svg" in names
+
+
+def test_names_that_are_markup(tmp_path):
+    bad = "<script>alert(1)</script>"
+    told = MATRIX | {"method": bad, "tasks": [bad, "b_%", "c"], "model": bad, "stream": bad}
+    (tmp_path / "bad.json").write_text(json.dumps([told, told | {"method": "other"}]))
+    record = compare([tmp_path / "bad.json"])
+    write_compare(record, tmp_path / "out")
+    for name in ("compare.html", "compare.md", "pareto-1.svg"):
+        assert "<script" not in (tmp_path / "out" / name).read_text(), name
+    assert r"b\_\%" in compare_latex(record)
+
+
+def test_csv_has_every_value(record):
+    rows = list(csv.DictReader(io.StringIO(compare_csv(record))))
+    values = {(row["configuration"], row["seed"]): row["value"] for row in rows
+              if row["figure"] == "average_accuracy" and row["order"] == "a > b > c"}  # fmt: skip
+    assert len(values) == 10 and float(values["replay [memory=10%]", "0"]) == pytest.approx(0.8)
+    assert {row["figure"] for row in rows} >= {"kl", "bwt", "score at the end: a"}
+
+
+def test_latex(record):
+    text = compare_latex(record)
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\toprule")
+    assert not re.search(r"(?<!\\)[%_#]", text.partition("\n")[2])
+    assert latex("a_b & 5 %") == r"a\_b \& 5 \%"
+
+
+def test_bibtex_knows_every_methods_paper():
+    numbers = {method.paper for method in METHODS.values() if method.paper}
+    text = bibtex(sorted(numbers))
+    assert text.count("@misc{") == len(numbers)
+    assert "eprint = {2402.18865}" in text and "Ren, Weijieying" in text
+    assert bibtex(["1234.56789"]).count("title") == 0
+    assert all(year >= 2016 and title and authors for title, authors, year in PAPERS.values())
+
+
+def test_figures_as_files(record):
+    for name, drawing in figures(record["sets"][0], 1):
+        text, raw = svg(drawing), pdf(drawing)
+        Page(text)
+        assert "var(" not in text and "xmlns" in text, name
+        assert raw.startswith(b"%PDF-1.4") and raw.endswith(b"%%EOF\n")
+        start = int(raw.rsplit(b"startxref\n", 1)[1].split()[0])
+        assert raw[start : start + 4] == b"xref"
+        for number, line in enumerate(raw[start:].split(b"\n")[3:8], start=1):  # each object where the table says
+            assert raw[int(line[:10]) :].startswith(b"%d 0 obj" % number)
+        assert pdf(drawing) == raw
+
+
+def test_command_line(archive, tmp_path, capsys):
+    assert main(["compare", str(archive), "--output_dir", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "average accuracy" in said and "compare.html" in said
+    for form in ("csv", "json", "latex", "markdown"):
+        assert main(["compare", str(archive), f"--{form}"]) == 0
+        assert capsys.readouterr().out
+    assert main(["compare", str(tmp_path / "none")]) == 1
+
+
+@pytest.mark.slow
+def test_page_in_a_browser(record, tmp_path):
+    write_compare(record, tmp_path)
+    page = opened_in_browser(tmp_path / "compare.html", tmp_path)
+    assert "Learning against forgetting" in page.text

@@ -1,0 +1,428 @@
+"""Laws of forgetting: the published constants, fits to made-up points, refusals, forecasts and their inverse."""
+
+from __future__ import annotations
+
+import csv
+import json
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forgetless.cli import main
+from forgetless.errors import DataError, UsageError
+from forgetless.forecasting import fitting
+from forgetless.forecasting.asking import ask
+from forgetless.forecasting.fitting import (
+    Fit,
+    Grid,
+    bootstrap,
+    curves,
+    descend,
+    enlarged,
+    fit,
+    half_width,
+    held_out,
+    jacobian,
+    r_squared,
+)
+from forgetless.forecasting.forecast import _last_within, fit_laws, linear_law, read_law, write_laws
+from forgetless.forecasting.laws import LAWS, linear, published_form, shifted_power
+from forgetless.forecasting.points import read_points
+from forgetless.runs.folder import RunFolder, write_json, write_lines
+
+PER_RANK = 2_498_560  # Llama-2-7B, all linear layers
+PUBLISHED = {
+    "OpenOrca": {
+        "loss": {"a": 0.0007e7, "b": 72.9186, "alpha": 0.0424, "beta": 0.1219, "c": 0.0020, "rho": 7.6885, "s": 0.6126},
+        "forgetting": {"a": 0.0388e7, "b": 23.6418, "alpha": 0.0351, "beta": 0.1468, "rho": 7.6885},
+        "linear": {"c": 1.7334, "s": 2.0481},
+    },
+    "News": {
+        "loss": {"a": 0.0022e7, "b": 54.8678, "alpha": 0.0383, "beta": 0.1161, "c": 0.0028, "rho": 7.5996, "s": 1.9253},
+        "forgetting": {"a": 0.0011e7, "b": 97.8466, "alpha": 0.0458, "beta": 0.1044, "rho": 7.5996},
+        "linear": {"c": 1.0615, "s": 3.1285},
+    },
+}  # fmt: skip
+CENTRE = (PER_RANK * 45.0, 140.0)
+TRUTH = np.array([0.115, 0.49, -2.5, 0.6, 0.134, 0.59, -2.1, 0.95])  # of a product law
+RANKS, STEPS = np.array([8, 16, 32, 64, 128, 256]), np.arange(50, 261, 42)
+
+
+def published_forgetting(told: dict, P: float, N: float) -> float:
+    """s_{f,ft} - c_{f,ft} {c_ft [(a_f/P)^α_f + (b_f/N)^β_f]^ρ + s_ft}."""
+    inner = shifted_power(P, N, c=told["loss"]["c"], s=told["loss"]["s"], **told["forgetting"])
+    return float(linear(inner, **told["linear"]))
+
+
+@pytest.mark.parametrize(
+    ("data", "rank", "steps", "loss", "forgetting", "from_loss"),
+    [
+        ("OpenOrca", 8, 50, 0.7675, 0.7107, 0.7177),
+        ("OpenOrca", 8, 260, 0.6768, 0.8728, 0.8750),
+        ("OpenOrca", 64, 260, 0.6601, 0.9026, 0.9039),
+        ("OpenOrca", 256, 260, 0.6518, 0.9176, 0.9183),
+        ("News", 8, 260, 2.0274, 0.9728, 0.9764),
+        ("News", 256, 260, 1.9893, 1.0173, 1.0169),
+    ],
+)
+def test_published_constants_give_the_published_curves(data, rank, steps, loss, forgetting, from_loss):
+    told = PUBLISHED[data]
+    L_ft = float(shifted_power(PER_RANK * rank, steps, **told["loss"]))
+    assert round(L_ft, 4) == loss
+    assert round(published_forgetting(told, PER_RANK * rank, steps), 4) == forgetting
+    assert round(float(linear(L_ft, **told["linear"])), 4) == from_loss
+
+
+def points(law: str = "product", theta: np.ndarray = TRUTH, seeds: int = 2, sd_run: float = 0.002, sd: float = 0.002,
+           seed: int = 0) -> Grid:  # fmt: skip
+    """Points of made-up runs: the law, a run's own offset, and noise."""
+    rng, ranks = np.random.default_rng(seed), np.repeat(RANKS, seeds)
+    P, N = (one.ravel().astype(float) for one in np.meshgrid(PER_RANK * ranks, STEPS, indexing="ij"))
+    run = np.repeat(np.arange(len(ranks)), len(STEPS))
+    off = rng.normal(0, sd_run, (2, len(ranks)))[:, run] + rng.normal(0, sd, (2, len(P)))
+    return Grid(P, N, *(curves(LAWS[law], theta, CENTRE, P, N) + off), run)
+
+
+def as_table(grid: Grid, file, **more) -> str:
+    with file.open("w", newline="") as out:
+        lines = csv.writer(out)
+        lines.writerow(["rank", "parameters", "steps", "loss", "kl", "base", "run", *more])
+        for P, N, loss, kl, run in zip(*(getattr(grid, name).tolist() for name in Grid.__annotations__), strict=True):
+            lines.writerow([P / PER_RANK, P, N, loss, kl, "base", run, *more.values()])
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def law_file(tmp_path_factory):
+    folder, quick = tmp_path_factory.mktemp("law"), pytest.MonkeyPatch()
+    quick.setattr(fitting, "LAWS", {name: LAWS[name] for name in ("constant", "log-linear", "product")})
+    record = fit_laws([as_table(points(), folder / "points.csv")], draws=60, starts=4)
+    quick.undo()
+    write_laws(record, folder / "law.json")
+    return folder / "law.json"
+
+
+# ------------------------------------------------------------------------------------------- laws and fits
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from(["product", "additive", "tied", "shifted"]), st.floats(0.01, 0.5), st.floats(0.01, 0.5),
+    st.floats(-1.5, 1.5), st.floats(-0.6, 2.3), st.floats(7, 9), st.floats(1.5, 3),
+)  # fmt: skip
+def test_loss_falls_and_forgetting_grows_in_both(name, e_P, e_N, logit_w, log_rho, P, N):
+    law = LAWS[name]
+    told = {"e_P": e_P, "e_N": e_N, "logit_w": logit_w, "log_rho": log_rho, "log_c": -1.0, "s": 0.5}
+    theta = np.array([told[one.removesuffix("_ft").removesuffix("_f")] for one in law.names])
+    values = curves(law, theta, CENTRE, 10.0 ** np.array([P, P + 0.5, P]), 10.0 ** np.array([N, N, N + 0.5]))
+    assert (values[0, 1:] < values[0, 0]).all() and (values[1, 1:] > values[1, 0]).all()
+    if name in ("tied", "shifted"):
+        form = published_form(law.constants(theta, 0), *CENTRE)
+        if form["a"] and form["b"]:
+            assert shifted_power(10.0**P, 10.0**N, **form) == pytest.approx(values[0, 0], rel=1e-6)
+    if name == "tied":  # one curve is a straight line of the other
+        assert values[0].sum(axis=0) + values[1].sum(axis=0) == pytest.approx(3.0)
+
+
+def test_the_product_law_is_what_the_shifted_one_becomes():
+    """At the largest ρ, at places far apart."""
+    P, N = np.array([1e7, 1e8, 1e9]), np.array([20.0, 200.0, 2000.0])
+    product = {"e_P": 0.1, "e_N": 0.4, "log_c": 0.0, "s": 0.0}
+    law = LAWS["tied"]
+    told = {"e_P": 0.1, "e_N": 0.4, "logit_w": 0.0, "log_rho": np.log(1e6), "log_c": 0.0, "s": 0.0}
+    theta = np.array([told[one.removesuffix("_ft").removesuffix("_f")] for one in law.names])
+    other = LAWS["product"]
+    flat = np.array([product[one.removesuffix("_ft").removesuffix("_f")] for one in other.names])
+    assert curves(law, theta, CENTRE, P, N) == pytest.approx(curves(other, flat, CENTRE, P, N), rel=1e-4)
+
+
+def test_exact_points_give_back_the_constants():
+    grid = points(sd_run=0, sd=0, seeds=1)
+    found = fit(LAWS["product"], grid, starts=6, centre=CENTRE)
+    assert found.theta == pytest.approx(TRUTH, abs=1e-4) and found.refused is None
+    wild = grid.forgetting.copy()
+    wild[7] += 1.0  # one wild point does not move it
+    robust = fit(LAWS["product"], Grid(grid.parameters, grid.steps, grid.loss, wild, grid.run), starts=6, centre=CENTRE)
+    assert robust(grid.parameters, grid.steps) == pytest.approx(grid.measured, abs=3e-3)
+
+
+def test_exact_points_of_a_shifted_law_are_told_from_simpler_ones():
+    theta = np.array([np.log(2.0), 0.3, 0.5, 0.4, -1.0, 0.6, 0.25, 0.6, -0.3, -1.2, 0.9])
+    grid = points("shifted", theta, sd_run=0, sd=1e-7, seeds=1)
+    found = fit(LAWS["shifted"], grid, starts=12, centre=CENTRE)
+    assert found.refused is None
+    assert found(grid.parameters, grid.steps) == pytest.approx(grid.measured, abs=1e-5)
+    held = held_out(LAWS["shifted"], grid, found)
+    assert held["steps"] and max(held["steps"]) < 1e-3
+
+
+def test_jacobian_is_the_slope():
+    """Against a straight line's, by hand: L_ft = s - k_P p - k_N q."""
+    grid = points(seeds=1)
+    theta = np.array([0.1, 0.2, 1.0, 0.3, 0.4, 2.0])
+    J = jacobian(LAWS["log-linear"], theta, grid, CENTRE)
+    p, q = np.log(grid.parameters / CENTRE[0]), np.log(grid.steps / CENTRE[1])
+    nothing, one = np.zeros_like(p), np.ones_like(p)
+    by_hand = np.stack([-p, -q, one, nothing, nothing, nothing]), np.stack([nothing, nothing, nothing, p, q, one])
+    np.testing.assert_allclose(np.moveaxis(J, -1, 1), by_hand, atol=1e-6)
+
+
+def test_enlarged_residuals_are_what_leaving_a_run_out_misses_by():
+    """The slow twin: fit a straight line without each run in turn."""
+    rng = np.random.default_rng(0)
+    x, run = rng.normal(size=12), np.repeat(np.arange(4), 3)
+    J, y = np.stack([x, np.ones(12)], axis=-1), rng.normal(size=12)
+    rest = y - J @ np.linalg.lstsq(J, y, rcond=None)[0]
+    missed = np.empty(12)
+    for one in range(4):
+        kept = run != one
+        missed[~kept] = y[~kept] - J[~kept] @ np.linalg.lstsq(J[kept], y[kept], rcond=None)[0]
+    assert enlarged(J[None], rest[None], run)[0] == pytest.approx(missed)
+
+
+def test_a_straight_line_by_hand():
+    """(1, 5), (2, 3), (3, 1): 7 - 2 x, R² = 1."""
+    loss = np.array([1.0, 2, 3])
+    told = linear_law(Grid(loss, loss, loss, 7 - 2 * loss, np.arange(3)), 0.95, 0)
+    assert (told["c"], told["s"], told["r_squared"]) == pytest.approx((2, 7, 1))
+    assert told["c_interval"] is None, "three runs give none"
+    assert r_squared(np.array([0.0, 1, 2]), np.array([0.0, 1, 1])) == pytest.approx(0.5)
+
+
+def test_half_width_by_hand():
+    """t with four degrees of freedom is 2.776 two-sided and 2.132 one-sided; the draws 0 and 2 have sd 1."""
+    drawn = np.array([[0.0], [2.0]])
+    assert half_width(drawn, 5, 0.95) == pytest.approx([2.7764], abs=1e-3)
+    assert half_width(drawn, 5, 0.95, sides=1) == pytest.approx([2.1318], abs=1e-3)
+    assert half_width(drawn, 4, 0.95) is None
+
+
+def test_intervals_hold_the_truth():
+    """A short form of benchmarks/forecast_coverage.py: 20 tables of straight lines, of which 19 hits are due."""
+    hits = 0
+    theta = np.array([0.01, 0.04, 0.7, 0.016, 0.076, 0.85])
+    law = LAWS["log-linear"]
+    truth = curves(law, theta, CENTRE, PER_RANK * 32.0, 140.0)[1, 0]
+    for number in range(20):
+        grid = points("log-linear", theta, seeds=1, seed=number)
+        found = fit(law, grid, starts=1)
+        drawn = bootstrap(found, grid, draws=40, seed=number)
+        half = half_width(curves(law, drawn.theta, found.centre, PER_RANK * 32.0, 140.0)[:, 1, 0], drawn.runs, 0.95)
+        hits += abs(found(PER_RANK * 32.0, 140.0)[1, 0] - truth) <= half
+    assert hits >= 16
+
+
+def test_descending_never_climbs():
+    grid, law = points(), LAWS["product"]
+    begin = np.array([TRUTH * factor for factor in (0.5, 0.9, 1.3)])
+    scale = grid.measured.std(axis=1)
+    costs = [descend(law, begin, grid.measured, grid, CENTRE, scale, rounds)[1] for rounds in (0, 3, 12)]
+    assert (costs[1] <= costs[0]).all() and (costs[2] <= costs[1]).all() and costs[2].max() < 0.1 * costs[0].max()
+
+
+# ------------------------------------------------------------------------------------------- what is refused
+
+
+def test_too_few_ranks_and_steps():
+    grid = points()
+    two = grid.only(np.isin(grid.parameters, PER_RANK * RANKS[:2]))
+    assert "at least 3 distinct numbers of parameters (ranks), the points have 2" in fit(LAWS["shifted"], two).refused
+    short = grid.only(grid.steps < STEPS[3])
+    assert "at least 4 distinct numbers of steps, the points have 3" in fit(LAWS["product"], short, starts=2).refused
+    few = grid.only(np.arange(len(grid.steps)) < 5)
+    assert "log-linear" in LAWS and fit(LAWS["log-linear"], few, starts=1).refused
+
+
+def test_a_degenerate_jacobian_is_refused():
+    """Rank and steps grow together, so that neither's part is known."""
+    diagonal = np.arange(1, 9.0)
+    grid = Grid(PER_RANK * diagonal, 50 * diagonal, 3 - 0.1 * diagonal, 0.1 * diagonal, np.arange(8))
+    assert "degenerate" in fit(LAWS["log-linear"], grid, starts=1).refused
+
+
+def test_points_of_a_product_do_not_identify_rho():
+    """A shifted law fits them as well as one likes, at any large ρ."""
+    found = fit(LAWS["tied"], points(sd_run=0, sd=0), starts=8)
+    assert found.refused and ("edge" in found.refused or "degenerate" in found.refused)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": "-5"}, "row 3: steps is -5; it must be a number above 0"),
+        ({"parameters": "0"}, "parameters is 0"),
+        ({"loss": "nan"}, "loss is nan"),
+        ({"kl": "much"}, "forgetting is 'much', not a number"),
+        ({"base": "other"}, "mixed bases in one table"),
+        ({"text": "other"}, "mixed texts"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, change, message):
+    file = tmp_path / "points.csv"
+    as_table(points(seeds=1), file, text="one")
+    lines = list(csv.DictReader(file.open()))
+    lines[2] |= change
+    with file.open("w", newline="") as out:
+        writer = csv.DictWriter(out, lines[0].keys())
+        writer.writeheader()
+        writer.writerows(lines)
+    with pytest.raises(DataError) as error:
+        fit_laws([file])
+    assert message in str(error.value) and str(file) in str(error.value)
+
+
+def test_tables_that_are_no_points(tmp_path):
+    (tmp_path / "empty.json").write_text("[]")
+    (tmp_path / "short.json").write_text(json.dumps([{"rank": 8, "steps": 50, "losses": 1, "kl": 0.1, "base": "b"}]))
+    same = {"rank": 8, "steps": 50, "loss": 1.0, "kl": 0.1, "base": "b"}
+    (tmp_path / "same.json").write_text(json.dumps([same | {"steps": 50 + i} for i in range(5)]))
+    (tmp_path / "few.json").write_text(json.dumps([same]))
+    (tmp_path / "double.json").write_text(json.dumps([same | {"loss": i, "kl": i} for i in range(5)]))
+    for name, message in {
+        "empty.json": "no rows",
+        "short.json": "no 'loss'; did you mean 'losses'?",
+        "same.json": "loss is 1 at every point",
+        "few.json": "1 points are too few",
+        "double.json": "two points of one run",
+        "points.txt": "a table is a .csv",
+    }.items():
+        if name == "points.txt":
+            (tmp_path / name).write_text("")
+        with pytest.raises(DataError, match=message.replace("?", r"\?").replace("(", r"\(")):
+            fit_laws([tmp_path / name])
+
+
+# ------------------------------------------------------------------------------------------- forecasts
+
+
+def test_the_laws_of_a_table(law_file):
+    record = json.loads(law_file.read_text())
+    [group] = record["laws"]
+    assert record["parameters_per_rank"] == PER_RANK and record["size"] == "parameters"
+    assert group["chosen"] == "product" and group["runs"] == 12
+    told = {one["law"]: one for one in group["fits"]}
+    assert told["constant"]["aicc"] > told["log-linear"]["aicc"] > told["product"]["aicc"]
+    assert told["product"]["held_out"]["ranks"][1] < told["log-linear"]["held_out"]["ranks"][1]
+    assert group["linear"]["r_squared"] > 0.9 and group["linear"]["c_interval"][0] < group["linear"]["c"]
+    at = (PER_RANK * 32.0, 140.0)
+    found = read_law(law_file)(*at, 0.95)
+    truth = curves(LAWS["product"], TRUTH, CENTRE, *at)[1, 0]
+    assert found.value == pytest.approx(truth, abs=0.005) and not found.beyond
+    assert found.run[0] < found.mean[0] < found.value < found.mean[1] < found.run[1]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 512), st.floats(0.5, 0.99), st.floats(0.6, 1.2))
+def test_the_inverse_is_the_inverse(law_file, rank, confidence, max_kl):
+    """One step more than the most is over the budget; more confidence never allows more."""
+    law = read_law(law_file)
+    size = law.size_of(rank)
+    most = law.most_steps(max_kl, size, confidence)
+    if most is None:
+        assert law.upper(size, np.array([1.0]), confidence)[0] > max_kl
+    elif most < 10**7:
+        bounds = law.upper(size, np.array([float(most), most + 1.0]), confidence)
+        assert bounds[0] <= max_kl < bounds[1]
+        assert (law.most_steps(max_kl, size, min(confidence + 0.005, 0.995)) or 0) <= most
+        assert (law.most_steps(max_kl, 2 * size, confidence) or 0) <= most or bounds[0] <= max_kl
+
+
+def test_asking(law_file):
+    told = ask(law_file, rank=64, steps=5000)
+    assert told["beyond"] == ["steps 5,000 is outside of the measured 50 to 260"]
+    within = ask(law_file, rank=64, steps=200)
+    assert within["beyond"] == [] and within["forgetting"]["value"] < told["forgetting"]["value"]
+    most = ask(law_file, rank=64, max_kl=0.86)
+    assert most["of"] == "steps" and 50 < most["most"] < 260
+    rank = ask(law_file, steps=most["most"], max_kl=0.86)
+    assert rank["of"] == "rank" and rank["most"] == pytest.approx(64, abs=3)
+    assert _last_within(lambda x: x, 0.5, 100) is None
+    assert _last_within(lambda x: x, 37.5, 100) == 37 and _last_within(lambda x: x, 500, 100) == 100
+    for wrong, message in (
+        ({"rank": -1, "steps": 5}, "rank must be above 0"),
+        ({"rank": 8, "steps": -5}, "steps must be above 0"),
+        ({"rank": 8}, "needs --rank"),
+        ({"max_kl": 0.1}, "needs a rank"),
+        ({"rank": 8, "parameters": 8, "steps": 5}, "not both"),
+        ({"rank": 8, "steps": 5, "dataset": "x"}, "0 laws fit"),
+        ({"rank": 8, "steps": 5, "confidence": 2}, "confidence"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            ask(law_file, **wrong)
+
+
+def test_command_line(law_file, capsys):
+    assert main(["forecast", str(law_file), "--rank", "64", "--steps", "5000"]) == 0
+    said = capsys.readouterr().out
+    assert "interval of a new run" in said and "of the mean" in said and "extrapolation: steps 5,000" in said
+    assert main(["forecast", str(law_file), "--rank", "64", "--max-kl", "0.9", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["of"] == "steps"
+    assert main(["forecast", str(law_file), "--rank", "64", "--max-kl", "0.9"]) == 0
+    assert "with 95 % confidence a new run then forgets no more than 0.9" in capsys.readouterr().out
+    assert main(["forecast", "nothing.json", "--rank", "8", "--steps", "5"]) == 1
+
+
+def test_fit_by_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(fitting, "LAWS", {name: LAWS[name] for name in ("constant", "log-linear")})
+    table = as_table(points(seeds=1), tmp_path / "points.csv")
+    assert main(["forecast", "fit", table, "--output", str(tmp_path / "out" / "law.json"), "--law", "log-linear"]) == 0
+    said = capsys.readouterr().out
+    assert "Linear relation" in said and "AICc" in said
+    assert "held-out" in (tmp_path / "out" / "law.md").read_text()
+    assert read_law(tmp_path / "out" / "law.json").law.name == "log-linear"
+    assert main(["forecast", "fit", table, "--law", "loglinear"]) == 1
+
+
+# ------------------------------------------------------------------------------------------- folders
+
+
+def run_folder(root, rank: int, steps: int = 30, every: int = 0) -> None:
+    """A run of one lesson: step losses 2, 1.9, ...; KL 0.01 a step at its end and, with `every`, within."""
+    run = RunFolder(root)
+    root.mkdir(parents=True)
+    write_json(run.config, {
+        "lessons": [{"name": "a", "last_task": 0}], "base": {"weights": "ab"}, "method": {"name": "sequential"},
+        "model": {"trainable": 100 * rank}, "config": {"r": rank, "learning_rate": 1e-3, "target_modules": "all"},
+    })  # fmt: skip
+    with run.publish(run.task(1, "a")) as folder:
+        records = [{"step": i, "loss": 2 - i / 100} for i in range(1, steps + 1)]
+        for record in records:
+            if every and record["step"] % every == 0:
+                record["forgetting/kl"] = record["step"] / 100
+        write_lines(folder / "log.jsonl", records)
+    with run.publish(run.task(1, "a") / "forgetting") as folder:
+        write_json(folder / "forgetting.json", {"per_token": {"kl": steps / 100}, "text": {"sha256": "cd"}})
+
+
+def test_a_run_gives_a_point_at_its_end_and_at_each_measured_step(tmp_path):
+    run_folder(tmp_path / "sweep" / "r8", 8)
+    run_folder(tmp_path / "sweep" / "r16", 16, every=10)
+    last, *rest = sorted(read_points([tmp_path / "sweep"]), key=lambda one: one.rank)
+    # the loss at step 30 is the mean of steps 21 to 30: 2 - 25.5 / 100
+    assert (last.parameters, last.steps, last.forgetting, last.loss) == pytest.approx((800, 30, 0.3, 1.745))
+    assert [(one.steps, one.forgetting) for one in rest] == [(10, 0.1), (20, 0.2), (30, 0.3)]
+    assert {one.run for one in rest} == {str(tmp_path / "sweep" / "r16")} and rest[0].base == "ab"
+
+
+def test_a_trainers_folder(tmp_path):
+    for number in (50, 100):
+        folder = tmp_path / "out" / f"checkpoint-{number}"
+        folder.mkdir(parents=True)
+        log = [{"step": 25, "loss": 3.0, "learning_rate": 1e-4}, {"step": 50, "loss": 2.0, "learning_rate": 5e-5},
+               {"step": 50, "forgetting/kl": 0.1}, {"step": 100, "loss": 1.5}, {"step": 100, "eval_loss": 1.75},
+               {"step": 100, "forgetting/kl": 0.2}]  # fmt: skip
+        (folder / "trainer_state.json").write_text(json.dumps({"log_history": log[: 3 if number == 50 else 6]}))
+        (folder / "adapter_config.json").write_text(json.dumps({"r": 4, "base_model_name_or_path": "some/base"}))
+        head = json.dumps({"A": {"dtype": "F32", "shape": [4, 10], "data_offsets": [0, 160]}, "__metadata__": {}})
+        (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head.encode() + bytes(160))
+    found = read_points([tmp_path / "out"])
+    assert [(one.steps, one.loss, one.forgetting) for one in found] == [(50, 2.0, 0.1), (100, 1.75, 0.2)]
+    assert found[0].parameters == 40 and found[0].learning_rate == 1e-4 and found[0].base == "some/base"
+
+
+def test_a_fit_knows_where_it_is_asked():
+    found = Fit(LAWS["product"], TRUTH, CENTRE, np.ones(2))
+    assert found(CENTRE[0], CENTRE[1])[:, 0] == pytest.approx([0.6 + np.exp(-2.5), 0.95 - np.exp(-2.1)])
