@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -20,6 +21,12 @@ SHAPES = {"range": (12, 6, 3), "value": (9, 12, 2), "lost": (9, 12, 2), "gained"
 
 def render(template: str, view: dict) -> str:
     """A page as text."""
+    return _environment().get_template(template).render({"not_scored": NOT_SCORED, "mini": charts.MINI} | view)
+
+
+@cache
+def _environment() -> Environment:
+    """Templates are compiled once a process."""
     environment = Environment(
         loader=PackageLoader("forgetless", "report"),
         autoescape=True,
@@ -35,7 +42,7 @@ def render(template: str, view: dict) -> str:
         "answer": contents.shown,
         "whole": lambda text: text.replace(" %", "\u00a0%"),
     }
-    return environment.get_template(template).render({"not_scored": NOT_SCORED, "mini": charts.MINI} | view)
+    return environment
 
 
 # ---- heat maps -------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from forgetless.data.tasks import Stream
 from forgetless.errors import UsageError
@@ -24,30 +23,25 @@ FREE = {"seed", "learning_rate", "max_steps", "num_train_epochs", "lr_scheduler_
 class Costs:
     """Of all runs that are left."""
 
-    runs: int
     seconds: float  # one run after another
     bytes: float
-
-    def told(self, workers: int) -> str:
-        side = f", {workers} side by side at best {minutes(self.seconds / workers)}" if workers > 1 else ""
-        return f"{self.runs} runs left: about {minutes(self.seconds)} one after another{side}; about {size(self.bytes)}"
 
 
 def costs_of(plan: Plan, runs: Iterable[Run]) -> Costs:
     """Measures one run of each kind (method and its options, rank, lengths, tasks) and adds up."""
     known: dict[tuple, Estimate] = {}
-    seconds, disk, number = 0.0, 0.0, 0
+    seconds, disk = 0.0, 0.0
     for run in runs:
         config = with_choice(run.config, run.candidates[0].options) if run.candidates else run.config
-        key = (run.kind, len(run.tasks), repr(sorted((k, repr(v)) for k, v in config.plain().items() if k not in FREE)))
+        decisive = sorted((name, repr(value)) for name, value in config.plain().items() if name not in FREE)
+        key = (run.kind, *sorted(run.tasks), repr(decisive))
         if key not in known:
             tasks = {task.name: task for task in plan.stream.tasks}
             stream = Stream(plan.stream.name, tuple(tasks[name] for name in run.tasks))
             known[key] = estimate(prepare(replace(config, stream=stream, output_dir=str(plan.folder.run(run)))))
         seconds += known[key].seconds(config.part(TrainSettings))
         disk += known[key].disk
-        number += 1
-    return Costs(number, seconds, disk)
+    return Costs(seconds, disk)
 
 
 def check_limits(plan: Plan, costs: Costs, workers: int) -> None:
@@ -55,7 +49,7 @@ def check_limits(plan: Plan, costs: Costs, workers: int) -> None:
     root = next(folder for folder in (plan.folder.root.absolute(), *plan.folder.root.absolute().parents)
                 if folder.exists())  # fmt: skip
     room, sweep = shutil.disk_usage(root).free, plan.sweep
-    taken = sum(file.stat().st_size for file in Path(root).rglob("*") if file.is_file()) if _begun(plan) else 0
+    taken = sum(file.stat().st_size for file in plan.folder.root.rglob("*") if file.is_file())
     if sweep.max_disk is not None and taken + costs.bytes > sweep.max_disk:
         raise UsageError(
             f"{plan.file}: the grid needs about {size(taken + costs.bytes)}, max_disk is {size(sweep.max_disk)}; take "
@@ -68,10 +62,6 @@ def check_limits(plan: Plan, costs: Costs, workers: int) -> None:
             f"{plan.file}: the runs left take about {minutes(costs.seconds / workers)} with {workers} side by side, "
             f"max_time is {minutes(sweep.max_time)}; take fewer runs or steps, more workers, or raise max_time"
         )
-
-
-def _begun(plan: Plan) -> bool:
-    return plan.folder.record.exists()
 
 
 def size(amount: float) -> str:

@@ -22,6 +22,7 @@ Every value is checked as `learn` checks it, and every method is built once, bef
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -162,6 +163,12 @@ def trials(entry: Entry) -> int:
 
 def typed(method: str, options: Mapping[str, Any], place: str) -> LearnConfig:
     """The configuration of `learn` with these options (`method.OPTION` among them), its values checked."""
+    return _typed(method, json.dumps(options, default=str), place)  # orders and seeds of a point share it
+
+
+@cache
+def _typed(method: str, told_options: str, place: str) -> LearnConfig:
+    options = json.loads(told_options)
     own = {name.removeprefix("method."): value for name, value in options.items() if name.startswith("method.")}
     rest = {name: value for name, value in options.items() if not name.startswith("method.")}
     try:
@@ -226,7 +233,9 @@ def _lists(told: Mapping[str, Any], place: str) -> dict[str, list]:
 
 def _entries(told: Any, common: Mapping[str, list], place: str) -> tuple[Entry, ...]:
     if not isinstance(told, list) or not told:
-        raise UsageError(f"{place}: expected a list such as [sequential, {{name: replay, memory: 10%}}], found {told!r}")
+        raise UsageError(
+            f"{place}: expected a list such as [sequential, {{name: replay, memory: 10%}}], found {told!r}"
+        )
     entries = tuple(_entry(one, common, place) for one in told)
     if double := [entry for i, entry in enumerate(entries) if entry in entries[:i]]:
         raise UsageError(f"{place}: {double[0].method} is there twice with equal options")
@@ -236,13 +245,12 @@ def _entries(told: Any, common: Mapping[str, list], place: str) -> tuple[Entry, 
 
 def _entry(told: Any, common: Mapping[str, list], place: str) -> Entry:
     options = {"name": told} if isinstance(told, str) else dict(_mapping(told, place, "a method's name or a mapping"))
-    name, own = options.pop("name", None), options.pop("choose", {})
+    name, own = options.pop("name", None), _mapping(options.pop("choose", {}), place, "lists of candidates by option")
     if name not in METHODS:
         raise UsageError(f"{place}: no method {name!r}{nearest(str(name), METHODS)}")
     place, takes = f"{place}: {name}", method_options(name)
     bare = [option.removeprefix("method.") for option in takes]
     _known(options, bare, place)
-    own = _mapping(own, f"{place}: choose", "lists of candidates by option")
     for key in own:
         if key not in (*bare, *OPTIONS):
             raise UsageError(f"{place}: choose: unknown option {key!r}{nearest(key, (*bare, *OPTIONS))}")

@@ -118,9 +118,7 @@ def orders_of(sweep: Sweep, tasks: Sequence[str], place: str = "sweep") -> dict[
     return {f"o{i}": order for i, order in enumerate(found, start=1)}
 
 
-def _cell(
-    sweep: Sweep, entry: Entry, point: Mapping[str, Any], order: str, tasks: tuple[str, ...], place: str
-) -> Run:
+def _cell(sweep: Sweep, entry: Entry, point: Mapping[str, Any], order: str, tasks: tuple[str, ...], place: str) -> Run:
     fixed = dict(sweep.common) | {f"method.{name}": value for name, value in entry.options.items()} | dict(point)
     seeds = sweep.axes.get("seed", [sweep.common.get("seed", 0)])
     seen = tasks[: sweep.seen]
@@ -193,7 +191,9 @@ def notes_of(sweep: Sweep, tasks: Sequence[str]) -> list[str]:
         notes = [f"equal compute: {rows}; steps a task are divided by the cost of a method's step ({costs})"]
     if max(numbers) == 1:
         return [*notes, "nothing is chosen: every option is fixed for all runs, so a method may be at its worse values"]
-    told = f"chosen on validation rows for each method, order and point of the grid, by {_how_many(sweep)}, with one seed"
+    told = (
+        f"chosen on validation rows for each method, order and point of the grid, by {_how_many(sweep)}, with one seed"
+    )
     if sweep.seen is None or sweep.seen >= len(tasks):
         sight = "WITH SIGHT OF ALL TASKS: the trials learn the whole stream, which one who learns task by task cannot"
     elif sweep.seen == 1:
@@ -210,5 +210,3 @@ def _how_many(sweep: Sweep) -> str:
         return f"{numbers[0]} trials each"
     told = (f"{entry.method} {number}" for entry, number in zip(sweep.entries, numbers, strict=True))
     return f"NUMBERS OF TRIALS THAT DIFFER ({', '.join(told)})"
-
-

@@ -38,7 +38,9 @@ def as_json(plan: Plan) -> dict:
         "name": sweep.name,
         "path": str(plan.folder.root),
         "status": "complete" if all(cell["status"] == DONE for cell in cells) else "incomplete",
-        "counts": {state: sum(cell["status"] == state for cell in cells) for state in {cell["status"] for cell in cells}},
+        "counts": {
+            state: sum(cell["status"] == state for cell in cells) for state in {cell["status"] for cell in cells}
+        },
         "stream": plan.stream.name,
         "tasks": {task.name: task.fingerprint for task in plan.stream.tasks},
         "orders": {name: list(order) for name, order in orders_of(sweep, names).items()},
@@ -109,5 +111,3 @@ def _threads(plan: Plan) -> list[str]:
         return []
     return [f"runs used {', '.join(map(str, used))} threads, so equal runs agree up to rounding and not to the byte; "
             "`threads: 1` in the sweep file fixes it"]  # fmt: skip
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 import traceback
@@ -69,8 +70,8 @@ def _check_continues(folder: SweepFolder, stream: Stream) -> None:
     for task in stream.tasks:
         if stored.get(task.name, task.fingerprint) != task.fingerprint:
             raise RunError(
-                f"{folder.record}: the rows, options or scoring of task {task.name!r} have changed since this sweep was "
-                "begun, so its runs are not comparable with new ones; restore them, or give another --output_dir"
+                f"{folder.record}: the rows, options or scoring of task {task.name!r} have changed since this sweep "
+                "was begun, so its runs are not comparable with new ones; restore them, or give another --output_dir"
             )
 
 
@@ -121,7 +122,7 @@ def attempt(plan: Plan, run: Run, *, quiet: bool = False) -> str:
         if folder.done(run):
             return DONE
         told: dict[str, Any] = {"config": plain(run), "attempts": before.get("attempts", 0) + 1}
-        told |= {"threads": torch.get_num_threads(), "status": RUNNING}
+        told |= {"threads": torch.get_num_threads(), "pid": os.getpid(), "status": RUNNING}
         folder.note(run, told)
         began = time.monotonic()
         with _saying(folder.log(run)) if quiet else nullcontext():

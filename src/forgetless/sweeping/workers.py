@@ -43,7 +43,9 @@ def run_sweep(plan: Plan, execute: Execute) -> dict:
             crashes.update(run.id for run in crashed)
             for run in crashed:
                 if crashes[run.id] == MOST_CRASHES:
-                    plan.folder.note(run, plan.folder.attempt(run) | {"status": FAILED, "kind": CRASHED, "error": ENDED})
+                    plan.folder.note(
+                        run, plan.folder.attempt(run) | {"status": FAILED, "kind": CRASHED, "error": ENDED}
+                    )
             left = [run for run in again if crashes[run.id] < MOST_CRASHES]
             if left:
                 time.sleep(POLL_SECONDS)
@@ -67,9 +69,14 @@ def _say(plan: Plan, run: Run, outcome: str, record: dict) -> None:
 
 def in_turn(plan: Plan, threads: int | None = None) -> Execute:
     """One run after another, in this process."""
+    use_threads(threads)
+    return lambda runs: ((run, attempt(plan, run)) for run in runs)
+
+
+def use_threads(threads: int | None) -> None:
+    """So many in this process; None: as many as it has."""
     if threads:
         torch.set_num_threads(threads)
-    return lambda runs: ((run, attempt(plan, run)) for run in runs)
 
 
 def side_by_side(plan: Plan, workers: int, threads: int | None = None) -> Execute:
