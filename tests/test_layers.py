@@ -17,8 +17,9 @@ STANDS_ON = {
     "score": {"data", "learning", "model", "runs"},
     "forgetting": {"data", "model", "runs", "score", "subjects"},
     "methods": {"data", "learning", "model"},
-    "geometry": EVERY - {"methods"},
-    "learning": EVERY - {"auditing", "geometry"},
+    "geometry": EVERY - {"methods", "sweeping"},
+    "learning": EVERY - {"auditing", "geometry", "sweeping"},
+    "auditing": EVERY - {"sweeping"},
 }
 NOT_ABOVE = {package: EVERY - below - {package} for package, below in STANDS_ON.items()}
 """Package -> what it must not import: each stands below these."""

@@ -262,8 +262,9 @@ def write(tiny, two, tmp_path_factory):
     (folder / "two.yaml").write_text(json.dumps({"tasks": tasks}))
 
     def written(to: Path, **told) -> tuple[str, str]:
-        usual = {"stream": str(folder / "two.yaml"), "model": tiny, "batch_size": 4, "max_steps": 1, "max_length": 64,
-                 "cells": "ends", "device": "cpu", "precision": "fp32", "forgetting_prompts": 0, "grid": GRID}  # fmt: skip
+        usual = {"stream": str(folder / "two.yaml"), "model": tiny, "batch_size": 4, "max_steps": 1, "cells": "ends",
+                 "max_length": 64, "device": "cpu", "precision": "fp32", "forgetting_prompts": 0,
+                 "grid": GRID}  # fmt: skip
         (to / "grid.yaml").write_text(yaml.safe_dump(usual | told))
         return str(to / "grid.yaml"), str(to / "out")
 
@@ -532,7 +533,7 @@ def test_a_killed_worker_of_a_cluster_loses_and_doubles_nothing(write, tmp_path)
 def test_no_cluster_at_the_address_is_named(write, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'forgetless[ray]'")
     file, folder = write(tmp_path)
-    with pytest.raises(UsageError, match="--ray 127.0.0.1:1: no cluster there"):
+    with pytest.raises(UsageError, match=r"--ray 127\.0\.0\.1:1: no cluster there"):
         commands.sweep(file, folder, ray="127.0.0.1:1")
 
 

@@ -97,7 +97,7 @@ def learn_task(
         batch = method.batch(rows, step)  # the whole step at once: replay joins here, weights are fixed
         total = torch.zeros((), device=engine.device)
         size = min(settings.micro_batch_size, math.ceil(len(batch) / engine.processes))  # work for every process
-        for i, chosen in enumerate(engine.mine(split(batch, size))):
+        for i, chosen in enumerate(engine.parts(split(batch, size))):
             torch.manual_seed(seed_for("dropout", seed, task, step, engine.rank, i))
             part = collate(chosen, method.encoder.tokenizer.pad_token_id, engine.device)
             with engine.autocast():
