@@ -31,7 +31,8 @@ def learn(folder: Path, stream: Path, tiny: str, method: str, processes: int, la
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 processes" in " ".join(done.stderr.split()), done.stderr[-3000:]
+    said = " ".join(done.stderr.split())
+    assert "2 processes" in said and ("base in shards" in said) == (launch == "fsdp2"), done.stderr[-3000:]
     return json.loads((folder / "summary.json").read_text())
 
 

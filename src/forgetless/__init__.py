@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from forgetless.geometry.merging import merge
     from forgetless.geometry.overlap import overlap
     from forgetless.learning.stream import learn
+    from forgetless.sweeping.commands import sweep
 
 __version__ = version("forgetless")
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "learn",
     "merge",
     "overlap",
+    "sweep",
 ]
 
 _PLACES = {
@@ -43,6 +45,7 @@ _PLACES = {
     "learn": "learning.stream",
     "merge": "geometry.merging",
     "overlap": "geometry.overlap",
+    "sweep": "sweeping.commands",
 }
 
 

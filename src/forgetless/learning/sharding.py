@@ -32,10 +32,11 @@ def asked_for() -> bool:
 def shard_base(adapters: Adapters, processes: int, device: torch.device) -> None:
     """Cuts every weight but the adapters' trainable ones into `processes` parts and keeps this process's own."""
     base = transformer(adapters.model)
-    mesh, whole = init_device_mesh(device.type, (processes,)), set(adapters.parameters())
+    mesh = init_device_mesh(device.type, (processes,))
+    whole = {parameter for parameter in base.parameters() if parameter.requires_grad}
     kinds = set(base._no_split_modules or ())
     for block in [module for module in base.modules() if type(module).__name__ in kinds]:
         fully_shard(block, mesh=mesh, ignored_params=whole)
     fully_shard(base, mesh=mesh, ignored_params=whole)
-    for parameter in adapters.parameters():
+    for parameter in whole:
         parameter.data = parameter.data.to(device)
