@@ -22,7 +22,7 @@ from forgetless.model.adapters import Adapters, LoraSettings
 from forgetless.model.base import load_base
 from forgetless.runs.folder import read_json, read_lines
 
-TRAIN = {"learning_rate": 2e-2, "num_train_epochs": 4.0, "batch_size": 4, "r": 4, "max_length": 64, "device": "cpu",
+TRAIN = {"learning_rate": 2e-2, "num_train_epochs": 1.0, "batch_size": 4, "r": 4, "max_length": 64, "device": "cpu",
          "forgetting_prompts": 0}  # fmt: skip
 
 

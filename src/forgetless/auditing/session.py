@@ -6,7 +6,6 @@ import datetime
 import re
 import time
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 
 from forgetless.auditing.budgets import MAX_KL, Budget, flag_budgets, resolve
@@ -38,6 +37,7 @@ from forgetless.model.identity import json_digest
 from forgetless.score.rules import rules_of
 from forgetless.subjects.layouts import short_names
 from forgetless.subjects.models import Subject, compare, find_subjects
+from forgetless.versions import versions
 
 JUDGED = ("refusals", "over_refusals")  # kinds of probes whose answers are judged
 
@@ -137,7 +137,7 @@ class AuditSession:
             "weights": self.weights,
             "data": {task.name: content_hash(task) for task in self.rows_of} | data,
             "policy": self.policy.sha256 if self.policy else None,
-            "versions": {name: version(name) for name in ("forgetless", "torch", "transformers", "peft")},
+            "versions": versions(),
             "settings": {
                 "computed_on": self.engine.told,
                 "limit": self.config.limit,

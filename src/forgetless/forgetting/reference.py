@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from forgetless.model.head import Head, Using, hidden_at
 from forgetless.model.identity import json_digest
 from forgetless.progress import console, steps
 from forgetless.runs.folder import RunFolder, complete, read_json, write_json
+from forgetless.versions import versions
 
 FORMAT = 1
 INDEX = "states.json"
@@ -176,5 +176,5 @@ def computed(model, batch_tokens: int, using: Using) -> dict[str, Any]:
         "autocast": autocast,
         "attention": model.config._attn_implementation,
         "batch_tokens": batch_tokens,
-        "versions": {name: version(name) for name in ("forgetless", "torch", "transformers", "peft")},
+        "versions": versions(),
     }

@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +49,7 @@ from forgetless.runs.folder import RunFolder, complete, json_text, make_folder, 
 from forgetless.score.scorers import Scorer, headline
 from forgetless.subjects.layouts import short_names
 from forgetless.subjects.models import Opened, Subject, compare, find_subjects, opened
+from forgetless.versions import versions
 
 A, B, C, MIDDLE = "a", "b", "c", "middle"
 LINE, CURVE, PLANE = "line", "curve", "plane"
@@ -454,7 +454,7 @@ def _record(session: Session, stages: Sequence[Stage], found: Mapping[str, Any],
             "max_length": session.encoder.max_length,
             "batch_tokens": BATCH_TOKENS,
         },
-        "versions": {name: version(name) for name in ("forgetless", "torch", "transformers", "peft")},
+        "versions": versions(),
     }  # fmt: skip
 
 

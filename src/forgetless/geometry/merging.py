@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -52,6 +51,7 @@ from forgetless.score.intervals import mean_interval, ratio_intervals, wilson
 from forgetless.score.scorers import RIGHT_OR_WRONG, Scorer, headline
 from forgetless.subjects.layouts import short_names
 from forgetless.subjects.models import Opened, Subject, find_subjects, opened
+from forgetless.versions import versions
 
 FORMAT = 1
 RECORD, MARKDOWN = "merge.json", "merge.md"
@@ -182,7 +182,7 @@ def _about(session: _Session) -> dict:
         "base": {"name": str(session.base.base), "identity": session.base.identity.as_json()},
         "how": None if session.whole else how,
         "computed_on": session.engine.told,
-        "versions": {name: version(name) for name in ("forgetless", "torch", "transformers", "peft")},
+        "versions": versions(),
     }
 
 

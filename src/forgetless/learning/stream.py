@@ -6,7 +6,6 @@ import platform
 import shutil
 import statistics
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 from forgetless import __version__
@@ -24,6 +23,7 @@ from forgetless.report.files import write_report
 from forgetless.report.summary import summarise
 from forgetless.runs.folder import FORMAT, TIMES, complete, read_json, write_json, write_lines
 from forgetless.score.scorers import Scorer, headline
+from forgetless.versions import versions
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors")
 
@@ -215,8 +215,7 @@ def _describe(session: Session, status: str) -> dict:
             for task in session.stream.tasks
         ],
         "lessons": [{"name": lesson.name, "last_task": lesson.last_task} for lesson in session.lessons],
-        "versions": {"forgetless": __version__, "python": platform.python_version()}
-        | {name: version(name) for name in PACKAGES},
+        "versions": {"forgetless": __version__, "python": platform.python_version()} | versions(*PACKAGES),
     }
 
 

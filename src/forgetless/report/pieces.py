@@ -26,7 +26,7 @@ def render(template: str, view: dict) -> str:
 
 @cache
 def _environment() -> Environment:
-    """Templates are compiled once a process."""
+    """Made once: it keeps compiled templates, and to compile a page takes longer than to fill it."""
     environment = Environment(
         loader=PackageLoader("forgetless", "report"),
         autoescape=True,
