@@ -12,23 +12,27 @@ import pytest
 from safetensors.torch import load_file
 
 from forgetless.cli import main
+from forgetless.data.batches import Example
+from forgetless.learning.engine import Engine
+
+CONFIGS = Path(__file__).parents[1] / "examples" / "accelerate"
 
 
-def learn(folder: Path, stream: Path, tiny: str, method: str, processes: int) -> dict:
+def learn(folder: Path, stream: Path, tiny: str, method: str, processes: int, launch: str = "two-processes") -> dict:
     flags = ["--stream", str(stream), "--model", tiny, "--method", method, "--output_dir", str(folder), "--r", "4"]
     flags += ["--batch_size", "6", "--micro_batch_size", "2", "--learning_rate", "1e-3", "--max_length", "64"]
     flags += ["--device", "cpu", "--precision", "fp32", "--num_train_epochs", "2", "--forgetting_prompts", "2"]
     if processes == 1:
         assert main(["learn", *flags]) == 0
         return json.loads((folder / "summary.json").read_text())
-    # --multi_gpu is what starts several processes; --device cpu keeps them off the GPU
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [sys.executable, *launch, "-m", "forgetless", "learn", *flags]
+    # the configuration starts several processes; --device cpu keeps them off the GPU
+    accelerate = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{launch}.yaml")]
+    command = [sys.executable, *accelerate, "--main_process_port", "0", "-m", "forgetless", "learn", *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 processes" in " ".join(done.stderr.split()), done.stderr[-3000:]
+    said = " ".join(done.stderr.split())
+    assert "2 processes" in said and ("base in shards" in said) == (launch == "fsdp2"), done.stderr[-3000:]
     return json.loads((folder / "summary.json").read_text())
 
 
@@ -49,12 +53,7 @@ def stream(two, tmp_path_factory) -> Path:
     return folder / "stream.yaml"
 
 
-@pytest.mark.parametrize(
-    "method", ["ilora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("olora", "ewc", "gem"))]
-)
-def test_two_processes_equal_one(method, stream, tiny, tmp_path):
-    one = learn(tmp_path / "one", stream, tiny, method, 1)
-    both = learn(tmp_path / "two", stream, tiny, method, 2)
+def same_adapters_and_scores(one: dict, both: dict, tmp_path: Path) -> None:
     left, right = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
     change = sum(float((left[k] - right[k]).norm() ** 2) for k in left) ** 0.5
     size = sum(float(left[k].norm() ** 2) for k in left) ** 0.5
@@ -62,6 +61,36 @@ def test_two_processes_equal_one(method, stream, tiny, tmp_path):
     for task in one["losses"]:
         for a, b in zip(one["losses"][task], both["losses"][task], strict=True):
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    assert one["headline"] == both["headline"] and one["measures"] == both["measures"]
+
+
+@pytest.mark.parametrize(
+    "method", ["ilora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("olora", "ewc", "gem"))]
+)
+def test_two_processes_equal_one(method, stream, tiny, tmp_path):
+    one = learn(tmp_path / "one", stream, tiny, method, 1)
+    both = learn(tmp_path / "two", stream, tiny, method, 2)
+    same_adapters_and_scores(one, both, tmp_path)
     for a, b in zip(one["forgetting"], both["forgetting"], strict=True):
         assert a["kl"] == pytest.approx(b["kl"], abs=2e-5) and a["entropy"] == b["entropy"] > 1
-    assert one["headline"] == both["headline"] and one["measures"] == both["measures"]
+
+
+@pytest.mark.slow  # several processes
+@pytest.mark.parametrize("method", ["olora", "ilora"])  # one pass a micro-batch, and several
+def test_a_base_in_shards_gives_what_a_whole_one_gives(method, stream, tiny, tmp_path):
+    one = learn(tmp_path / "one", stream, tiny, method, 1)
+    both = learn(tmp_path / "two", stream, tiny, method, 2, "fsdp2")
+    same_adapters_and_scores(one, both, tmp_path)
+
+
+@pytest.mark.parametrize("shards, rank, mine", [(False, 0, 2), (False, 1, 1), (True, 0, 2), (True, 1, 2)])
+def test_in_shards_every_process_makes_as_many_passes(shards, rank, mine):
+    """Three micro-batches on two processes: the fourth repeats rows that weigh nothing."""
+    engine = Engine("cpu", "fp32")
+    engine.processes, engine.rank, engine.shards = 2, rank, shards
+    parts = [[Example((1, 2), (False, True), weight=weight)] for weight in (1.0, 2.0, 4.0)]
+    found = engine.parts(parts)
+    assert len(found) == mine
+    assert sum(part[0].weight for part in found) == (5.0 if rank == 0 else 2.0)
+    engine.repeats = True
+    assert engine.parts(parts) == parts and engine.mine(parts) == (parts if shards else parts[rank::2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -14,9 +15,11 @@ from forgetless.auditing.policy import read_policy
 from forgetless.auditing.probes import content_hash
 from forgetless.auditing.run import EVIDENCE, HISTORY, JUNIT, MARKDOWN
 from forgetless.auditing.verdict import ERROR_EXIT_CODE, EXIT_CODES
-from forgetless.cli import VERBS, _audit_parser, parse_learn
+from forgetless.cli import VERBS, _audit_parser, _sweep_parser, parse_learn
 from forgetless.data.streams import load_stream
 from forgetless.methods import METHODS
+from forgetless.sweeping.definition import read_sweep
+from forgetless.sweeping.grid import runs_of
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -79,11 +82,14 @@ def test_commands_exist():
             _audit_parser().parse_args(arguments)
 
 
-CI = ROOT / "examples" / "ci"
+CI, ACCELERATE = ROOT / "examples" / "ci", ROOT / "examples" / "accelerate"
+SWEEPS = {*(ROOT / "examples").glob("sweep-*.yaml")}
 
 
 @pytest.mark.parametrize(
-    "file", sorted({*(ROOT / "examples").rglob("*.yaml")} - {*CI.iterdir()}), ids=lambda path: path.name
+    "file",
+    sorted({*(ROOT / "examples").rglob("*.yaml")} - SWEEPS - {*CI.iterdir(), *ACCELERATE.iterdir()}),
+    ids=lambda path: path.name,
 )
 def test_examples_begin_with_the_command_that_runs_them(file, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -92,6 +98,28 @@ def test_examples_begin_with_the_command_that_runs_them(file, monkeypatch):
     config = parse_learn(shlex.split(first[2:])[2:])
     if file.name == "stream.yaml":
         assert [task.name for task in load_stream(config.stream).tasks] == ["urgency", "team"]
+
+
+@pytest.mark.parametrize("file", sorted(SWEEPS), ids=lambda path: path.name)
+def test_sweeps_begin_with_the_command_that_runs_them(file):
+    verb, *arguments = shlex.split(file.read_text().splitlines()[0][2:])[1:]
+    told = _sweep_parser().parse_args(arguments)
+    assert verb == "sweep" and ROOT / told.file == file
+    trials, runs = runs_of(read_sweep(file), ["sst2", "bbc", "exams"], file.name)
+    assert runs and (trials or "choose" not in yaml.safe_load(file.read_text()))
+
+
+def test_an_array_of_jobs_makes_the_run_of_its_number(tmp_path):
+    """The example script, with a `forgetless` that lists two runs and says which it was given."""
+    fake = tmp_path / "forgetless"
+    fake.write_text('#!/bin/sh\n[ "$3" = --list ] && printf "forgetless sweep g --cell %s\\n" a b || echo "made $4"\n')
+    fake.chmod(0o755)
+    for number, said in ((1, "made a"), (2, "made b"), (3, "no run of this number is left")):
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_JOB_ID": "7",
+                       "SLURM_ARRAY_TASK_ID": str(number)}  # fmt: skip
+        done = subprocess.run(["bash", ROOT / "examples" / "sweep-slurm.sh", "g"], capture_output=True, text=True,
+                              cwd=tmp_path, env=environment)  # fmt: skip
+        assert (done.returncode, done.stdout.strip()) == (0, said), done.stderr
 
 
 def commands_in(told) -> list[str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from forgetless.geometry.overlap import overlap
     from forgetless.learning.stream import learn
     from forgetless.learning.trainer import MethodCallback
+    from forgetless.sweeping.commands import sweep
 
 __version__ = version("forgetless")
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "learn",
     "merge",
     "overlap",
+    "sweep",
 ]
 
 _PLACES = {
@@ -52,6 +54,7 @@ _PLACES = {
     "learn": "learning.stream",
     "merge": "geometry.merging",
     "overlap": "geometry.overlap",
+    "sweep": "sweeping.commands",
 }
 
 

@@ -24,6 +24,10 @@ class RunError(ForgetlessError):
     """A run folder, checkpoint or adapter that cannot be used as it is."""
 
 
+class DivergedError(RunError):
+    """Training whose loss or gradient is no finite number."""
+
+
 class DownloadError(ForgetlessError):
     """Something that must be fetched and could not be, or is not what it should be."""
 

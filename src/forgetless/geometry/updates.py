@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from forgetless.errors import RunError, UsageError
-from forgetless.model.adapters import Pair
+from forgetless.model.adapters import Pair, inner
 from forgetless.model.identity import open_tensors
 from forgetless.runs.folder import read_json
 from forgetless.subjects.models import CHANGE_THE_BASE
@@ -112,12 +112,6 @@ def weighted(updates: Sequence[Mapping[str, Pair]], weights: Sequence[float]) ->
         B = torch.cat([w * pair.scale * pair.B for pair, w in parts], dim=1)
         summed[layer] = Pair(A, B, 1.0)
     return summed
-
-
-def inner(a: Pair, b: Pair) -> float:
-    """<ΔW_a, ΔW_b>, the sum of the entries' products, in fp64."""
-    left, right = a.B.double().T @ b.B.double(), a.A.double() @ b.A.double().T
-    return float(a.scale * b.scale * (left * right).sum())
 
 
 def norm(pair: Pair) -> float:

@@ -27,15 +27,19 @@ def is_scored(session: Session, number: int) -> bool:
     return _holds(session, folder, scored_columns(session, number))
 
 
-def _holds(session: Session, folder: Path, columns: list[int]) -> bool:
-    """Whether a scores folder has these columns, scored over the union of labels that the stream has now."""
+def _holds(session: Session, folder: Path, columns: list[int], any_order: bool = False) -> bool:
+    """Whether a scores folder has these columns, scored over the union of labels that the stream has now.
+
+    `any_order`: of a stream whose tasks come in another order, too.
+    """
     if not columns:
         return True
     if not complete(folder):
         return False
     told = read_json(folder / "scores.json")
     wanted = {session.stream.tasks[j].name for j in columns}
-    return wanted <= told["deployed"].keys() and read_json(folder / "union.json") == list(session.stream.options)
+    union, mine = read_json(folder / "union.json"), list(session.stream.options)
+    return wanted <= told["deployed"].keys() and (union == mine or (any_order and sorted(union) == sorted(mine)))
 
 
 def score_base(session: Session, scorer: Scorer, known: Path | None = None) -> None:
@@ -48,7 +52,7 @@ def score_base(session: Session, scorer: Scorer, known: Path | None = None) -> N
     if session.engine.agree(_holds(session, folder, columns)):
         return
     source = RunFolder(known).task(0, "base") / "scores" if known else folder
-    if session.engine.agree(_holds(session, source, columns)):
+    if session.engine.agree(_holds(session, source, columns, any_order=True)):
         _copy_scores(session, source, folder)
         return
     with session.adapters.disabled():
@@ -62,6 +66,7 @@ def _copy_scores(session: Session, source: Path, folder: Path) -> None:
             for file in source.iterdir():
                 if file.name != MANIFEST:
                     shutil.copyfile(file, temporary / file.name)
+            write_json(temporary / "union.json", list(session.stream.options))
     session.engine.wait()
 
 

@@ -6,8 +6,9 @@ import resource
 import statistics
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from operator import mul
 
 import torch
 from rich.table import Table
@@ -35,11 +36,9 @@ def plan_run(config: LearnConfig) -> None:
     session = prepare(config)
     table = Table("lesson", "rows", "tokens a pass", "steps", "validation", "test", "options")
     tasks = session.stream.tasks
-    steps_of = []
     for lesson in session.lessons:
         examples = [session.encoder(row) for row in lesson.rows]
         steps = count_steps(len(examples), config.part(TrainSettings), lesson.tasks)
-        steps_of.append(steps)
         task = next((task for task in tasks if task.name == lesson.name), None)
         table.add_row(
             lesson.name,
@@ -51,32 +50,71 @@ def plan_run(config: LearnConfig) -> None:
             str(len(task.options)) if task else "",
         )
     out.print(table)
-    total_steps = sum(steps_of)
-    training = sum(steps * seconds for steps, seconds in zip(steps_of, _time_steps(session), strict=True))
-    row_seconds = _time_scoring(session)
-    cells = _cells(session)
-    rows = sum(len(tasks[j].test) for _, j in cells)
+    costs = estimate(session)
+    steps_of = costs.steps(config.part(TrainSettings))
+    training = costs.training(config.part(TrainSettings))
+    total_steps, learners = sum(steps_of), len(session.method.views())
     trainable = sum(parameter.numel() for parameter in session.adapters.parameters())
-    scoring = rows * row_seconds * len(session.method.views())
-    forgetting = _time_forgetting(session)
     facts = {
         "method": f"{config.method} {config.method_options or ''}: {session.method.summary}",
         "model": f"{config.model}, {session.adapters.base_parameters():,} parameters, "
                  f"on {session.engine.told}",
         "trainable": f"{trainable:,} parameters in {len(session.adapters.pairs())} layers, rank {config.r}",
-        "scored": f"{len(cells)} cells of the matrix (cells={config.cells}), {rows:,} rows",
+        "scored": f"{len(_cells(session))} cells of the matrix (cells={config.cells}), {costs.scored_rows:,} rows",
         "forgetting": _forgetting(session),
-        "time": f"about {_minutes(training + scoring + forgetting)}: "
-                f"{total_steps} steps x {training / total_steps:.2f} s + {rows:,} rows x {row_seconds:.3f} s"
-                + (f" x {len(session.method.views())} learners" if len(session.method.views()) > 1 else "")
-                + (f" + {_minutes(forgetting)} for forgetting" if forgetting else ""),
+        "time": f"about {minutes(training + costs.scoring + costs.forgetting)}: "
+                f"{total_steps} steps x {training / total_steps:.2f} s + {costs.scored_rows:,} rows x "
+                f"{costs.row_seconds:.3f} s" + (f" x {learners} learners" if learners > 1 else "")
+                + (f" + {minutes(costs.forgetting)} for forgetting" if costs.forgetting else ""),
         "memory": f"peak so far {_peak_gib(session):.1f} GiB, steps and one scoring batch included",
-        "disk": f"about {_disk(session) / 2**20:.0f} MiB in {session.run.root}",
+        "disk": f"about {costs.disk / 2**20:.0f} MiB in {session.run.root}",
     }  # fmt: skip
     for name, fact in facts.items():
         out.print(f"{name:>10}  {fact}", markup=False, soft_wrap=True)
     for note in session.notes:
         out.print(f"      note  {note}", markup=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would cost on this machine. Seconds are measured; adapters' bytes are exact, predictions' a guess."""
+
+    rows: list[int]  # of each lesson
+    tasks: list[int]  # in each lesson
+    step_seconds: list[float]  # of a step of each lesson
+    scored_rows: int
+    row_seconds: float
+    scoring: float  # seconds
+    forgetting: float  # seconds
+    disk: float  # bytes
+
+    def steps(self, settings: TrainSettings) -> list[int]:
+        """Of each lesson, under these settings."""
+        return [count_steps(rows, settings, tasks) for rows, tasks in zip(self.rows, self.tasks, strict=True)]
+
+    def training(self, settings: TrainSettings) -> float:
+        """Seconds of all steps."""
+        return sum(map(mul, self.steps(settings), self.step_seconds))
+
+    def seconds(self, settings: TrainSettings) -> float:
+        """Of the whole run."""
+        return self.training(settings) + self.scoring + self.forgetting
+
+
+def estimate(session: Session) -> Estimate:
+    """Times a few steps and rows, and adds up; the session is used up by it."""
+    step_seconds, row_seconds = _time_steps(session), _time_scoring(session)
+    scored_rows = sum(len(session.stream.tasks[j].test) for _, j in _cells(session))
+    return Estimate(
+        rows=[len(lesson.rows) for lesson in session.lessons],
+        tasks=[lesson.tasks for lesson in session.lessons],
+        step_seconds=step_seconds,
+        scored_rows=scored_rows,
+        row_seconds=row_seconds,
+        scoring=scored_rows * row_seconds * len(session.method.views()),
+        forgetting=_time_forgetting(session),
+        disk=_disk(session),
+    )
 
 
 def _time_steps(session: Session) -> list[float]:
@@ -176,5 +214,5 @@ def _peak_gib(session: Session) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def _minutes(seconds: float) -> str:
+def minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

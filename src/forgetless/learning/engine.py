@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import platform
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -14,7 +15,9 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
+from forgetless.data.batches import Example
 from forgetless.errors import UsageError
+from forgetless.learning.sharding import asked_for as sharding_asked_for
 
 PRECISIONS = ("auto", "bf16", "fp32")
 DEVICES = ("auto", "cpu", "cuda")
@@ -46,6 +49,8 @@ class Engine:
             raise UsageError(f"device {device!r}: this machine offers {self.device.type!r}")
         self.processes = self.accelerator.num_processes
         self.rank = self.accelerator.process_index
+        self.shards = self.processes > 1 and sharding_asked_for()
+        self.repeats = False  # in shards: every process computes the whole step
         self.is_main = self.accelerator.is_main_process
         self.dtype = self._dtype(precision)
         if self.device.type == "cpu":
@@ -63,6 +68,7 @@ class Engine:
         place = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
         together = f", {self.processes} processes" if self.processes > 1 else ""
+        together += ", the base in shards" if self.shards else ""
         return f"{place}, {kind}{threads}{together}"
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -81,6 +87,8 @@ class Engine:
             return loss
         flat = torch.cat([_gradient(p).flatten() for p in parameters] + [loss.reshape(1)])
         dist.all_reduce(flat)
+        if self.repeats:
+            flat /= self.processes
         start = 0
         for parameter in parameters:
             parameter.grad = flat[start : start + parameter.numel()].view_as(parameter)
@@ -99,12 +107,20 @@ class Engine:
         return float(size / before.clamp_min(1e-30))
 
     def mine(self, items: list) -> list:
-        """This process's share of a list that every process holds."""
-        return items[self.rank :: self.processes]
+        """This process's share of a list that every process holds: of a base in shards, all of it."""
+        return items if self.shards else items[self.rank :: self.processes]
+
+    def parts(self, parts: list[list[Example]]) -> list[list[Example]]:
+        """This process's micro-batches. Of a base in shards each process has as many, some of them without weight."""
+        if self.repeats:
+            return parts
+        idle = [replace(example, weight=0.0) for example in parts[-1]]
+        missing = -len(parts) % self.processes if self.shards else 0
+        return (parts + [idle] * missing)[self.rank :: self.processes]
 
     def gather(self, items: list) -> list:
         """Every process's lists, joined, on every process."""
-        return gather_object(items) if self.processes > 1 else items
+        return gather_object(items) if self.processes > 1 and not self.shards else items
 
     def agree(self, value):
         """The main process's value, on every process."""

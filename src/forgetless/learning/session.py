@@ -15,6 +15,7 @@ from forgetless.errors import DataError, UsageError, quoted
 from forgetless.forgetting.reference import Reference
 from forgetless.forgetting.texts import Text, general_prompts, own_prompts, read_text
 from forgetless.learning.engine import Engine
+from forgetless.learning.sharding import shard_base
 from forgetless.methods import Lesson, Method
 from forgetless.methods.finding import label_of
 from forgetless.model.adapters import Adapters, LoraSettings
@@ -68,7 +69,7 @@ def prepare(config: LearnConfig) -> Session:
         )
     folder = Path(config.output_dir or f"runs/{stream.name}-{label_of(config.method)}-seed{config.seed}")
     engine = Engine(config.device, config.precision, config.report_to, str(folder / "trackers"))
-    base = load_base(config.model, engine.dtype, engine.device)
+    base = load_base(config.model, engine.dtype, engine.device, in_shards=engine.shards)
     if base.context and config.max_length > base.context:
         raise UsageError(
             f"max_length {config.max_length} is longer than the {base.context} tokens that "
@@ -82,9 +83,14 @@ def prepare(config: LearnConfig) -> Session:
         base.model.gradient_checkpointing_enable({"use_reentrant": False})
         base.model.enable_input_require_grads()
     adapters = Adapters(base.model, config.part(LoraSettings), base.name, config.seed)
+    text = _forgetting_text(config, chat=bool(base.tokenizer.chat_template))
+    if engine.shards:
+        shard_base(adapters, engine.processes, engine.device)
+        engine.repeats = type(method).loss is not Method.loss  # it may make other passes for other micro-batches
+        text, notes = None, [*notes, "forgetting of the base's predictions is not measured with the base in shards; "
+                                     "`forgetless audit` does it afterwards"]  # fmt: skip
     method.start(adapters, encoder, config.seed)
     lessons = method.lessons(stream)
-    text = _forgetting_text(config, chat=bool(base.tokenizer.chat_template))
     return Session(config, stream, method, engine, base, encoder, adapters, lessons, notes, RunFolder(folder), text)
 
 

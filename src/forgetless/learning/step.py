@@ -11,7 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import get_scheduler
 
 from forgetless.data.batches import Example, collate, split
-from forgetless.errors import RunError
+from forgetless.errors import DivergedError
 from forgetless.learning.engine import Engine
 from forgetless.methods.base import Method
 from forgetless.seeds import generator, seed_for
@@ -98,7 +98,7 @@ def learn_task(
         batch = method.batch(rows, step)  # the whole step at once: replay joins here, weights are fixed
         total = torch.zeros((), device=engine.device)
         size = min(settings.micro_batch_size, math.ceil(len(batch) / engine.processes))  # work for every process
-        for i, chosen in enumerate(engine.mine(split(batch, size))):
+        for i, chosen in enumerate(engine.parts(split(batch, size))):
             torch.manual_seed(seed_for("dropout", seed, task, step, engine.rank, i))
             part = collate(chosen, method.encoder.tokenizer.pad_token_id, engine.device)
             with engine.autocast():
@@ -112,7 +112,7 @@ def learn_task(
         method.after_backward()  # the whole gradient, before clipping
         norm = clip_grad_norm_(parameters, settings.max_grad_norm or math.inf)
         if not math.isfinite(float(total) + float(norm)):
-            raise RunError(
+            raise DivergedError(
                 f"task {task + 1}, step {step + 1}: loss {float(total)}, gradient norm {float(norm)}. "
                 "Nothing of this task was saved. Lower learning_rate, or look at the rows of this step."
             )

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
-from forgetless.geometry.updates import inner
 from forgetless.methods.base import Check, State
 from forgetless.methods.incremental import Incremental
-from forgetless.model.adapters import Magnitudes, Pair, join
+from forgetless.model.adapters import Magnitudes, Pair, inner, join
 
 REDUCED = ((8, 0.6), (4, 0.8), (0, 1.0))  # (from this task on, share of the rank): 10, 8, 6 of 10
 

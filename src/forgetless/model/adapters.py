@@ -345,6 +345,12 @@ def join(pairs: list[Pair]) -> Pair:
     return Pair(A, B, first.scale)
 
 
+def inner(a: Pair, b: Pair) -> float:
+    """<ΔW_a, ΔW_b>, the sum of the entries' products, in fp64."""
+    left, right = a.B.double().T @ b.B.double(), a.A.double() @ b.A.double().T
+    return float(a.scale * b.scale * (left * right).sum())
+
+
 def named(pairs: dict[str, Pair]) -> dict[str, Tensor]:
     """The tensors of pairs as a flat dictionary: `<layer>.A`, `<layer>.B`."""
     return {f"{name}.{side}": getattr(pair, side) for name, pair in pairs.items() for side in "AB"}

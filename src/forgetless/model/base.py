@@ -53,8 +53,11 @@ def transformer(model) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[return-value]
 
 
-def load_base(name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Base:
-    """Loads weights from safetensors only; sets a padding token if there is none (padding is always masked)."""
+def load_base(name: str, dtype: torch.dtype, device: torch.device | str = "cpu", *, in_shards: bool = False) -> Base:
+    """Loads weights from safetensors only; sets a padding token if there is none (padding is always masked).
+
+    `in_shards`: they stay in the CPU's memory, from where each process takes its part to the device.
+    """
     folder = find_model(name)
     if not (folder / "config.json").exists():
         raise RunError(
@@ -77,7 +80,7 @@ def load_base(name: str, dtype: torch.dtype, device: torch.device | str = "cpu")
     if torch.device(device).type == "cpu":
         use_blocked_attention(model)
     model.requires_grad_(False)
-    model.to(device)
+    model.to("cpu" if in_shards else device)
     return Base(name, folder, model.eval(), tokenizer, identity)
 
 

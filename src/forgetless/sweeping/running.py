@@ -1,0 +1,187 @@
+"""One run of a sweep: locked, tried, noted. Many at once are in workers.py and cluster.py."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from forgetless.data.streams import load_stream
+from forgetless.data.tasks import Stream
+from forgetless.errors import DivergedError, ForgetlessError, RunError, UsageError, nearest
+from forgetless.learning.cells import score_base
+from forgetless.learning.session import prepare
+from forgetless.learning.stream import learn
+from forgetless.model.identity import json_digest
+from forgetless.runs.folder import RunFolder, complete, read_json
+from forgetless.score.scorers import Scorer
+from forgetless.sweeping.definition import Sweep, read_sweep
+from forgetless.sweeping.folder import DONE, FAILED, RUNNING, SweepFolder, plain
+from forgetless.sweeping.grid import Candidate, Run, runs_of, with_choice
+
+BUSY = "busy"  # another process holds the run
+POLL_SECONDS = 1.0
+DIVERGED = DivergedError.__name__
+
+
+@dataclass
+class Plan:
+    """A sweep, its stream and its runs."""
+
+    file: str
+    sweep: Sweep
+    stream: Stream
+    trials: list[Run]
+    cells: list[Run]
+    folder: SweepFolder
+
+    def find(self, id: str) -> Run:
+        known = {run.id: run for run in [*self.trials, *self.cells]}
+        if id not in known:
+            raise UsageError(f"{self.file}: no run {id!r}{nearest(id, known)}; `--list` prints them")
+        return known[id]
+
+
+def open_plan(file: str, output_dir: str = "") -> Plan:
+    """Reads a sweep file and its stream, and checks both against each other and against what was begun."""
+    sweep = read_sweep(file)
+    stream = load_stream(sweep.common["stream"], on_bad_row=sweep.common.get("on_bad_row", "error"))
+    trials, cells = runs_of(sweep, [task.name for task in stream.tasks], file)
+    seen = {task for run in trials for task in run.tasks}
+    if without := [task.name for task in stream.tasks if task.name in seen and not task.validation]:
+        raise UsageError(f"{file}: choose: no validation rows in {', '.join(without)}; cut some from train in the "
+                         "stream file (`validation: 10%`)")  # fmt: skip
+    folder = SweepFolder(Path(output_dir or f"runs/sweep-{sweep.name}"))
+    _check_continues(folder, stream)
+    return Plan(file, sweep, stream, trials, cells, folder)
+
+
+def _check_continues(folder: SweepFolder, stream: Stream) -> None:
+    """Refuses a stream whose rows have changed: the finished runs are not comparable with new ones."""
+    stored = read_json(folder.record)["tasks"] if folder.record.exists() else {}
+    for task in stream.tasks:
+        if stored.get(task.name, task.fingerprint) != task.fingerprint:
+            raise RunError(
+                f"{folder.record}: the rows, options or scoring of task {task.name!r} have changed since this sweep "
+                "was begun, so its runs are not comparable with new ones; restore them, or give another --output_dir"
+            )
+
+
+# ---------------------------------------------------------------------------------------- what is chosen
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A candidate and the mean of its trial's validation scores; None where training diverged."""
+
+    candidate: Candidate
+    score: float | None
+
+
+def judged(folder: SweepFolder, run: Run) -> list[Judged]:
+    """The candidates of a run with their scores; RunError where a trial has not ended with one."""
+    found = []
+    for candidate in run.candidates:
+        trial, told = candidate.trial, folder.attempt(candidate.trial)
+        if folder.done(trial):
+            matrix = read_json(folder.run(trial) / "summary.json")["headline"]["matrix"]
+            found.append(Judged(candidate, statistics.mean(matrix[-1])))
+        elif told.get("kind") == DIVERGED:
+            found.append(Judged(candidate, None))
+        else:
+            raise RunError(f"its options cannot be chosen: trial {trial.id} {told.get('error') or 'has not been made'}")
+    return found
+
+
+def choose(candidates: list[Judged]) -> Mapping[str, Any]:
+    """The options with the best score, the first of equals; one that diverged is below all."""
+    finite = [one for one in candidates if one.score is not None]
+    if not finite:
+        raise RunError("its options cannot be chosen: every trial diverged; give lower learning rates")
+    return max(finite, key=lambda one: one.score or 0.0).candidate.options
+
+
+# ---------------------------------------------------------------------------------------- one run
+
+
+def attempt(plan: Plan, run: Run, *, quiet: bool = False) -> str:
+    """Makes a run, or goes on with it: done, failed, or busy where another process holds it."""
+    folder = plan.folder
+    with folder.held(run) as mine:
+        if not mine:
+            return BUSY
+        before = folder.attempt(run)
+        if folder.done(run):
+            return DONE
+        told: dict[str, Any] = {"config": plain(run), "attempts": before.get("attempts", 0) + 1}
+        told |= {"threads": torch.get_num_threads(), "pid": os.getpid(), "status": RUNNING}
+        folder.note(run, told)
+        began = time.monotonic()
+        with _saying(folder.log(run)) if quiet else nullcontext():
+            told |= _tried(plan, run)
+        folder.note(run, told | {"seconds": round(time.monotonic() - began, 1)})
+        return told["status"]
+
+
+def settle(plan: Plan, run: Run) -> str:
+    """Makes a run and before it the trials that it needs; waits for those that other processes hold."""
+    for candidate in run.candidates:
+        if not settled(plan.folder, candidate.trial):
+            settle(plan, candidate.trial)
+    while (outcome := attempt(plan, run)) == BUSY:
+        time.sleep(POLL_SECONDS)
+    return outcome
+
+
+def settled(folder: SweepFolder, run: Run) -> bool:
+    """Whether trying again is of no use: it is done, or it diverged, as it would again."""
+    told = folder.attempt(run)
+    return folder.done(run) or (told.get("kind") == DIVERGED and told["config"] == plain(run))
+
+
+def _tried(plan: Plan, run: Run) -> dict[str, Any]:
+    """The outcome as it is noted. A run that fails must not end the others, so every error is noted as its own."""
+    try:
+        chosen = choose(judged(plan.folder, run)) if run.candidates else {}
+        tasks = {task.name: task for task in plan.stream.tasks}
+        stream = Stream(plan.stream.name, tuple(tasks[name] for name in run.tasks))
+        config = replace(with_choice(run.config, chosen), stream=stream, output_dir=str(plan.folder.run(run)))
+        learn(config, _known_base(plan, run))
+        return {"status": DONE, "chosen": dict(chosen)}
+    except ForgetlessError as error:
+        return {"status": FAILED, "kind": type(error).__name__, "error": str(error)}
+    except Exception as error:
+        traceback.print_exc()
+        return {"status": FAILED, "kind": type(error).__name__, "error": f"{type(error).__name__}: {error}"}
+
+
+def _known_base(plan: Plan, run: Run) -> Path | None:
+    """The folder with the untouched base's scores on the stream, made by the first run that needs them."""
+    if run.config.cells == "last":
+        return None
+    config = run.config
+    named = {name: getattr(config, name) for name in ("model", "max_length", "precision", "device", "score_on",
+                                                      "score_batch_tokens")}  # fmt: skip
+    root = plan.folder.base(json_digest([named, plan.stream.name])[:8])
+    with plan.folder.alone(f"base-{root.name}"):
+        if not complete(RunFolder(root).task(0, "base") / "scores"):
+            plainly = replace(config, method="sequential", method_options={}, stream=plan.stream, output_dir=str(root))
+            session = prepare(plainly)
+            model, options = session.adapters.model, session.stream.options
+            score_base(session, Scorer(model, session.encoder, session.engine, options, config.score_batch_tokens))
+    return root
+
+
+@contextmanager
+def _saying(file: Path) -> Iterator[None]:
+    """What is printed inside the block goes into a file."""
+    with file.open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        yield
