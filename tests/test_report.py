@@ -28,6 +28,7 @@ from forgetless.report.files import write_report
 from forgetless.report.glossary import GLOSSARY, OF_FIGURE, OF_MEASURE, OF_METRIC
 from forgetless.report.summary import summarise
 from forgetless.report.terminal import print_matrices
+from forgetless.runs.seal import sealed
 from forgetless.score.metrics import METRICS
 from forgetless.score.scorers import MEANINGS
 
@@ -397,7 +398,7 @@ def test_a_stream_that_is_gone_is_a_note(ran, tmp_path):
     shutil.copytree(ran, moved)
     config = json.loads((moved / "run.json").read_text())
     config["config"]["stream"] = "gone.yaml"
-    (moved / "run.json").write_text(json.dumps(config))
+    (moved / "run.json").write_text(json.dumps(sealed(config)))
     assert main(["report", str(moved), "--show_text"]) == 0
     text = Page((moved / "report.html").read_text()).text
     assert "could not be read (no stream 'gone.yaml'" in text and "(the prompt is not known)" in text

@@ -16,9 +16,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from forgetless.auditing.evidence import canonical, exit_code
+from forgetless.auditing.evidence import exit_code
 from forgetless.auditing.verdict import ERROR_EXIT_CODE
 from forgetless.errors import RunError
+from forgetless.runs.seal import canonical
 
 BEGUN, ENDED = "begun", "ended"
 

@@ -213,8 +213,9 @@ def _made_from(folder: Path, gguf_sha256: str) -> bool:
 
 def _marker(folder: Path) -> dict:
     try:
-        return json.loads((folder / MARKER).read_text())
-    except (OSError, ValueError):
+        told = json.loads((folder / MARKER).read_text())
+        return told if isinstance(told, dict) else {}
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

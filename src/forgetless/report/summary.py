@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from forgetless.runs.folder import FORGETTING, RunFolder, complete, read_json, read_lines
+from forgetless.runs.folder import FORGETTING, RunFolder, complete
+from forgetless.runs.shapes import FORGOTTEN, LEARNED, PREDICTION, SCORES, STEP, UNION, read, read_records, read_run
 from forgetless.score.intervals import mean_interval, paired_change, wilson
 from forgetless.score.metrics import metrics
 from forgetless.score.scorers import MEANINGS, OWN_MEANING, RIGHT_OR_WRONG, label_of
@@ -14,7 +15,7 @@ from forgetless.score.scorers import MEANINGS, OWN_MEANING, RIGHT_OR_WRONG, labe
 def summarise(root: Path) -> dict:
     """Everything the reports show, as JSON; equal runs give equal summaries (times are not in it)."""
     run = RunFolder(root)
-    told = read_json(run.config)
+    told = read_run(root)
     tasks, lessons = told["tasks"], told["lessons"]
     folders, learned = finished(run, lessons)
     union = list(dict.fromkeys(option for task in tasks for option in task["options"]))
@@ -25,7 +26,7 @@ def summarise(root: Path) -> dict:
     sizes = [task["test"] for task in tasks]
     placed = _placed(matrix, [lessons[i]["last_task"] for i in learned], len(tasks))
     views = {view: [row.get(view, {}) for row in cells] for view in _other_views(cells)}
-    checks = [read_json(folders[i] / "learned.json")["checks"] for i in learned]
+    checks = [read(folders[i] / "learned.json", LEARNED)["checks"] for i in learned]
     pairs = paired_rows(tasks, lessons, folders, learned, "deployed")
     judged = _judged(run, folders, learned)
     method = told["method"]["name"]
@@ -57,7 +58,7 @@ def summarise(root: Path) -> dict:
             "after": [[row.get("deployed", {}).get(task["name"], {}).get("counts") for task in tasks] for row in cells],
         },
         "test_rows": {name: _digest(rows) for name, rows in judged.items()},
-        "losses": {lessons[i]["name"]: read_lines(folders[i] / "log.jsonl") for i in learned},
+        "losses": {lessons[i]["name"]: read_records(folders[i] / "log.jsonl", STEP) for i in learned},
         "acts": [{"task": lessons[i]["name"], "checks": found} for i, found in zip(learned, checks, strict=True)],
         "warnings": [
             f"{method} did not act on {lessons[i]['name']}: {check['name']} = {check['value']:.4g} ({check['meaning']})"
@@ -71,15 +72,15 @@ def summarise(root: Path) -> dict:
 def finished(run: RunFolder, lessons: list[dict]) -> tuple[list[Path], list[int]]:
     """Each lesson's folder, and the numbers of those that are finished."""
     folders = [run.task(i + 1, lesson["name"]) for i, lesson in enumerate(lessons)]
-    return folders, [i for i, folder in enumerate(folders) if complete(folder)]
+    return folders, list(range(len(run.finished([lesson["name"] for lesson in lessons]))))
 
 
 def _scores(folder: Path, union: list[str]) -> dict:
     """scores.json of a published folder, or nothing: {view: {task: {n, scores, counts}}}."""
     if not complete(folder / "scores"):
         return {}
-    scored = read_json(folder / "scores" / "scores.json")
-    if read_json(folder / "scores" / "union.json") != union:  # scored when the stream had fewer labels
+    scored = read(folder / "scores" / "scores.json", SCORES)
+    if read(folder / "scores" / "union.json", UNION) != union:  # scored when the stream had fewer labels
         for cell in (cell for view in scored.values() for cell in view.values()):
             cell["scores"].pop("likelihood_union", None)
     return scored
@@ -89,7 +90,7 @@ def _border(folder: Path) -> dict:
     """Forgetting after a lesson, against the base's own predictions; empty where nobody asked for it."""
     if not complete(folder / FORGETTING):
         return {}
-    told = read_json(folder / FORGETTING / f"{FORGETTING}.json")
+    told = read(folder / FORGETTING / f"{FORGETTING}.json", FORGOTTEN)
     if "not_measured" in told:
         return {"not_measured": told["not_measured"]}
     low, high = told["interval"] or (None, None)
@@ -232,7 +233,7 @@ def _rows(folder: Path, view: str) -> dict[str, list[dict]]:
     """Prediction records by task, in the order of the rows."""
     file = folder / "scores" / "predictions.jsonl"
     by_task: dict[str, list[dict]] = {}
-    for record in read_lines(file) if file.exists() else []:
+    for record in read_records(file, PREDICTION) if file.exists() else []:
         if record["view"] == view:
             by_task.setdefault(record["task"], []).append(record)
     return by_task

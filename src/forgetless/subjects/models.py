@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
-from itertools import takewhile
 from pathlib import Path
 
 import peft
@@ -42,7 +41,8 @@ from forgetless.model.identity import (
     weight_files,
     weights_digest,
 )
-from forgetless.runs.folder import RunFolder, complete, read_json
+from forgetless.runs.folder import RunFolder, check_published, read_json
+from forgetless.runs.shapes import read_run
 from forgetless.subjects.layouts import ADAPTER_CONFIG, locate
 from forgetless.subjects.pickles import as_safetensors
 
@@ -113,6 +113,7 @@ def find_subjects(spec: str, *, base_is: str | None = None, allow_pickle: bool =
             raise UsageError(f"model {spec!r}: {folder} is a run folder, which names its base itself; give it alone")
         return _of_run(rest, folder, base_is)
     place = locate(folder)
+    check_published(place.folder)
     if place.kind == "adapter":
         subject = _on_base(spec, as_safetensors(place.folder, allow_pickle), base, base_is, allow_pickle)
     elif base:
@@ -143,6 +144,7 @@ def find_adapters(spec: str, *, allow_pickle: bool = False) -> list[AdapterFolde
     place = locate(folder)
     if place.kind != "adapter":
         raise UsageError(f"{place.folder}: holds full weights, no adapter; give a folder with a LoRA adapter")
+    check_published(place.folder)
     adapter = as_safetensors(place.folder, allow_pickle)
     named = _adapter_config(adapter).get("base_model_name_or_path") or ""
     _refuse_non_finite(adapter / SAFETENSORS_WEIGHTS_NAME)
@@ -183,9 +185,9 @@ def _of_run(spec: str, folder: Path, base_is: str | None) -> list[Subject]:
 
 def _finished(folder: Path) -> tuple[dict, list[Path], tuple[str, ...]]:
     """What a run's file says, the folders of its finished tasks in their order, and notes."""
-    run, told = RunFolder(folder), read_json(folder / RUN_CONFIG)
-    planned = [run.task(number, lesson["name"]) for number, lesson in enumerate(told["lessons"], 1)]
-    tasks = list(takewhile(complete, planned))
+    told = read_run(folder)
+    planned = [lesson["name"] for lesson in told["lessons"]]
+    tasks = RunFolder(folder).finished(planned)
     if not tasks:
         raise RunError(f"{folder}: no task of this run is finished; let `forgetless learn` finish one")
     unfinished = len(planned) - len(tasks)
