@@ -20,6 +20,7 @@ from summaries import CASES, HOSTILE, joint, many_tasks, running, summary, two_l
 from forgetless.cli import main
 from forgetless.config import LearnConfig
 from forgetless.data.tasks import Row
+from forgetless.errors import RunError
 from forgetless.learning.stream import learn
 from forgetless.report import charts, contents, page, texts, words
 from forgetless.report import files as report_files
@@ -229,7 +230,7 @@ def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(report_files.os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match=r"report\.html: could not be written \(disk full\)"):
         write_report([joint()], tmp_path)
     assert (tmp_path / "report.html").read_text() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from forgetless.geometry.merging import merge
     from forgetless.geometry.overlap import overlap
     from forgetless.learning.stream import learn
+    from forgetless.runs.doctor import doctor
 
 __version__ = version("forgetless")
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "MergeConfig",
     "audit",
     "blend",
+    "doctor",
     "interpolate",
     "learn",
     "merge",
@@ -39,6 +41,7 @@ _PLACES = {
     "MergeConfig": "config",
     "audit": "auditing.run",
     "blend": "geometry.blend",
+    "doctor": "runs.doctor",
     "interpolate": "geometry.interpolate",
     "learn": "learning.stream",
     "merge": "geometry.merging",

@@ -1,6 +1,7 @@
 """The command line. One verb = parse, call one function, print where the files are.
 
 Exit codes: 0 done; 1 an error, usage errors too. An audit: 0 pass or no budget, 2 regression, 3 insufficient evidence.
+`doctor`: 2 a problem was found.
 """
 
 from __future__ import annotations
@@ -661,6 +662,45 @@ def _merge_parser() -> argparse.ArgumentParser:
     return parser
 
 
+DOCTOR_EPILOG = """
+  forgetless doctor                                                     this environment
+  forgetless doctor runs/may                                            a run folder
+  forgetless doctor runs/may/tasks/01-letters/adapter --base ./llama    an adapter of any trainer; does the base fit?
+  forgetless doctor ./merged --json                                     full weights, for machines
+
+exit codes: 0 no problem (notes are none), 2 a problem, 1 a usage error
+"""
+
+
+def _doctor(arguments: list[str]) -> int:
+    import argparse
+    import json
+
+    parser = argparse.ArgumentParser(
+        prog="forgetless doctor", description=VERBS["doctor"][0], exit_on_error=False, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=DOCTOR_EPILOG,
+    )  # fmt: skip
+    parser.add_argument("path", nargs="?", default="", help="a run folder, a part of one, an adapter or full weights; "
+                        "default: this environment")  # fmt: skip
+    parser.add_argument(
+        "--base", metavar="MODEL", help="does the adapter or run fit this base, and what does it change?"
+    )
+    parser.add_argument("--json", action="store_true", help="for machines")
+    told = _parsed(parser, arguments)
+    if told is None:
+        return 0
+    from forgetless.progress import out
+    from forgetless.report.doctor import print_diagnosis
+    from forgetless.runs.doctor import doctor
+
+    found = doctor(told.path, told.base)
+    if told.json:
+        print(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
+    else:
+        print_diagnosis(found, out)
+    return found.exit_code
+
+
 def _adder(parser: argparse.ArgumentParser, config: type) -> Callable[..., None]:
     """Adds an option by its field's name (--a_b and --a-b, or another flag), default and docstring."""
     from forgetless.config import documentation
@@ -705,6 +745,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "interpolate": ("loss and score between two models: line, curve, plane; barrier, distance, CKA", _interpolate),
     "learn": ("learn a stream of tasks, score every task after each", _learn),
     "demo": ("see a model forget, and forget less: two methods on three small tasks", _demo),
+    "doctor": ("is it whole, whose is it, of use? an environment, a run folder, an adapter, a model", _doctor),
     "report": ("draw the report of one or several run folders again", _report),
     "methods": ("list the methods", _methods),
     "streams": ("list the streams by name: source, licence, hashes, rows, scorer, and how to get them", _streams),

@@ -38,9 +38,8 @@ def _holds(session: Session, folder: Path, columns: list[int]) -> bool:
         return False
     told = read(folder / "scores.json", SCORES)
     wanted = {session.stream.tasks[j].name for j in columns}
-    return wanted <= told.get("deployed", {}).keys() and read(folder / "union.json", UNION) == list(
-        session.stream.options
-    )
+    union = read(folder / "union.json", UNION)
+    return wanted <= told.get("deployed", {}).keys() and union == list(session.stream.options)
 
 
 def score_base(session: Session, scorer: Scorer, known: Path | None = None) -> None:

@@ -42,6 +42,5 @@ def _write(file: Path, text: str) -> None:
             raise
     except OSError as error:
         raise RunError(
-            f"{file}: could not be written ({error.strerror}); what was there before is unchanged. Make room, or "
-            f"{ELSEWHERE}"
+            f"{file}: could not be written ({error}); what was there before is unchanged. Make room, or {ELSEWHERE}"
         ) from error

@@ -63,8 +63,8 @@ class RunFolder:
         if True in whole[count:]:
             later = folders[whole.index(True, count)]
             raise RunError(
-                f"{folders[count]}: is missing, and {later.name} was learnt after it. Restore it from a copy, or remove "
-                f"{later} and what follows to learn them again."
+                f"{folders[count]}: is missing, and {later.name} was learnt after it. Restore it from a copy, or "
+                f"remove {later} and what follows to learn them again."
             )
         return folders[:count]
 

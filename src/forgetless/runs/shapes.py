@@ -70,7 +70,14 @@ def read_run(root: Path) -> dict:
     """run.json: RunError where it is damaged, of another format, or no record of a run."""
     file = RunFolder(root).config
     told = read_sealed(file, f"restore it from a copy, or begin again in another folder than {root}")
-    return _checked(told, RUN, file)
+    _checked(told, RUN, file)
+    for kind in ("tasks", "lessons"):
+        names = [one["name"] for one in told[kind]]
+        if not names or len(set(names)) < len(names):
+            raise RunError(f"{file}: {kind} without a name of their own; restore it from a copy")
+    if wrong := [one for one in told["lessons"] if not 0 <= one["last_task"] < len(told["tasks"])]:
+        raise RunError(f"{file}: lesson {wrong[0]['name']} ends with a task that is not there; restore it from a copy")
+    return told
 
 
 def read(file: Path, shape: Any) -> Any:

@@ -146,7 +146,7 @@ def find_adapters(spec: str, *, allow_pickle: bool = False) -> list[AdapterFolde
         raise UsageError(f"{place.folder}: holds full weights, no adapter; give a folder with a LoRA adapter")
     check_published(place.folder)
     adapter = as_safetensors(place.folder, allow_pickle)
-    named = _adapter_config(adapter).get("base_model_name_or_path") or ""
+    named = adapter_config(adapter).get("base_model_name_or_path") or ""
     _refuse_non_finite(adapter / SAFETENSORS_WEIGHTS_NAME)
     return [AdapterFolder(spec, adapter, base or named, place.notes)]
 
@@ -216,7 +216,7 @@ def _full(name: str, folder: Path) -> Subject:
 
 def _on_base(name: str, folder: Path, base: str | None, base_is: str | None, allow_pickle: bool = False) -> Subject:
     """An adapter on the base that the user gives, or else the one that its configuration names."""
-    config = _adapter_config(folder)
+    config = adapter_config(folder)
     trained_on = config.get("base_model_name_or_path") or ""
     told = base or base_is or trained_on
     if not told:
@@ -322,7 +322,7 @@ def _twin(name: str) -> str:
 # ---------------------------------------------------------------------------------------- adapters as they are
 
 
-def _adapter_config(folder: Path) -> dict:
+def adapter_config(folder: Path) -> dict:
     """The adapter's configuration, of a type and a task that can be measured."""
     config = read_json(folder / ADAPTER_CONFIG)
     if not isinstance(config, dict):
@@ -504,7 +504,7 @@ def _attach(
         base.resize_token_embeddings(subject.vocabulary, mean_resizing=False)
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # PEFT draws a start that is then replaced
-            warnings.simplefilter("ignore")  # what it warns of is refused, in `_adapter_config` or below
+            warnings.simplefilter("ignore")  # what it warns of is refused, in `adapter_config` or below
             model = PeftModel.from_pretrained(
                 base, str(subject.adapter), torch_device=str(device), low_cpu_mem_usage=low_cpu_mem_usage
             )
