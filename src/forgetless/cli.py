@@ -127,32 +127,17 @@ def _print_blends(records: list[dict]) -> None:
 def parse_learn(arguments: list[str]) -> LearnConfig | None:
     """A LearnConfig from flags and a YAML file (flags win), or None where only help was asked for."""
     import jsonargparse
-    import yaml
 
     from forgetless.config import LearnConfig
     from forgetless.errors import UsageError, nearest
     from forgetless.methods import METHODS
 
     flags, file = _read_flags(arguments)
-    if file is not None:
-        try:
-            options = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise UsageError(f"{file}: {error}") from error
-        if not isinstance(options, dict):
-            raise UsageError(f"{file}: expected options by name, such as `learning_rate: 0.001`")
-        if strange := [key for key in options if not isinstance(key, str)]:
-            raise UsageError(f"{file}: {strange[0]!r} is no option's name")
-        if not isinstance(options.get("method", {}), dict):
-            options["method"] = {"name": options["method"] or "sequential"}
-        for name in LISTS:
-            if isinstance(options.get(name), str):
-                options[name] = [options[name]]
-    else:
-        options = {}
+    options = _read_options(Path(file)) if file is not None else {}
     chosen = flags.get("method.name", options.get("method", {}).get("name", "sequential"))
-    if chosen not in METHODS:
-        raise UsageError(f"method: no {chosen!r}{nearest(str(chosen), METHODS)}")
+    source = f" (with --config {file})" if file is not None else ""
+    if not isinstance(chosen, str) or chosen not in METHODS:
+        raise UsageError(f"method: no {chosen!r}{nearest(str(chosen), METHODS)}{source}")
     own = list(inspect.signature(METHODS[chosen]).parameters)
     names = [one.name for one in fields(LearnConfig) if one.name not in ("method", "method_options")]
     known = [*names, "method.name", *(f"method.{name}" for name in own)]
@@ -185,13 +170,40 @@ def parse_learn(arguments: list[str]) -> LearnConfig | None:
         parser.set_defaults(parser.parse_object(options).as_flat().__dict__ if options else {})
         parsed = parser.parse_args([f"--{name}={value}" for name, value in flags.items()])
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        raise UsageError(" ".join(str(error).split()) + source) from error
     told = parsed.as_dict()
     method = told.pop("method")
     told.pop("config", None)
     config = LearnConfig(**told, method=method.pop("name"), method_options=method)
-    config.check()
+    try:
+        config.check()
+    except UsageError as error:
+        raise UsageError(f"{error}{source}") from error
     return config
+
+
+def _read_options(file: Path) -> dict:
+    """The options of a YAML file, `method: olora` and single entries of lists written out."""
+    import yaml
+
+    from forgetless.errors import UsageError
+
+    try:
+        options = yaml.safe_load(file.read_text(encoding="utf-8-sig")) or {}
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}: not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # a date such as 2026-02-30 is a ValueError
+        raise UsageError(f"{file}: {error}") from error
+    if not isinstance(options, dict):
+        raise UsageError(f"{file}: expected options by name, such as `learning_rate: 0.001`")
+    if strange := [key for key in options if not isinstance(key, str)]:
+        raise UsageError(f"{file}: {strange[0]!r} is no option's name")
+    if not isinstance(options.get("method", {}), dict):
+        options["method"] = {"name": options["method"] or "sequential"}
+    for name in LISTS:
+        if isinstance(options.get(name), str):
+            options[name] = [options[name]]
+    return options
 
 
 def _read_flags(arguments: list[str]) -> tuple[dict[str, str], str | None]:

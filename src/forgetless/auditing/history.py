@@ -76,7 +76,7 @@ def read_history(file: Path) -> list[dict]:
 def _line(file: Path, number: int, text: str) -> dict[str, Any]:
     try:
         line = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{file}:{number}: no JSON ({error}); the line was cut or changed, restore it") from error
     if not isinstance(line, dict):
         raise RunError(f"{file}:{number}: no attempt; restore the file from a copy")

@@ -212,10 +212,10 @@ def _file(path: Path) -> Any:
         )
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{path}: not YAML: {error}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2026-02-30 is a ValueError
+        raise UsageError(f"{path}: not YAML: {error}") from error
     except OSError as error:
         beside = os.listdir(path.parent) if path.parent.is_dir() else []
         near = nearest(path.name, [*NAMED_STREAMS, *(name for name in beside if name.endswith((".yaml", ".json")))])

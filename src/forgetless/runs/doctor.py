@@ -1,7 +1,7 @@
 """`forgetless doctor [PATH]`: is it whole, whose is it, and is it of use? Each check is a line of a table.
 
-No path: this environment. A run folder: its records, every finished part, checkpoints and adapters. Any other folder that
-a manifest.json lists: its files. Otherwise a model: an adapter or full weights of any trainer.
+No path: this environment. A run folder: its records, every finished part, checkpoints and adapters. Any other folder
+that a manifest.json lists: its files. Otherwise a model: an adapter or full weights of any trainer.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ def doctor(path: str | Path = "", base: str | None = None) -> Diagnosis:
 def _findings(folder: Path, base: str | None) -> tuple[str, Iterable[Finding]]:
     if RunFolder(folder).config.exists() or (folder / "tasks").is_dir():
         return "run folder", _run(folder, base)
+    if not _is_model(folder) and not (folder / MANIFEST).is_file():
+        locate(folder)  # a folder without any model is no finding either
     if _is_model(folder) or not (folder / MANIFEST).is_file():
         return "model", model_findings(folder, base)
     return "published folder", _published(folder)
@@ -197,8 +199,8 @@ def _base(root: Path, told: dict, base: str | None) -> Finding:
     found = weights_digest(weight_files(locate(find_model(base)).folder))
     if found != stored:
         return problem(
-            "base", f"{root}: was learnt on {name}, weights of sha256 {stored[:12]}..., and those of {base} are {found[:12]}...; "
-            "give the model the run began with",
+            "base", f"{root}: was learnt on {name}, weights of sha256 {stored[:12]}..., and those of {base} are "
+            f"{found[:12]}...; give the model the run began with",
         )  # fmt: skip
     return ok("base", f"{base} has the weights that the run was learnt on")
 

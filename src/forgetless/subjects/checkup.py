@@ -28,7 +28,11 @@ _CARD = re.compile(r"sha256 of the base's weights: ([0-9a-f]{64})")
 
 def model_findings(folder: Path, base: str | None) -> Iterator[Finding]:
     """The lines about the model in a folder; with `base` also whether it fits and what it changes."""
-    place = locate(folder)
+    try:
+        place = locate(folder)
+    except UsageError as error:
+        yield problem("complete", str(error))
+        return
     for said in place.notes:
         yield note("place", said)
     yield checked("unchanged", lambda: _unchanged(place.folder))
@@ -154,8 +158,8 @@ def against_base(folder: Path, base: str) -> Iterator[Finding]:
         plain = _one(base)
         stored = _card_hash(folder)
         if stored and stored != weights_digest(weight_files(plain.base)):
-            yield problem("base", f"{folder}: was learnt on weights of sha256 {stored[:12]}..., and those of {base} are "
-                          "others; give the base that it was learnt on")  # fmt: skip
+            yield problem("base", f"{folder}: was learnt on weights of sha256 {stored[:12]}..., and those of {base} "
+                          "are others; give the base that it was learnt on")  # fmt: skip
             return
         [subject] = find_subjects(f"{base}+{folder}", base_is=base if stored else None)
     except ForgetlessError as error:

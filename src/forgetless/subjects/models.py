@@ -41,13 +41,19 @@ from forgetless.model.identity import (
     weight_files,
     weights_digest,
 )
-from forgetless.runs.folder import RunFolder, check_published, read_json
-from forgetless.runs.shapes import read_run
+from forgetless.runs.folder import RunFolder, check_published
+from forgetless.runs.shapes import NUMBER, Each, Maybe, read, read_run
 from forgetless.subjects.layouts import ADAPTER_CONFIG, locate
 from forgetless.subjects.pickles import as_safetensors
 
 RUN_CONFIG = "run.json"
 CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # LoRA starts that take weight out of the base
+ADAPTER = {
+    "peft_type": Maybe(str), "base_model_name_or_path": Maybe(str), "task_type": Maybe(str), "r": Maybe(int),
+    "lora_alpha": Maybe(NUMBER), "rank_pattern": Maybe(Each(int)), "alpha_pattern": Maybe(Each(NUMBER)),
+    "modules_to_save": Maybe([str]), "bias": Maybe(str), "use_rslora": Maybe(bool),
+}  # fmt: skip
+"""The settings of anybody's adapter_config.json whose form is relied on."""
 _PER_TASK = ("POLY", "MULTITASK_PROMPT_TUNING")
 _EMBEDDING = re.compile(rf"\.({'|'.join(EMBEDDING_LAYER_NAMES)})(\.base_layer|\.modules_to_save)?\.weight$")
 _FOUR_BIT = re.compile(r"-(unsloth-)?bnb-4bit$")
@@ -324,9 +330,7 @@ def _twin(name: str) -> str:
 
 def adapter_config(folder: Path) -> dict:
     """The adapter's configuration, of a type and a task that can be measured."""
-    config = read_json(folder / ADAPTER_CONFIG)
-    if not isinstance(config, dict):
-        raise RunError(f"{folder / ADAPTER_CONFIG}: no object with settings; restore it from a copy")
+    config = read(folder / ADAPTER_CONFIG, ADAPTER)
     kind = config.get("peft_type")
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         what = f"the adapter type {kind!r}, which PEFT {peft.__version__} does not know" if kind else "no peft_type"
@@ -510,7 +514,7 @@ def _attach(
             )
     except NotImplementedError:
         raise
-    except (RuntimeError, ValueError, KeyError, TypeError, ImportError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, ImportError, AttributeError, ArithmeticError) as error:
         raise RunError(f"{subject.adapter}: does not go onto {subject.base}: {_told(error)}") from error
     _check_complete(model, subject)
     return model.eval(), _without_virtual_tokens(model)
