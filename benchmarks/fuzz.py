@@ -26,12 +26,10 @@ from formats import Format, examine, formats
 
 from forgetless.errors import UsageError, nearest
 
-SLOW = 5.0  # seconds for one input
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inputs", type=int, help="how many, shared out among the formats")
+    parser.add_argument("--inputs", type=int, help="how many in all; each format gets the same time")
     parser.add_argument("--seconds", type=float, help="or for how long")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first input of each format")
@@ -45,24 +43,25 @@ def main() -> None:
 
 
 def fuzz(chosen: list[Format], inputs: int | None, seconds: float | None, seed: int, first: int) -> int:
-    """Takes turns among the formats, prints a table, and gives the number of failures (at most 1)."""
+    """Gives every format the same time, prints a table, and gives 1 if anything failed, else 0."""
     intact = {one.name: one.read(one.folder, one.files[0]) for one in chosen}
     found: dict[str, Counter[str]] = {one.name: Counter() for one in chosen}
-    began, failures = time.monotonic(), 0
-    for turn in range(sys.maxsize):
-        one, number = chosen[turn % len(chosen)], first + turn // len(chosen)
-        if turn == inputs or (seconds and time.monotonic() - began > seconds):
+    spent = dict.fromkeys(found, 0.0)
+    began = time.monotonic()
+    for done in range(sys.maxsize):
+        if done == inputs or (seconds and time.monotonic() - began > seconds):
             break
-        begun = time.monotonic()
+        one = min(chosen, key=lambda one: spent[one.name])
+        number, begun = first + found[one.name]["inputs"], time.monotonic()
         try:
             came, _ = examine(one, number, seed, intact[one.name])
         except Exception:  # whatever it is, it is what we look for
-            came, failures = "FAILURE", failures + 1
+            came = "FAILURE"
             print(f"--seed {seed} --format {one.name!r} --first {number} --inputs 1", traceback.format_exc(), sep="\n")
-        found[one.name][came] += 1
-        found[one.name]["slow"] += time.monotonic() - begun > SLOW
+        spent[one.name] += time.monotonic() - begun
+        found[one.name].update((came, "inputs"))
     _print(found, time.monotonic() - began)
-    return min(failures, 1)
+    return int(any(counts["FAILURE"] for counts in found.values()))
 
 
 def _examples(folder: Path) -> list[Format]:
@@ -79,13 +78,12 @@ def _chosen(known: list[Format], name: str | None) -> list[Format]:
 
 
 def _print(found: dict[str, Counter[str]], seconds: float) -> None:
-    columns = ("error", "equal", "other", "slow", "FAILURE")
-    print(f"| format | inputs | {' | '.join(columns)} |\n|---{'|---' * (len(columns) + 1)}|")
-    for name, counts in found.items():
-        total = sum(counts[key] for key in columns if key != "slow")
-        print(f"| {name} | {total} | {' | '.join(str(counts[key]) for key in columns)} |")
-    everything = sum(counts[key] for counts in found.values() for key in columns if key != "slow")
-    print(f"{everything} inputs in {seconds:.0f} s")
+    columns = ("inputs", "error", "equal", "other", "FAILURE")
+    print(f"| format | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
+    total: Counter[str] = sum(found.values(), Counter())
+    for name, counts in [*found.items(), ("all", total)]:
+        print(f"| {name} | {' | '.join(str(counts[key]) for key in columns)} |")
+    print(f"{total['inputs']} inputs in {seconds:.0f} s")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ SPLICED = (
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2**63, 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", " ", "x", "\x00",
-    "\ud800", "../../etc/passwd", "/etc/passwd", "a" * 5000, "1", [], [1], ["x"], {}, {"x": 1}, [[]], [None], PLACEHOLDER,
+    "\ud800", "../../etc/passwd", "/etc/passwd", "a" * 5000, "1", [],
+    [1], ["x"], {}, {"x": 1}, [[]], [None], PLACEHOLDER,
 )  # fmt: skip
 
 
@@ -107,7 +108,7 @@ def as_text(value: Any) -> str:
 
 
 def reshaped(data: bytes, draw: random.Random, load: Callable[[str], Any] = json.loads) -> bytes:
-    """A JSON file, or one line of a JSONL file, of another shape; `load` reads other formats of which JSON is a part."""
+    """A JSON file, or a line of a JSONL file, of another shape; `load` reads a format of which JSON is a part."""
     text = data.decode()
     try:
         return as_text(another_shape(load(text), draw)).encode()

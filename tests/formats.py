@@ -1,7 +1,7 @@
 """Every file format that forgetless reads, with a small intact example: what is fuzzed, and what must come of it.
 
-A damaged file gives what the intact one gives, or a ForgetlessError that names the file. Where no hash covers it, it may
-also give something else, as an edited file does. Nothing else may happen.
+A damaged file gives what the intact one gives, or a ForgetlessError that names the file. Where no hash covers it, it
+may also give something else, as an edited file does. Nothing else may happen.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from forgetless.auditing.history import begin, end, read_history
 from forgetless.auditing.policy import read_policy
 from forgetless.cli import parse_learn
 from forgetless.config import LearnConfig
+from forgetless.data import packages
 from forgetless.data.readers import read_options, read_rows
 from forgetless.data.streams import load_stream
 from forgetless.data.tasks import Stream
@@ -72,6 +73,8 @@ learning_rate: 0.001
 target_modules: [q_proj, v_proj]
 report_to: [tensorboard]
 """
+
+PACKAGE = packages.Package("rows", "1", "rows.whl", "ab" * 32, 1, ("rows.jsonl",), "rows", "CC0")
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ def _run_formats(run: Path, tiny: str) -> list[Format]:
         ),
         Format("run.json, hashed again", run, (run / "run.json",), _drawn, seal=_seal_run),
         Format("parts of a run, hashed again", run, told, _drawn_and_gone_on, seal=_seal_part),
-        Format("any file of a run, doctor", run, tuple(sorted(covered)), _doctored),
+        Format("any file of a run, doctor", run, tuple(sorted(covered)), _doctored, covered=True),
     ]
 
 
@@ -208,9 +211,11 @@ def _published(folder: Path, file: Path) -> dict:
     return {layer: pair.B.sum().item() for layer, pair in read_update(adapter.folder).layers.items()}
 
 
-def _doctored(run: Path, file: Path) -> int:
-    """Doctor never fails; what it must not miss is tested beside it."""
-    return doctor(run).exit_code
+def _doctored(run: Path, file: Path) -> str:
+    """Doctor itself never fails: what it finds is the error."""
+    if doctor(run).exit_code:
+        raise ForgetlessError(f"{file}: found")
+    return "nothing found"
 
 
 def _seal_run(file: Path) -> None:
@@ -272,7 +277,8 @@ def _users_formats(folder: Path) -> list[Format]:
     rows = [
         {"prompt": f"What colour has the {key}? Answer:", "completion": f" {value}"} for key, value in COLOURS.items()
     ]
-    chat = [{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}], "domain": "sums"},
+    turns = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    chat = [{"messages": turns, "domain": "sums"},
             {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
             {"instruction": "Add.", "input": "2 and 2", "output": 4}, {"text": "The sky is blue."},
             {"prompt": "Which?", "answer": "a", "options": ["a", "b"]}]  # fmt: skip
@@ -282,6 +288,10 @@ def _users_formats(folder: Path) -> list[Format]:
     (folder / "options.json").write_text(json.dumps(["blue", "green", "red"]))
     (folder / "text.txt").write_text("The sky is blue.\n\nThe grass is green.\n")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "pairs.parquet")
+    data = {"rows.jsonl": {"bytes": (folder / "rows.jsonl").stat().st_size,
+                           "sha256": packages.sha256_of(folder / "rows.jsonl")}}  # fmt: skip
+    record = {"wheel_sha256": PACKAGE.sha256, "members": list(PACKAGE.members), "files": data}
+    (folder / packages.MARKER).write_text(json.dumps(record))
     for name, text in (("policy.yaml", POLICY), ("stream.yaml", STREAM), ("config.yaml", CONFIG)):
         (folder / name).write_text(text)
     files = tuple(folder / name for name in ("rows.jsonl", "chat.jsonl", "rows.json", "pairs.parquet"))
@@ -294,8 +304,15 @@ def _users_formats(folder: Path) -> list[Format]:
         Format("stream", folder, yaml_files["stream"], lambda _, file: load_stream(file), load=yaml.safe_load),
         Format("rows of a stream", folder, (files[0], *files[2:]), lambda at, _: load_stream(at / "stream.yaml")),
         Format("configuration", folder, yaml_files["config"], lambda _, file: _configured(file), load=yaml.safe_load),
+        Format("a package's record", folder, (folder / packages.MARKER,), _whole_package, covered=True),
         Format("policy", folder, yaml_files["policy"], lambda _, file: read_policy(file).budgets, load=_plain_yaml),
     ]
+
+
+def _whole_package(folder: Path, file: Path) -> bool:
+    if not packages._whole(folder, PACKAGE):
+        raise ForgetlessError(f"{file}: fetched again")
+    return True
 
 
 def _configured(file: Path) -> LearnConfig | None:

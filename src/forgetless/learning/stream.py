@@ -21,7 +21,7 @@ from forgetless.methods import Check, Lesson
 from forgetless.model.identity import check_same
 from forgetless.progress import steps
 from forgetless.report.files import write_report
-from forgetless.report.summary import summarise
+from forgetless.report.summary import matrix_record, summarise, summary_record
 from forgetless.runs.folder import FORMAT, TIMES, write_json, write_lines
 from forgetless.runs.seal import sealed
 from forgetless.runs.shapes import LEARNED, read, read_run
@@ -232,12 +232,8 @@ def _finish(session: Session, status: str) -> dict | None:
             for file in (last / "adapter").iterdir():
                 shutil.copyfile(file, temporary / file.name)
         summary = summarise(run.root)
-        run.write(run.summary, {key: value for key, value in summary.items() if key != "folder"})
-        run.write(
-            run.matrix,
-            {key: summary[key] for key in ("learned", "headline", "measures", "metrics")}
-            | {"tasks": [task["name"] for task in summary["tasks"]]},
-        )
+        run.write(run.summary, summary_record(summary))
+        run.write(run.matrix, matrix_record(summary))
         write_report([summary], run.root)
     session.engine.wait()
     return summary

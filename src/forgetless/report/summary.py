@@ -82,6 +82,17 @@ def summarise(root: Path) -> dict:
     } | ({"forgetting": borders} if borders else {})  # fmt: skip
 
 
+def summary_record(summary: dict) -> dict:
+    """summary.json: the folder may be moved, so its name is not in it."""
+    return {key: value for key, value in summary.items() if key != "folder"}
+
+
+def matrix_record(summary: dict) -> dict:
+    """matrix.json: the scores, for machines."""
+    told = {key: summary[key] for key in ("learned", "headline", "measures", "metrics")}
+    return told | {"tasks": [task["name"] for task in summary["tasks"]]}
+
+
 def finished(run: RunFolder, lessons: list[dict]) -> tuple[list[Path], list[int]]:
     """Each lesson's folder, and the numbers of those that are finished."""
     folders = [run.task(i + 1, lesson["name"]) for i, lesson in enumerate(lessons)]

@@ -6,6 +6,7 @@ that a manifest.json lists: its files. Otherwise a model: an adapter or full wei
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -13,13 +14,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from forgetless import __version__
 from forgetless.errors import RunError, UsageError
 from forgetless.model.base import find_model
 from forgetless.model.identity import weight_files, weights_digest
-from forgetless.report.summary import summarise
+from forgetless.report.summary import matrix_record, summarise, summary_record
 from forgetless.runs.environment import environment
 from forgetless.runs.findings import PROBLEM, Finding, checked, note, ok, problem
-from forgetless.runs.folder import MANIFEST, RunFolder, complete, read_json
+from forgetless.runs.folder import MANIFEST, RunFolder, complete, json_text, read_json
 from forgetless.runs.shapes import read_run
 from forgetless.subjects.checkup import effect, finite, model_findings, pickles
 from forgetless.subjects.layouts import ADAPTER_CONFIG, locate
@@ -95,7 +97,7 @@ def _run(root: Path, base: str | None) -> Iterator[Finding]:
     if told is None:
         return
     yield checked("tasks", lambda: _tasks(root, told))
-    yield checked("summary", lambda: _summary(root))
+    yield checked("summary", lambda: _summary(root, told))
     yield from _adapters(root, told)
     yield from _versions(told["versions"])
     yield checked("base", lambda: _base(root, told, base))
@@ -156,16 +158,19 @@ def _tasks(root: Path, told: dict) -> Finding:
     return ok("tasks", f"all {len(names)} are finished")
 
 
-def _summary(root: Path) -> Finding:
-    """summary.json is what the parts say."""
-    file = RunFolder(root).summary
-    if not file.exists():
-        return note("summary", f"{file.name} is not there yet; it is written after the first task")
-    written, now = read_json(file), summarise(root)
-    if not isinstance(written, dict) or any(written.get(key) != now[key] for key in ("headline", "learned", "metrics")):
-        return problem(
-            "summary", f"{file}: is not what the run's parts say; give the `learn` command again, which writes it"
-        )
+def _summary(root: Path, told: dict) -> Finding:
+    """summary.json and matrix.json are what the parts say."""
+    run, now = RunFolder(root), json.loads(json_text(summarise(root)))
+    for file in (run.summary, run.matrix):
+        if not file.exists():
+            return note("summary", f"{file.name} is not there yet; it is written after the first task")
+        written = read_json(file)
+        known = summary_record(now) if file == run.summary else matrix_record(now)
+        if written != known:
+            if told["versions"].get("forgetless") != __version__:
+                return note("summary", f"{file}: another version of forgetless wrote it; `learn` writes it anew")
+            return problem("summary", f"{file}: is not what the parts of the run say; give the `learn` command again, "
+                           "which writes it")  # fmt: skip
     return ok("summary", "agrees with the rows' scores")
 
 
