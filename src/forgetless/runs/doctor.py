@@ -90,14 +90,16 @@ def _run(root: Path, base: str | None) -> Iterator[Finding]:
     except RunError as error:
         yield problem("record", str(error))
     yield _work(root)
-    yield from _parts(root)
+    parts = list(_parts(root))
+    yield from parts
     yield from _checkpoints(root)
     yield pickles(root)
     yield checked("numbers", lambda: finite(sorted(root.rglob("*.safetensors"))))
     if told is None:
         return
-    yield checked("tasks", lambda: _tasks(root, told))
-    yield checked("summary", lambda: _summary(root, told))
+    if all(one.level != PROBLEM for one in parts):
+        yield checked("tasks", lambda: _tasks(root, told))
+        yield checked("summary", lambda: _summary(root, told))
     yield from _adapters(root, told)
     yield from _versions(told["versions"])
     yield checked("base", lambda: _base(root, told, base))
