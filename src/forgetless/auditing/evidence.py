@@ -70,7 +70,7 @@ def verify(file: str | Path) -> list[str]:
         again = make_evidence(models, terms, {key: told[key] for key in FACTS})
     except KeyError as error:
         raise RunError(f"{file}: no {error}; it was cut or is of another version, take the original") from error
-    except (TypeError, ValueError, AttributeError, ForgetlessError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError, ForgetlessError) as error:
         raise RunError(f"{file}: cannot be worked out again: {error}") from error
     found = [] if own_hash(told) == told.get("sha256") else ["sha256: the file was changed after it was written"]
     return found + [text for text in _differences("", told, again) if not text.startswith("sha256:")]

@@ -203,7 +203,7 @@ def check_format(told: dict, file: Path, reads: int = FORMAT) -> None:
 
 def read_json(file: Path) -> Any:
     """A JSON value. RunError for a file that cannot be read or is no JSON; NaN and infinities are none."""
-    return _parsed(read_text(file), file, 1)
+    return parse_json(read_text(file), file)
 
 
 def read_text(file: Path) -> str:
@@ -216,7 +216,8 @@ def read_text(file: Path) -> str:
         raise RunError(f"{file}: cannot be read ({why}); restore it from a copy, or give another path") from error
 
 
-def _parsed(text: str, file: Path, line: int) -> Any:
+def parse_json(text: str, file: Path, line: int = 1) -> Any:
+    """The JSON value of a text that stands in `file` at this line."""
     try:
         value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
         if "\\ud" in text.lower():
@@ -274,7 +275,7 @@ def read_lines(file: Path) -> list[dict]:
     """JSONL; RunError with the line that is none."""
     # JSON leaves U+2028 and its like as they are, so lines end at "\n" only
     lines = enumerate(read_text(file).split("\n"), start=1)
-    records = [(number, _parsed(line, file, number)) for number, line in lines if line]
+    records = [(number, parse_json(line, file, number)) for number, line in lines if line]
     for number, record in records:
         if not isinstance(record, dict):
             raise RunError(f"{file}:{number}: no object; restore it from a copy")
