@@ -59,6 +59,8 @@ def read_update(
     told = read(folder / CONFIG_NAME, ADAPTER)
     if told.get("peft_type") != "LORA":
         raise UsageError(f"{folder}: is no LoRA adapter (peft_type {told.get('peft_type')}); {remedy}")
+    if told.get("lora_alpha") is None:
+        raise RunError(f"{folder / CONFIG_NAME}: has no lora_alpha, which scales the update; restore it from a copy")
     for key, why in _NOT_A_PRODUCT.items():
         if told.get(key) not in (None, False, "none", [], {}):
             raise UsageError(

@@ -15,6 +15,7 @@ from forgetless.runs.folder import NAME, RunFolder, read_json, read_lines
 from forgetless.runs.seal import read_sealed
 
 NUMBER = (int, float)
+LARGEST = 2**63  # whole numbers beyond it are no tensor's and may be no float
 KINDS = {
     str: "text", int: "a whole number", NUMBER: "a number", bool: "true or false", dict: "an object", list: "a list",
     NAME: "a name that can be a folder's",
@@ -128,6 +129,8 @@ def misfit(value: Any, shape: Any, place: str = "") -> str:
     if isinstance(shape, re.Pattern):
         return "" if isinstance(value, str) and shape.fullmatch(value) else _said(place, shape, value)
     right = isinstance(value, shape) and (shape is bool or not isinstance(value, bool))
+    if isinstance(value, int) and abs(value) >= LARGEST:
+        right = False
     return "" if right else _said(place, shape, value)
 
 
