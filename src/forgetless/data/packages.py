@@ -202,7 +202,10 @@ def _whole(folder: Path, package: Package) -> bool:
 
 
 def _same(path: Path, told: dict) -> bool:
-    return path.is_file() and path.stat().st_size == told.get("bytes") and sha256_of(path) == told.get("sha256")
+    try:
+        return path.is_file() and path.stat().st_size == told.get("bytes") and sha256_of(path) == told.get("sha256")
+    except OSError:  # a damaged record may name what is no path
+        return False
 
 
 def _made_from(folder: Path, gguf_sha256: str) -> bool:

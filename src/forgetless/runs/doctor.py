@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def _parts(root: Path) -> Iterator[Finding]:
     folders = [path.parent for path in sorted(root.rglob(MANIFEST)) if not _hidden(path, root)]
     bare = [folder for folder in sorted(root.glob("tasks/*")) if folder.is_dir() and folder not in folders]
     broken = [
-        one for folder in (*folders, *bare) if (one := checked("hashes", lambda at=folder: _whole(at))).level == PROBLEM
+        one for folder in (*folders, *bare) if (one := checked("hashes", partial(_whole, folder))).level == PROBLEM
     ]
     yield from broken
     if not broken:
@@ -180,7 +181,7 @@ def _adapters(root: Path, told: dict) -> Iterator[Finding]:
     for number, lesson in enumerate(told["lessons"], start=1):
         folder = RunFolder(root).task(number, lesson["name"]) / "adapter"
         if (folder / ADAPTER_CONFIG).is_file():
-            found = checked("effect", lambda at=folder: effect(at))
+            found = checked("effect", partial(effect, folder))
             yield Finding(found.check, found.level, f"{folder.parent.name}: {found.said}")
 
 
