@@ -19,6 +19,7 @@ from forgetless.report import audit as report_audit
 from forgetless.report.audit import audit_markdown, plain
 from forgetless.report.audit_page import redraw, render_audit, view
 from forgetless.report.glossary import AUDIT_GLOSSARY, OF_METRIC
+from forgetless.runs.seal import sealed
 
 SECTIONS = [
     "plain", "losses", "matrix", "turned", "texts", "where", "refusals", "sanity", "weights", "recovery", "remedies",
@@ -200,14 +201,14 @@ def test_texts_of_rows_only_where_they_are_given(tmp_path):
 
 def test_a_folder_is_drawn_again_and_files_of_two_audits_are_refused(tmp_path, capsys):
     record, evidence = made("one")
-    (tmp_path / "audit.json").write_text(json.dumps(record))
+    (tmp_path / "audit.json").write_text(json.dumps(sealed(record)))
     (tmp_path / "evidence.json").write_text(json.dumps(evidence))
     assert main(["report", str(tmp_path), "--output_dir", str(tmp_path / "page")]) == 0
     assert (tmp_path / "page" / "audit.html").read_text() == drawn("one") == redraw(tmp_path).read_text()
     for more, why in ((["--show-text"], "no texts.jsonl"), (["--json"], "an audit is drawn by itself")):
         assert main(["report", str(tmp_path), *more]) == 1
         assert why in " ".join(capsys.readouterr().err.split())
-    (tmp_path / "audit.json").write_text(json.dumps(record | {"evidence": "another"}))
+    (tmp_path / "audit.json").write_text(json.dumps(sealed(record | {"evidence": "another"})))
     assert main(["report", str(tmp_path)]) == 1
     assert "are not of the same audit" in " ".join(capsys.readouterr().err.split())
 

@@ -9,8 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "forgetless"
 EVERY = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} | {"config"}
-LAST = {"comparing", "contract", "forecasting", "sweeping"} & EVERY  # nothing but the command stands on them
-LAST = {"comparing", "contract", "forecasting", "sweeping"} & EVERY  # nothing but the command stands on them
+LAST = {"checkup", "comparing", "contract", "forecasting", "sweeping"} & EVERY  # nothing but the command stands on them
+LAST = {"checkup", "comparing", "contract", "forecasting", "sweeping"} & EVERY  # nothing but the command stands on them
+LAST = {"checkup", "comparing", "contract", "forecasting", "sweeping"} & EVERY  # nothing but the command stands on them
 STANDS_ON = {
     "runs": set(),
     "data": {"runs"},

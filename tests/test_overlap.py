@@ -14,6 +14,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pages import Page, opened_in_browser, self_contained
+from records import run_record
 
 from forgetless.cli import main
 from forgetless.errors import UsageError
@@ -312,11 +313,11 @@ def test_the_command_writes_what_the_function_gives(folders, tmp_path, capsys):
 def test_a_run_stands_for_its_finished_tasks_and_increments_for_what_each_added(tmp_path):
     run = RunFolder(tmp_path / "run")
     run.root.mkdir()
-    lessons = [{"name": name} for name in ("letters", "tickets", "notes")]
-    run.write(run.config, {"model": {"name": "some/base"}, "lessons": lessons})
+    names = ["letters", "tickets", "notes"]
+    run.write(run.config, run_record("some/base", names))
     first, second = (update.layers for update in adapters(2))
     for number, update in enumerate([first, weighted([first, second], [1, 1])], 1):
-        with run.publish(run.task(number, lessons[number - 1]["name"])) as folder:
+        with run.publish(run.task(number, names[number - 1])) as folder:
             write_update(update, folder / "adapter", "some/base")
     joined, added = overlap([str(run.root)]), overlap([str(run.root)], increments=True)
     assert [one["name"].rsplit("/", 1)[1] for one in joined["adapters"]] == ["01-letters", "02-tickets"]

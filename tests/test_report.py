@@ -20,6 +20,7 @@ from summaries import CASES, HOSTILE, joint, many_tasks, running, summary, two_l
 from forgetless.cli import main
 from forgetless.config import LearnConfig
 from forgetless.data.tasks import Row
+from forgetless.errors import RunError
 from forgetless.learning.stream import learn
 from forgetless.report import charts, contents, page, texts, words
 from forgetless.report import files as report_files
@@ -28,6 +29,7 @@ from forgetless.report.files import write_report
 from forgetless.report.glossary import GLOSSARY, OF_FIGURE, OF_MEASURE, OF_METRIC
 from forgetless.report.summary import summarise
 from forgetless.report.terminal import print_matrices
+from forgetless.runs.seal import sealed
 from forgetless.score.metrics import METRICS
 from forgetless.score.scorers import MEANINGS
 
@@ -228,7 +230,7 @@ def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(report_files.os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match=r"report\.html: could not be written \(disk full\)"):
         write_report([joint()], tmp_path)
     assert (tmp_path / "report.html").read_text() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
@@ -397,7 +399,7 @@ def test_a_stream_that_is_gone_is_a_note(ran, tmp_path):
     shutil.copytree(ran, moved)
     config = json.loads((moved / "run.json").read_text())
     config["config"]["stream"] = "gone.yaml"
-    (moved / "run.json").write_text(json.dumps(config))
+    (moved / "run.json").write_text(json.dumps(sealed(config)))
     assert main(["report", str(moved), "--show_text"]) == 0
     text = Page((moved / "report.html").read_text()).text
     assert "could not be read (no stream 'gone.yaml'" in text and "(the prompt is not known)" in text

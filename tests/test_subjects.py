@@ -27,6 +27,7 @@ from peft import (
     VeraConfig,
     get_peft_model,
 )
+from records import run_record
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -232,8 +233,7 @@ def run_folder(tiny: str, root: Path, finished: int) -> RunFolder:
     base = identify(Path(tiny), AutoTokenizer.from_pretrained(tiny).chat_template)
     names = ["bbc", "amazon"]
     root.mkdir()
-    lessons = [{"name": name} for name in names]
-    write_json(run.config, {"model": {"name": tiny}, "base": base.as_json(), "lessons": lessons})
+    write_json(run.config, run_record(tiny, names, base.as_json()))
     for number, name in enumerate(names[:finished], 1):
         with run.publish(run.task(number, name)) as folder:
             make_adapter(tiny, folder / "adapter", seed=number)

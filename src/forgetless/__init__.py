@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from forgetless.auditing.callback import ForgettingCallback
     from forgetless.auditing.run import audit
+    from forgetless.checkup.doctor import doctor
     from forgetless.comparing.comparison import compare
     from forgetless.config import AuditConfig, BlendConfig, InterpolateConfig, LearnConfig, MergeConfig
     from forgetless.forecasting.forecast import fit_laws
@@ -30,6 +31,7 @@ __all__ = [
     "audit",
     "blend",
     "compare",
+    "doctor",
     "fit_laws",
     "interpolate",
     "learn",
@@ -50,6 +52,7 @@ _PLACES = {
     "blend": "geometry.blend",
     "compare": "comparing.comparison",
     "fit_laws": "forecasting.forecast",
+    "doctor": "checkup.doctor",
     "interpolate": "geometry.interpolate",
     "learn": "learning.stream",
     "merge": "geometry.merging",

@@ -2,6 +2,7 @@
 
 Exit codes: 0 done; 1 an error, usage errors too. An audit: 0 pass or no budget, 2 regression, 3 insufficient evidence.
 `check`: 2 where a clause fails.
+`doctor`: 2 a problem was found.
 """
 
 from __future__ import annotations
@@ -126,7 +127,6 @@ def _print_blends(records: list[dict]) -> None:
 def parse_learn(arguments: list[str]) -> LearnConfig | None:
     """A LearnConfig from flags and a YAML file (flags win), or None where only help was asked for."""
     import jsonargparse
-    import yaml
 
     from forgetless.config import LearnConfig
     from forgetless.errors import UsageError, nearest
@@ -134,24 +134,13 @@ def parse_learn(arguments: list[str]) -> LearnConfig | None:
     from forgetless.methods.finding import find_method, options_of
 
     flags, file = _read_flags(arguments)
-    if file is not None:
-        try:
-            options = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise UsageError(f"{file}: {error}") from error
-        if not isinstance(options, dict):
-            raise UsageError(f"{file}: expected options by name, such as `learning_rate: 0.001`")
-        if strange := [key for key in options if not isinstance(key, str)]:
-            raise UsageError(f"{file}: {strange[0]!r} is no option's name")
-        if not isinstance(options.get("method", {}), dict):
-            options["method"] = {"name": options["method"] or "sequential"}
-        for name in LISTS:
-            if isinstance(options.get(name), str):
-                options[name] = [options[name]]
-    else:
-        options = {}
+    options = _read_options(Path(file)) if file is not None else {}
     chosen = flags.get("method.name", options.get("method", {}).get("name", "sequential"))
-    kind = find_method(str(chosen))
+    source = f" (with --config {file})" if file is not None else ""
+    try:
+        kind = find_method(str(chosen))
+    except UsageError as error:
+        raise UsageError(f"{error}{source}") from error
     own = list(options_of(kind))
     names = [one.name for one in fields(LearnConfig) if one.name not in ("method", "method_options")]
     known = [*names, "method.name", *(f"method.{name}" for name in own)]
@@ -188,13 +177,40 @@ def parse_learn(arguments: list[str]) -> LearnConfig | None:
         parser.set_defaults(parser.parse_object(options).as_flat().__dict__ if options else {})
         parsed = parser.parse_args([f"--{name}={value}" for name, value in flags.items()])
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        raise UsageError(" ".join(str(error).split()) + source) from error
     told = parsed.as_dict()
     method = told.pop("method")
     told.pop("config", None)
     config = LearnConfig(**told, method=method.pop("name"), method_options=method)
-    config.check()
+    try:
+        config.check()
+    except UsageError as error:
+        raise UsageError(f"{error}{source}") from error
     return config
+
+
+def _read_options(file: Path) -> dict:
+    """The options of a YAML file, `method: olora` and single entries of lists written out."""
+    import yaml
+
+    from forgetless.errors import UsageError
+
+    try:
+        options = yaml.safe_load(file.read_text(encoding="utf-8-sig")) or {}
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}: not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # a date such as 2026-02-30 is a ValueError
+        raise UsageError(f"{file}: {error}") from error
+    if not isinstance(options, dict):
+        raise UsageError(f"{file}: expected options by name, such as `learning_rate: 0.001`")
+    if strange := [key for key in options if not isinstance(key, str)]:
+        raise UsageError(f"{file}: {strange[0]!r} is no option's name")
+    if not isinstance(options.get("method", {}), dict):
+        options["method"] = {"name": options["method"] or "sequential"}
+    for name in LISTS:
+        if isinstance(options.get(name), str):
+            options[name] = [options[name]]
+    return options
 
 
 def _read_flags(arguments: list[str]) -> tuple[dict[str, str], str | None]:
@@ -908,6 +924,45 @@ def _sweep_parser() -> argparse.ArgumentParser:
     return parser
 
 
+DOCTOR_EPILOG = """
+  forgetless doctor                                                     this environment
+  forgetless doctor runs/may                                            a run folder
+  forgetless doctor runs/may/tasks/01-letters/adapter --base ./llama    an adapter of any trainer; does the base fit?
+  forgetless doctor ./merged --json                                     full weights, for machines
+
+exit codes: 0 no problem (notes are none), 2 a problem, 1 a usage error
+"""
+
+
+def _doctor(arguments: list[str]) -> int:
+    import argparse
+    import json
+
+    parser = argparse.ArgumentParser(
+        prog="forgetless doctor", description=VERBS["doctor"][0], exit_on_error=False, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=DOCTOR_EPILOG,
+    )  # fmt: skip
+    parser.add_argument("path", nargs="?", default="", help="a run folder, a part of one, an adapter or full weights; "
+                        "default: this environment")  # fmt: skip
+    parser.add_argument(
+        "--base", metavar="MODEL", help="does the adapter or run fit this base, and what does it change?"
+    )
+    parser.add_argument("--json", action="store_true", help="for machines")
+    told = _parsed(parser, arguments)
+    if told is None:
+        return 0
+    from forgetless.checkup.doctor import doctor
+    from forgetless.progress import out
+    from forgetless.report.doctor import print_diagnosis
+
+    found = doctor(told.path, told.base)
+    if told.json:
+        print(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
+    else:
+        print_diagnosis(found, out)
+    return found.exit_code
+
+
 def _adder(parser: argparse.ArgumentParser, config: type) -> Callable[..., None]:
     """Adds an option by its field's name (--a_b and --a-b, or another flag), default and docstring."""
     from forgetless.config import documentation
@@ -953,6 +1008,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "learn": ("learn a stream of tasks, score every task after each", _learn),
     "sweep": ("a grid of runs: methods x orders x seeds x options, on equal terms; here, in a queue or on Ray", _sweep),
     "demo": ("see a model forget, and forget less: two methods on three small tasks", _demo),
+    "doctor": ("is it whole, whose is it, of use? an environment, a run folder, an adapter, a model", _doctor),
     "report": ("draw the report of one or several run folders again", _report),
     "compare": ("methods over seeds and orders: intervals, paired tests, learning against forgetting, cost", _compare),
     "forecast": ("how much will be forgotten at a rank and a number of steps, and how far a budget goes", _forecast),

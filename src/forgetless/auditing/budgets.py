@@ -124,6 +124,7 @@ def _budget(option: str, name: str, limit: Any, place: str) -> Budget:
     return Budget(option, name, value)
 
 
+MOST = 1e300  # beyond it a whole number of YAML may be no float
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
 
@@ -135,7 +136,9 @@ def _points(limit: Any) -> float | None:
 def _nats(limit: Any) -> float | None:
     if isinstance(limit, str):
         return float(limit) if re.fullmatch(NUMBER, limit.strip()) else None
-    return float(limit) if isinstance(limit, int | float) and not isinstance(limit, bool) else None
+    if isinstance(limit, bool) or not isinstance(limit, int | float):
+        return None
+    return float(limit) if limit < MOST else math.inf
 
 
 def _wrong(option: str, limit: Any) -> str:

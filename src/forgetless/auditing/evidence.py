@@ -8,7 +8,6 @@ same float. The hash shows that a file was changed by accident or without care; 
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from forgetless.auditing.measures import Divergence, Measure, Scores
 from forgetless.auditing.verdict import EXIT_CODES, Finding, Terms, Verdict, Waiver, judge, worst
 from forgetless.errors import ForgetlessError, RunError
 from forgetless.runs.folder import read_json, write_whole
+from forgetless.runs.seal import canonical, own_hash
 
 FORMAT = 1
 FACTS = ("weights", "data", "policy", "versions", "settings")
@@ -47,21 +47,6 @@ def make_evidence(models: Mapping[str, Sequence[Measure]], terms: Terms, facts: 
     return told | {"sha256": own_hash(told)}
 
 
-def canonical(value: Any) -> bytes:
-    """The one way in which a value is written as JSON.
-
-    >>> canonical({"b": 0.1, "a": [1, None]})
-    b'{"a":[1,null],"b":0.1}'
-    """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8")
-
-
-def own_hash(evidence: dict) -> str:
-    """sha256 of everything but the hash itself."""
-    return hashlib.sha256(canonical({key: one for key, one in evidence.items() if key != "sha256"})).hexdigest()
-
-
 def write_evidence(file: Path, evidence: dict) -> None:
     write_whole(file, canonical(evidence).decode("utf-8") + "\n")
 
@@ -69,10 +54,7 @@ def write_evidence(file: Path, evidence: dict) -> None:
 def read_evidence(file: str | Path) -> dict:
     """The content of an evidence file; RunError for anything else."""
     file = Path(file)
-    try:
-        told = read_json(file)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{file}: cannot be read ({error}); give the evidence file that an audit wrote") from error
+    told = read_json(file)
     if not isinstance(told, dict) or told.get("format") != FORMAT:
         found = told.get("format") if isinstance(told, dict) else None
         raise RunError(f"{file}: format {found!r} instead of {FORMAT}; give the evidence file that an audit wrote")
@@ -88,7 +70,7 @@ def verify(file: str | Path) -> list[str]:
         again = make_evidence(models, terms, {key: told[key] for key in FACTS})
     except KeyError as error:
         raise RunError(f"{file}: no {error}; it was cut or is of another version, take the original") from error
-    except (TypeError, ValueError, AttributeError, ForgetlessError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError, ForgetlessError) as error:
         raise RunError(f"{file}: cannot be worked out again: {error}") from error
     found = [] if own_hash(told) == told.get("sha256") else ["sha256: the file was changed after it was written"]
     return found + [text for text in _differences("", told, again) if not text.startswith("sha256:")]

@@ -7,7 +7,6 @@ A line holds the sha256 of the line before it and its own, so that a line that w
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,9 +15,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from forgetless.auditing.evidence import canonical, exit_code
+from forgetless.auditing.evidence import exit_code
 from forgetless.auditing.verdict import ERROR_EXIT_CODE
 from forgetless.errors import RunError
+from forgetless.runs.folder import parse_json
+from forgetless.runs.seal import canonical
 
 BEGUN, ENDED = "begun", "ended"
 
@@ -73,10 +74,7 @@ def read_history(file: Path) -> list[dict]:
 
 
 def _line(file: Path, number: int, text: str) -> dict[str, Any]:
-    try:
-        line = json.loads(text)
-    except ValueError as error:
-        raise RunError(f"{file}:{number}: no JSON ({error}); the line was cut or changed, restore it") from error
+    line = parse_json(text, file, number)
     if not isinstance(line, dict):
         raise RunError(f"{file}:{number}: no attempt; restore the file from a copy")
     return line

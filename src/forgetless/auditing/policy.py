@@ -183,7 +183,7 @@ def _yaml(file: Path, content: bytes) -> Any:
         return yaml.load(content.decode("utf-8-sig"), _Loader)
     except UnicodeDecodeError as error:
         raise UsageError(f"{file}: not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
-    except (yaml.YAMLError, ValueError) as error:  # a date such as 2026-02-30 is a ValueError
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2026-02-30 is a ValueError
         raise UsageError(f"{file}: not YAML: {error}") from error
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from error

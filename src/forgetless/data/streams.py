@@ -97,7 +97,17 @@ def load_stream(
     name, entries = _entries(told, name, place)
     configs = [_config(entry, f"{place}: task {n}", folder) for n, entry in enumerate(entries, start=1)]
     _distinct_names(configs, place)
-    return Stream(name, tuple(load_task(config, on_bad_row=on_bad_row, base_dir=folder) for config in configs))
+    return Stream(name, tuple(_load(config, place, on_bad_row, folder) for config in configs))
+
+
+def _load(config: TaskConfig, place: str, on_bad_row: str, folder: Path) -> Task:
+    """The task; an error about its entry rather than about a file of rows is told with the stream's place."""
+    try:
+        return load_task(config, on_bad_row=on_bad_row, base_dir=folder)
+    except (UsageError, DataError) as error:
+        if not str(error).startswith("task "):
+            raise
+        raise type(error)(f"{place}: {error}") from error
 
 
 def load_task(
@@ -212,10 +222,10 @@ def _file(path: Path) -> Any:
         )
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not YAML: {error}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2026-02-30 is a ValueError
+        raise UsageError(f"{path}: not YAML: {error}") from error
     except OSError as error:
         beside = os.listdir(path.parent) if path.parent.is_dir() else []
         near = nearest(path.name, [*NAMED_STREAMS, *(name for name in beside if name.endswith((".yaml", ".json")))])

@@ -29,14 +29,15 @@ from forgetless.auditing.session import AuditSession, drop_names, prepare
 from forgetless.auditing.verdict import over_the_clip
 from forgetless.config import BlendConfig
 from forgetless.data.tasks import Task
-from forgetless.errors import UsageError, nearest
+from forgetless.errors import RunError, UsageError, nearest
 from forgetless.geometry.path import AdapterPath, WeightPath, straight_path
 from forgetless.geometry.promise import Held, can_be_shown, certified, chosen, held, is_shown, least_rows, more_rows
 from forgetless.model.identity import json_digest
 from forgetless.progress import console
 from forgetless.report.blend import BLENDED, LEARNS_NOTHING, NOT_SHOWN, TOO_FEW_ROWS, WHOLE, blend_markdown
 from forgetless.report.blend_page import render_blend
-from forgetless.runs.folder import RunFolder, json_text, make_folder, read_json, write_whole
+from forgetless.runs.folder import RunFolder, json_text, make_folder, write_whole
+from forgetless.runs.seal import read_sealed, sealed
 from forgetless.score.intervals import paired_change
 from forgetless.subjects.models import Opened
 
@@ -244,8 +245,14 @@ def _decided_by(session: AuditSession, alpha: float) -> str:
 
 def _read(folder: Path, session: AuditSession, alpha: float) -> Point | None:
     file = folder / f"{alpha:.6f}.json"
-    told = read_json(file) if file.exists() else None
-    if told is None or told["decided_by"] != _decided_by(session, alpha):
+    if not file.exists():
+        return None
+    try:
+        told = read_sealed(file, reads=FORMAT)
+    except RunError as error:
+        console.print(f"{error}; the point is measured again", markup=False)
+        return None
+    if told["decided_by"] != _decided_by(session, alpha):
         return None
     kinds = {"scores": Scores, "divergence": Divergence}
     return Point(alpha, tuple(kinds[kind](**fields) for kind, fields in told["measures"]))
@@ -253,8 +260,8 @@ def _read(folder: Path, session: AuditSession, alpha: float) -> Point | None:
 
 def _keep(folder: Path, session: AuditSession, point: Point) -> None:
     told = [["scores" if isinstance(one, Scores) else "divergence", asdict(one)] for one in point.measures]
-    kept = {"decided_by": _decided_by(session, point.alpha), "measures": told}
-    write_whole(folder / f"{point.alpha:.6f}.json", json_text(kept))
+    kept = {"format": FORMAT, "decided_by": _decided_by(session, point.alpha), "measures": told}
+    write_whole(folder / f"{point.alpha:.6f}.json", json_text(sealed(kept)))
 
 
 def _point_json(point: Point, budgets: list[Held], good: bool, new: list[str], config: BlendConfig) -> dict:

@@ -19,7 +19,8 @@ from forgetless.config import BlendConfig
 from forgetless.data.streams import load_stream
 from forgetless.errors import DataError, UsageError, nearest
 from forgetless.geometry.blend import blend
-from forgetless.runs.folder import RunFolder, complete, read_json
+from forgetless.runs.folder import RunFolder
+from forgetless.runs.shapes import read_run
 
 CONFIG = "run.json"
 
@@ -57,14 +58,12 @@ def blend_run(config: BlendConfig) -> list[dict]:
     A border without a budget deploys the learner's own model. What was measured is not measured again.
     """
     run = RunFolder(Path(config.after))
-    told = read_json(run.config)
+    told = read_run(run.root)
     names = [lesson["name"] for lesson in told["lessons"]]
     base, root = config.base_is or told["model"]["name"], Path(config.output_dir or run.root / "blended")
     deployed, records = config.before, []
-    for number, name in enumerate(names, start=1):
-        folder = run.task(number, name)
-        if not complete(folder):
-            break
+    for number, folder in enumerate(run.finished(names), start=1):
+        name = names[number - 1]
         after, later = f"{base}+{folder / 'adapter'}", set(names[number - 1 :])
         border = replace(
             config, before=deployed, after=after, new=(name,), max_drop=_kept(config.max_drop, later),

@@ -25,8 +25,8 @@ from torch import Tensor
 from forgetless.errors import RunError, UsageError
 from forgetless.model.adapters import Pair, inner
 from forgetless.model.identity import open_tensors
-from forgetless.runs.folder import read_json
-from forgetless.subjects.models import CHANGE_THE_BASE
+from forgetless.runs.shapes import read
+from forgetless.subjects.models import ADAPTER, CHANGE_THE_BASE
 
 _FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?P<side>[AB])(?:\.\w+)?\.weight")
 _NOT_A_PRODUCT = {
@@ -56,10 +56,11 @@ def read_update(
     Raises UsageError, which ends with the `remedy`, for what is no such product, RunError for files that are no
     adapter.
     """
-    told = read_json(folder / CONFIG_NAME)
-    if not isinstance(told, dict) or told.get("peft_type") != "LORA":
-        kind = told.get("peft_type") if isinstance(told, dict) else None
-        raise UsageError(f"{folder}: is no LoRA adapter (peft_type {kind}); {remedy}")
+    told = read(folder / CONFIG_NAME, ADAPTER)
+    if told.get("peft_type") != "LORA":
+        raise UsageError(f"{folder}: is no LoRA adapter (peft_type {told.get('peft_type')}); {remedy}")
+    if told.get("lora_alpha") is None:
+        raise RunError(f"{folder / CONFIG_NAME}: has no lora_alpha, which scales the update; restore it from a copy")
     for key, why in _NOT_A_PRODUCT.items():
         if told.get(key) not in (None, False, "none", [], {}):
             raise UsageError(

@@ -15,7 +15,8 @@ from forgetless.forgetting.texts import Text
 from forgetless.forgetting.windows import Windows
 from forgetless.learning.session import Session
 from forgetless.model.identity import config_digest
-from forgetless.runs.folder import FORGETTING, complete, read_json, write_json
+from forgetless.runs.folder import FORGETTING, complete, write_json
+from forgetless.runs.shapes import FORGOTTEN, read
 from forgetless.score.intervals import ratio_intervals
 
 NO_ONE_MODEL = "each task has an adapter of its own, chosen by the task's name at test, so no one model is deployed"
@@ -27,7 +28,7 @@ def is_measured(session: Session, number: int) -> bool:
     folder = session.run.task(number + 1, session.lessons[number].name) / FORGETTING
     if session.text is None:
         return True
-    return complete(folder) and read_json(folder / f"{FORGETTING}.json")["asked"] == session.text.content
+    return complete(folder) and read(folder / f"{FORGETTING}.json", FORGOTTEN)["asked"] == session.text.content
 
 
 def measure_lesson(session: Session, number: int) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from forgetless.errors import RunError
 from forgetless.learning.session import Session
 from forgetless.learning.state import resume
+from forgetless.model.identity import check_same
 from forgetless.progress import steps
-from forgetless.runs.folder import MANIFEST, RunFolder, complete, read_json, read_lines, write_json, write_lines
+from forgetless.runs.folder import MANIFEST, RunFolder, complete, write_json, write_lines
+from forgetless.runs.shapes import PREDICTION, SCORES, UNION, read, read_records, read_run
 from forgetless.score.scorers import Scorer, TaskScores, headline, label_counts
 
 
@@ -36,10 +39,11 @@ def _holds(session: Session, folder: Path, columns: list[int], any_order: bool =
         return True
     if not complete(folder):
         return False
-    told = read_json(folder / "scores.json")
+    told = read(folder / "scores.json", SCORES)
     wanted = {session.stream.tasks[j].name for j in columns}
-    union, mine = read_json(folder / "union.json"), list(session.stream.options)
-    return wanted <= told["deployed"].keys() and (union == mine or (any_order and sorted(union) == sorted(mine)))
+    union, mine = read(folder / "union.json", UNION), list(session.stream.options)
+    same = union == mine or (any_order and sorted(union) == sorted(mine))
+    return wanted <= told.get("deployed", {}).keys() and same
 
 
 def score_base(session: Session, scorer: Scorer, known: Path | None = None) -> None:
@@ -52,12 +56,27 @@ def score_base(session: Session, scorer: Scorer, known: Path | None = None) -> N
     if session.engine.agree(_holds(session, folder, columns)):
         return
     source = RunFolder(known).task(0, "base") / "scores" if known else folder
+    if known:
+        _check_same_rows(session, known)
     if session.engine.agree(_holds(session, source, columns, any_order=True)):
         _copy_scores(session, source, folder)
         return
     with session.adapters.disabled():
         views = {"deployed": _score_tasks(session, scorer, columns, "score base")}
     _publish_scores(session, folder, views)
+
+
+def _check_same_rows(session: Session, known: Path) -> None:
+    """RunError where the base's scores in another run are of another base or of other rows."""
+    told = read_run(known)
+    check_same(told["base"], session.base.identity, RunFolder(known).config)
+    theirs = {task["name"]: task["fingerprint"] for task in told["tasks"]}
+    for task in session.stream.tasks:
+        if theirs.get(task.name, task.fingerprint) != task.fingerprint:
+            raise RunError(
+                f"{RunFolder(known).config}: its task {task.name} has other rows, options or scoring, so its scores of "
+                "the base are not those of this stream; leave base_scores out"
+            )
 
 
 def _copy_scores(session: Session, source: Path, folder: Path) -> None:
@@ -144,7 +163,7 @@ def _publish_scores(session: Session, folder: Path, views: dict[str, dict[str, T
 def _load_scores(folder: Path, task: str) -> TaskScores:
     records = [
         record
-        for record in read_lines(folder / "predictions.jsonl")
+        for record in read_records(folder / "predictions.jsonl", PREDICTION)
         if record["task"] == task and record["view"] == "deployed"
     ]
     measures = [name for name, value in records[0].items() if isinstance(value, dict) and "score" in value]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from forgetless.data.tasks import Row
 from forgetless.learning.memory import Memory
 from forgetless.learning.session import Session
 from forgetless.methods import State
-from forgetless.runs.folder import read_json, read_lines, write_json, write_lines
+from forgetless.model.identity import read_tensors
+from forgetless.runs.folder import write_json, write_lines
+from forgetless.runs.shapes import KEPT_ROW, read, read_records
 
 
 def save_state(folder: Path, state: State) -> None:
@@ -33,11 +35,11 @@ def save_state(folder: Path, state: State) -> None:
 
 def load_state(folder: Path) -> State:
     """What `save_state` wrote."""
-    tensors = load_file(folder / "method.safetensors") if (folder / "method.safetensors").exists() else {}
+    tensors = read_tensors(folder / "method.safetensors") if (folder / "method.safetensors").exists() else {}
     memory = None
     if (folder / "memory").exists():
         memory = Memory(0)
-        for record in read_lines(folder / "memory" / "rows.jsonl"):
+        for record in read_records(folder / "memory" / "rows.jsonl", KEPT_ROW):
             turns = tuple((turn["role"], turn["content"]) for turn in record.get("messages", ()))
             answer = record.get("answer", record.get("text", ""))
             if turns:
@@ -45,7 +47,7 @@ def load_state(folder: Path) -> State:
             options = tuple(record.get("options", ()))
             memory.rows.append(Row(record.get("prompt", ""), answer, turns, record["source"], options))
             memory.tasks.append(record["task"])
-    return State(tensors, read_json(folder / "method.json"), memory)
+    return State(tensors, read(folder / "method.json", dict), memory)
 
 
 def resume(session: Session, folder: Path, number: int) -> None:

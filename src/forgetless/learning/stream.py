@@ -21,8 +21,10 @@ from forgetless.methods.finding import label_of
 from forgetless.model.identity import check_same
 from forgetless.progress import steps
 from forgetless.report.files import write_report
-from forgetless.report.summary import summarise
-from forgetless.runs.folder import FORMAT, TIMES, complete, read_json, write_json, write_lines
+from forgetless.report.summary import matrix_record, summarise, summary_record
+from forgetless.runs.folder import FORMAT, TIMES, write_json, write_lines
+from forgetless.runs.seal import sealed
+from forgetless.runs.shapes import LEARNED, read, read_run
 from forgetless.score.scorers import Scorer, headline
 from forgetless.versions import versions
 
@@ -50,7 +52,7 @@ def _learn(session: Session, base_scores: Path | None) -> dict:
     finished = _check_continues(session)
     session.engine.wait()
     if session.engine.is_main:
-        run.write(run.config, _describe(session, "running"))
+        run.write(run.config, sealed(_describe(session, "running")))
     _init_trackers(session)
     scorer = Scorer(
         session.adapters.model, session.encoder, session.engine, session.stream.options, config.score_batch_tokens
@@ -63,7 +65,7 @@ def _learn(session: Session, base_scores: Path | None) -> dict:
             if number == finished - 1 or not (is_scored(session, number) and is_measured(session, number)):
                 resume(session, folder, number)
             session.say(f"{folder.name}: already learnt")
-            session.steps_before.append(read_json(folder / "learned.json")["steps"])
+            session.steps_before.append(read(folder / "learned.json", LEARNED)["steps"])
         else:
             _learn_lesson(session, number, lesson, folder)
         score_lesson(session, scorer, number)
@@ -131,9 +133,7 @@ def _check_continues(session: Session) -> int:
         if run.root.exists() and any(not path.name.startswith(".") for path in run.root.iterdir()):
             raise RunError(f"{run.root}: holds other files and no run.json; give an empty or new output_dir")
         return 0
-    stored = read_json(run.config)
-    if stored["format"] != FORMAT:
-        raise RunError(f"{run.config}: format {stored['format']}, this version reads {FORMAT}")
+    stored = read_run(run.root)
     check_same(stored["base"], session.base.identity, run.config)
     mine = session.config.decides()
     for option, value in stored["decides"].items():
@@ -159,10 +159,7 @@ def _check_continues(session: Session) -> int:
     precision = _precision(session)
     if stored["precision"] != precision:
         session.say(f"note: this run was begun in {stored['precision']} and goes on in {precision}")
-    finished = 0
-    while finished < len(session.lessons) and complete(run.task(finished + 1, session.lessons[finished].name)):
-        finished += 1
-    return finished
+    return len(run.finished([lesson.name for lesson in session.lessons]))
 
 
 # ---------------------------------------------------------------------------------------- the record
@@ -220,19 +217,15 @@ def _finish(session: Session, status: str) -> dict | None:
     """Writes what is known so far: matrix, summary, report and the adapter to deploy. The main process has a result."""
     run, summary = session.run, None
     if session.engine.is_main:
-        run.write(run.config, _describe(session, status))
+        run.write(run.config, sealed(_describe(session, status)))
         folders = [run.task(i + 1, lesson.name) for i, lesson in enumerate(session.lessons)]
         last = [folder for folder in folders if folder.exists()][-1]
         with run.publish(run.adapter) as temporary:
             for file in (last / "adapter").iterdir():
                 shutil.copyfile(file, temporary / file.name)
         summary = summarise(run.root)
-        run.write(run.summary, {key: value for key, value in summary.items() if key != "folder"})
-        run.write(
-            run.matrix,
-            {key: summary[key] for key in ("learned", "headline", "measures", "metrics")}
-            | {"tasks": [task["name"] for task in summary["tasks"]]},
-        )
+        run.write(run.summary, summary_record(summary))
+        run.write(run.matrix, matrix_record(summary))
         write_report([summary], run.root)
     session.engine.wait()
     return summary

@@ -24,16 +24,20 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear, LoraLayer
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from forgetless.errors import RunError, UsageError, short
+from forgetless.model.identity import read_tensors
 from forgetless.model.lora import lora_linear
+from forgetless.runs.shapes import NUMBER, read
 from forgetless.seeds import generator
 
 CURRENT, PAST = "default", "past"
 ALL_LINEAR = "all-linear"
+SAVED = {"r": int, "lora_alpha": NUMBER, "use_rslora": bool}
+"""What `Adapters.load` reads of its own adapter_config.json."""
 
 
 @dataclass(frozen=True)
@@ -244,18 +248,19 @@ class Adapters:
 
     def load(self, folder: Path) -> dict[str, Pair]:
         """The pairs of a folder that `save` wrote."""
-        told = json.loads((folder / CONFIG_NAME).read_text())
+        told = read(folder / CONFIG_NAME, SAVED)
         rank = told["r"]
         scale = told["lora_alpha"] / (math.sqrt(rank) if told["use_rslora"] else rank)
-        tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
-        return {
-            name: Pair(
-                tensors[f"base_model.model.{name}.lora_A.weight"],
-                tensors[f"base_model.model.{name}.lora_B.weight"],
-                scale,
-            )
-            for name in self.layers()
-        }
+        file = folder / SAFETENSORS_WEIGHTS_NAME
+        tensors, pairs = read_tensors(file), {}
+        for name, mine in self.pairs().items():
+            keys = [f"base_model.model.{name}.lora_{side}.weight" for side in "AB"]
+            A, B = (tensors.get(key) for key in keys)
+            shapes = (rank, mine.A.shape[1]), (mine.B.shape[0], rank)
+            if A is None or B is None or (tuple(A.shape), tuple(B.shape)) != shapes:
+                raise RunError(f"{file}: no A and B of the shapes {shapes[0]} and {shapes[1]} for {name}; restore it")
+            pairs[name] = Pair(A, B, scale)
+        return pairs
 
     def _config(self, pairs: dict[str, Pair], dropout: float) -> LoraConfig:
         """One rank and one scale for all layers: a joined pair of rank R keeps scale s by alpha = s R."""

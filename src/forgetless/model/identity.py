@@ -104,8 +104,14 @@ def open_tensors(file: Path) -> Iterator[Any]:
     try:
         with safe_open(file, framework="pt") as tensors:
             yield tensors
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise RunError(f"{file}: damaged or cut short ({error}); copy or save it again") from error
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, by name."""
+    with open_tensors(file) as tensors:
+        return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
 
 
 def tensor_files(files: list[Path]) -> dict[str, Path]:

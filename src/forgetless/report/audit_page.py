@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from forgetless.auditing.budgets import MAX_DROP, MAX_KL, written
-from forgetless.auditing.evidence import read_evidence, verdict_of
+from forgetless.auditing.evidence import FORMAT, verdict_of
 from forgetless.auditing.measures import REFERENCE
 from forgetless.auditing.verdict import (
     INSUFFICIENT,
@@ -40,7 +40,8 @@ from forgetless.report.glossary import AUDIT_GLOSSARY, OF_METRIC
 from forgetless.report.pieces import LONGEST_TEXT, MOST_TEXTS, bar, cell, forest, heatmap, place, render, row
 from forgetless.report.verdict import amount, bounds, finding_cells, finding_head, in_words, named
 from forgetless.report.words import clean, number, percent, signed
-from forgetless.runs.folder import read_json, read_lines, write_whole
+from forgetless.runs.folder import read_lines, write_whole
+from forgetless.runs.seal import own_hash, read_sealed
 from forgetless.score.intervals import wilson
 from forgetless.score.scorers import RIGHT_OR_WRONG
 
@@ -59,6 +60,7 @@ WHERE = {
     "documents": ("By document", "document", "the documents whose predictions moved most"),
 }
 """Way of grouping the tokens of a text -> heading, glossary anchor, what it tells."""
+AGAIN = "restore it from a copy, or run the audit again"
 
 
 def render_audit(record: dict, evidence: dict, texts: Sequence[dict] = ()) -> str:
@@ -68,8 +70,8 @@ def render_audit(record: dict, evidence: dict, texts: Sequence[dict] = ()) -> st
 
 def redraw(folder: Path, output_dir: Path | None = None, show_text: bool = False) -> Path:
     """Draws the page of an audit's folder again. Raises where the folder's files are not of one audit."""
-    record, evidence = read_json(folder / "audit.json"), read_evidence(folder / "evidence.json")
-    if record["evidence"] != evidence["sha256"]:
+    record, evidence = (read_sealed(folder / name, AGAIN, reads=FORMAT) for name in ("audit.json", "evidence.json"))
+    if record["evidence"] != own_hash(evidence):
         raise RunError(f"{folder}: audit.json and evidence.json are not of the same audit; run the audit again")
     if show_text and not (folder / "texts.jsonl").exists():
         raise UsageError(f"{folder}: no texts.jsonl; run the audit again with --show-text")

@@ -5,7 +5,21 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from forgetless.runs.folder import FORGETTING, RunFolder, complete, read_json, read_lines
+from forgetless.errors import RunError
+from forgetless.runs.folder import FORGETTING, RunFolder, complete
+from forgetless.runs.shapes import (
+    FORGOTTEN,
+    LEARNED,
+    NUMBER,
+    PREDICTION,
+    SCORES,
+    STEP,
+    UNION,
+    misfit,
+    read,
+    read_records,
+    read_run,
+)
 from forgetless.score.intervals import mean_interval, paired_change, wilson
 from forgetless.score.metrics import metrics
 from forgetless.score.scorers import MEANINGS, OWN_MEANING, RIGHT_OR_WRONG, label_of
@@ -14,20 +28,20 @@ from forgetless.score.scorers import MEANINGS, OWN_MEANING, RIGHT_OR_WRONG, labe
 def summarise(root: Path) -> dict:
     """Everything the reports show, as JSON; equal runs give equal summaries (times are not in it)."""
     run = RunFolder(root)
-    told = read_json(run.config)
+    told = read_run(root)
     tasks, lessons = told["tasks"], told["lessons"]
     folders, learned = finished(run, lessons)
     union = list(dict.fromkeys(option for task in tasks for option in task["options"]))
-    cells = [_scores(folders[i], union) for i in learned]
-    base = _scores(run.task(0, "base"), union)
+    cells = [_scores(tasks, folders[i], union) for i in learned]
+    base = _scores(tasks, run.task(0, "base"), union)
     matrix = [_row(tasks, row.get("deployed", {})) for row in cells]
     base_row = _row(tasks, base.get("deployed", {}))
     sizes = [task["test"] for task in tasks]
     placed = _placed(matrix, [lessons[i]["last_task"] for i in learned], len(tasks))
     views = {view: [row.get(view, {}) for row in cells] for view in _other_views(cells)}
-    checks = [read_json(folders[i] / "learned.json")["checks"] for i in learned]
+    checks = [read(folders[i] / "learned.json", LEARNED)["checks"] for i in learned]
     pairs = paired_rows(tasks, lessons, folders, learned, "deployed")
-    judged = _judged(run, folders, learned)
+    judged = _judged(tasks, run, folders, learned)
     method = told["method"]["name"]
     borders = [{"after": lessons[i]["name"]} | border for i in learned if (border := _border(folders[i]))]
     return {
@@ -57,7 +71,7 @@ def summarise(root: Path) -> dict:
             "after": [[row.get("deployed", {}).get(task["name"], {}).get("counts") for task in tasks] for row in cells],
         },
         "test_rows": {name: _digest(rows) for name, rows in judged.items()},
-        "losses": {lessons[i]["name"]: read_lines(folders[i] / "log.jsonl") for i in learned},
+        "losses": {lessons[i]["name"]: read_records(folders[i] / "log.jsonl", STEP) for i in learned},
         "acts": [{"task": lessons[i]["name"], "checks": found} for i, found in zip(learned, checks, strict=True)],
         "warnings": [
             f"{method} did not act on {lessons[i]['name']}: {check['name']} = {check['value']:.4g} ({check['meaning']})"
@@ -68,18 +82,35 @@ def summarise(root: Path) -> dict:
     } | ({"forgetting": borders} if borders else {})  # fmt: skip
 
 
+def summary_record(summary: dict) -> dict:
+    """summary.json: the folder may be moved, so its name is not in it."""
+    return {key: value for key, value in summary.items() if key != "folder"}
+
+
+def matrix_record(summary: dict) -> dict:
+    """matrix.json: the scores, for machines."""
+    told = {key: summary[key] for key in ("learned", "headline", "measures", "metrics")}
+    return told | {"tasks": [task["name"] for task in summary["tasks"]]}
+
+
 def finished(run: RunFolder, lessons: list[dict]) -> tuple[list[Path], list[int]]:
     """Each lesson's folder, and the numbers of those that are finished."""
     folders = [run.task(i + 1, lesson["name"]) for i, lesson in enumerate(lessons)]
-    return folders, [i for i, folder in enumerate(folders) if complete(folder)]
+    return folders, list(range(len(run.finished([lesson["name"] for lesson in lessons]))))
 
 
-def _scores(folder: Path, union: list[str]) -> dict:
+def _scores(tasks: list[dict], folder: Path, union: list[str]) -> dict:
     """scores.json of a published folder, or nothing: {view: {task: {n, scores, counts}}}."""
     if not complete(folder / "scores"):
         return {}
-    scored = read_json(folder / "scores" / "scores.json")
-    if read_json(folder / "scores" / "union.json") != union:  # scored when the stream had fewer labels
+    file = folder / "scores" / "scores.json"
+    scored = read(file, SCORES)
+    for task in tasks:
+        for cell in (view[task["name"]] for view in scored.values() if task["name"] in view):
+            score = cell["scores"].get(task["headline"])
+            if score is None or (task["headline"] in RIGHT_OR_WRONG and not 0 <= score <= 1):
+                raise RunError(f"{file}: {task['name']}: no {task['headline']}, or one that is no share: {score!r}")
+    if read(folder / "scores" / "union.json", UNION) != union:  # scored when the stream had fewer labels
         for cell in (cell for view in scored.values() for cell in view.values()):
             cell["scores"].pop("likelihood_union", None)
     return scored
@@ -89,7 +120,7 @@ def _border(folder: Path) -> dict:
     """Forgetting after a lesson, against the base's own predictions; empty where nobody asked for it."""
     if not complete(folder / FORGETTING):
         return {}
-    told = read_json(folder / FORGETTING / f"{FORGETTING}.json")
+    told = read(folder / FORGETTING / f"{FORGETTING}.json", FORGOTTEN)
     if "not_measured" in told:
         return {"not_measured": told["not_measured"]}
     low, high = told["interval"] or (None, None)
@@ -111,7 +142,7 @@ def _row(tasks: list[dict], scored: dict) -> list[float | None]:
 def _intervals(tasks: list[dict], scores: list[float | None], folder: Path) -> list[list[float] | None]:
     """95 % of each score: of a share of right answers from their number, of other means from the rows."""
     counted = all(task["headline"] in RIGHT_OR_WRONG for task in tasks)
-    rows = {} if counted else _rows(folder, "deployed")
+    rows = {} if counted else _rows(tasks, folder, "deployed")
     return [_interval(score, task, rows) for score, task in zip(scores, tasks, strict=True)]
 
 
@@ -161,11 +192,11 @@ def paired_rows(
     """For each task learnt before the last lesson: its test rows just after it was learnt, and the same rows now."""
     if len(learned) < 2:
         return []
-    now = _rows(folders[learned[-1]], view)
+    now = _rows(tasks, folders[learned[-1]], view)
     found = []
     for i in learned[:-1]:
         task = tasks[lessons[i]["last_task"]]
-        before = _rows(folders[i], view)
+        before = _rows(tasks, folders[i], view)
         if task["name"] in before and task["name"] in now:
             found.append((task, before[task["name"]], now[task["name"]]))
     return found
@@ -206,12 +237,12 @@ def _label(task: dict, row: dict) -> str | None:
     return label_of(row[task["headline"]], task["headline"], task["options"])
 
 
-def _judged(run: RunFolder, folders: list[Path], learned: list[int]) -> dict[str, list[dict]]:
+def _judged(tasks: list[dict], run: RunFolder, folders: list[Path], learned: list[int]) -> dict[str, list[dict]]:
     """Any record of each test row: the last lesson's, or the base's before there is one."""
     return {
         name: rows
         for folder in [run.task(0, "base"), *(folders[i] for i in learned[-1:])]
-        for name, rows in _rows(folder, "deployed").items()
+        for name, rows in _rows(tasks, folder, "deployed").items()
     }
 
 
@@ -228,11 +259,17 @@ def _digest(rows: list[dict]) -> str:
     return hashlib.sha256(" ".join(sorted(row["key"] for row in rows)).encode()).hexdigest()[:16]
 
 
-def _rows(folder: Path, view: str) -> dict[str, list[dict]]:
-    """Prediction records by task, in the order of the rows."""
+def _rows(tasks: list[dict], folder: Path, view: str) -> dict[str, list[dict]]:
+    """Prediction records by task, in the order of the rows; each has its task's headline score."""
     file = folder / "scores" / "predictions.jsonl"
     by_task: dict[str, list[dict]] = {}
-    for record in read_lines(file) if file.exists() else []:
+    for record in read_records(file, PREDICTION) if file.exists() else []:
         if record["view"] == view:
             by_task.setdefault(record["task"], []).append(record)
+    for task in tasks:
+        rows = by_task.get(task["name"], [])
+        wrong = next((said for row in rows if (said := misfit(row, {task["headline"]: {"score": NUMBER}}))), "")
+        if wrong or (rows and len(rows) != task["test"]):
+            what = wrong or f"{len(rows)} rows, and run.json says {task['test']}"
+            raise RunError(f"{file}: {task['name']}: {what}; restore the run folder from a copy")
     return by_task

@@ -12,18 +12,20 @@
     matrix.json summary.json report.html report.md report.json
 
 A folder is filled under a temporary name, flushed to disk, hashed into its manifest.json and renamed; a
-folder without a manifest that verifies is not used. Times lie in files named `times*`, which hashes and
-comparisons pass over.
+folder without a manifest that verifies is not used. run.json carries its own hash. Times lie in files named `times*`,
+which hashes and comparisons pass over.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 FORGETTING = "forgetting"
 TIMES = "times"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}(?<!\.)")  # of a task: it becomes a folder's
 
 
 class RunFolder:
@@ -51,6 +54,19 @@ class RunFolder:
     def task(self, number: int, name: str) -> Path:
         """`tasks/02-amazon`; number 0 is the untouched base."""
         return self.root / "tasks" / f"{number:02d}-{name}"
+
+    def finished(self, lessons: Sequence[str]) -> list[Path]:
+        """The folders of the finished lessons, all verified; RunError where one before a finished one is missing."""
+        folders = [self.task(number, name) for number, name in enumerate(lessons, start=1)]
+        whole = [complete(folder) for folder in folders]
+        count = whole.index(False) if False in whole else len(whole)
+        if True in whole[count:]:
+            later = folders[whole.index(True, count)]
+            raise RunError(
+                f"{folders[count]}: is missing, and {later.name} was learnt after it. Restore it from a copy, or "
+                f"remove {later} and what follows to learn them again."
+            )
+        return folders[:count]
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -113,25 +129,116 @@ def make_folder(folder: Path, elsewhere: str) -> None:
 
 def complete(folder: Path) -> bool:
     """Whether `folder` was finished; damage since then is a named error."""
+    remedy = f"Restore it from a copy, or remove {folder} to do this part again."
     if not (folder / MANIFEST).exists():
+        if folder.is_dir() and (found := _hashes(folder)):  # folders get their name when they are whole
+            raise RunError(f"{folder / MANIFEST}: is missing beside {min(found)}. {remedy}")
         return False
-    listed = read_json(folder / MANIFEST)["files"]
-    found = _hashes(folder)
-    for name in sorted(listed.keys() | found.keys()):
-        if listed.get(name) != found.get(name):
-            what = "is missing" if name not in found else "is not listed" if name not in listed else "has changed"
-            raise RunError(
-                f"{folder / name}: {what} since the folder was written (its manifest says otherwise). "
-                f"Restore it from a copy, or remove {folder} to do this part again."
-            )
+    if damage := damaged(folder):
+        raise RunError(f"{damage}. {remedy}")
     return True
 
 
+def damaged(folder: Path) -> str:
+    """What differs from the folder's manifest, with its path; empty if nothing does."""
+    listed, found = read_manifest(folder), _hashes(folder)
+    for name in sorted(listed.keys() | found.keys()):
+        if listed.get(name) != found.get(name):
+            what = "is missing" if name not in found else "is not listed" if name not in listed else "has changed"
+            return f"{folder / name}: {what} since the folder was written (its manifest says otherwise)"
+    return ""
+
+
+def check_published(folder: Path) -> None:
+    """RunError where a model that a run or a blend published has changed since; other folders pass.
+
+    Only listed files count, and the README may be edited: the model is used, not the run.
+    """
+    for place in (folder, folder.parent):
+        if not (place / MANIFEST).is_file() or not {"format", "files"} & set(_keys(read_json(place / MANIFEST))):
+            continue  # other tools have a manifest.json too
+        for name, digest in read_manifest(place).items():
+            file = place / name
+            if folder not in file.parents or file.name == "README.md":
+                continue
+            if not file.is_file() or _sha256(file) != digest:
+                what = "has changed" if file.is_file() else "is missing"
+                raise RunError(
+                    f"{file}: {what} since it was written ({place / MANIFEST} says otherwise). Restore it from a copy; "
+                    f"if the change was meant, remove {place / MANIFEST}."
+                )
+
+
+def _keys(value: Any) -> list[str]:
+    return list(value) if isinstance(value, dict) else []
+
+
+def read_manifest(folder: Path) -> dict[str, str]:
+    """{file: sha256} of a published folder; RunError where the manifest is damaged or names what lies elsewhere."""
+    file, remedy = folder / MANIFEST, "restore it from a copy"
+    told = read_json(file)
+    files = told.get("files") if isinstance(told, dict) else None
+    if not isinstance(files, dict):
+        raise RunError(f"{file}: lists no files; {remedy}")
+    check_format(told, file)
+    for name, digest in files.items():
+        if name.startswith("/") or {"..", "."} & set(name.split("/")) or "\\" in name or "\0" in name:
+            raise RunError(f"{file}: names {name!r}, which is not a file of this folder; {remedy}")
+        if not isinstance(digest, str):
+            raise RunError(f"{file}: no sha256 of {name!r}; {remedy}")
+    return files
+
+
+def check_format(told: dict, file: Path, reads: int = FORMAT) -> None:
+    """RunError for a file that another version of forgetless wrote in another form."""
+    found = told.get("format")
+    if isinstance(found, int) and found > reads:
+        raise RunError(f"{file}: format {found} is of a newer forgetless, this one reads {reads}; update forgetless")
+    if found != reads:
+        raise RunError(
+            f"{file}: format {found!r} instead of {reads}: damaged, or of an older forgetless; restore it from a copy, "
+            "or go on with the version that wrote it"
+        )
+
+
 def read_json(file: Path) -> Any:
+    """A JSON value. RunError for a file that cannot be read or is no JSON; NaN and infinities are none."""
+    return parse_json(read_text(file), file)
+
+
+def read_text(file: Path) -> str:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return file.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise RunError(f"{file}: not UTF-8 (byte {error.start + 1}); restore it from a copy") from error
+    except (OSError, ValueError) as error:  # a NUL in a path is a ValueError
+        why = error.strerror if isinstance(error, OSError) else error
+        raise RunError(f"{file}: cannot be read ({why}); restore it from a copy, or give another path") from error
+
+
+def parse_json(text: str, file: Path, line: int = 1) -> Any:
+    """The JSON value of a text that stands in `file` at this line."""
+    try:
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except json.JSONDecodeError as error:
-        raise RunError(f"{file}:{error.lineno}: broken JSON ({error.msg}); restore it from a copy") from error
+        where, why = line + error.lineno - 1, error.msg
+    except UnicodeEncodeError:
+        where, why = line, "half of a surrogate pair is no text"
+    except (ValueError, RecursionError) as error:  # digits without end, NaN; nesting without end
+        where, why = line, short(str(error))
+    raise RunError(f"{file}:{where}: broken JSON ({why}); restore it from a copy")
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
 
 
 def json_text(value: Any) -> str:
@@ -150,6 +257,8 @@ def write_whole(file: Path, text: str) -> None:
         _flush(temporary)
         temporary.replace(file)
     except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise RunError(
             f"{file}: could not be written ({error.strerror}); what was there before is unchanged. "
             "Make room or give another output_dir."
@@ -163,15 +272,21 @@ def write_lines(file: Path, records: list[dict]) -> None:
 
 
 def read_lines(file: Path) -> list[dict]:
+    """JSONL; RunError with the line that is none."""
     # JSON leaves U+2028 and its like as they are, so lines end at "\n" only
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    lines = enumerate(read_text(file).split("\n"), start=1)
+    records = [(number, parse_json(line, file, number)) for number, line in lines if line]
+    for number, record in records:
+        if not isinstance(record, dict):
+            raise RunError(f"{file}:{number}: no object; restore it from a copy")
+    return [record for _, record in records]
 
 
 def _hashes(folder: Path) -> dict[str, str]:
     """sha256 of each file below `folder`; nested published folders have manifests of their own."""
     nested = {path.parent for path in folder.rglob(MANIFEST)} - {folder}
     return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        path.relative_to(folder).as_posix(): _sha256(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file()
         and path.name != MANIFEST
@@ -179,6 +294,16 @@ def _hashes(folder: Path) -> dict[str, str]:
         and not nested & set(path.parents)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     }
+
+
+def _sha256(file: Path) -> str:
+    try:
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise RunError(
+            f"{file}: cannot be read ({error.strerror}); make it readable, or restore it from a copy"
+        ) from error
 
 
 def _flush(path: Path) -> None:

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
-from itertools import takewhile
 from pathlib import Path
 
 import peft
@@ -42,12 +41,19 @@ from forgetless.model.identity import (
     weight_files,
     weights_digest,
 )
-from forgetless.runs.folder import RunFolder, complete, read_json
+from forgetless.runs.folder import RunFolder, check_published
+from forgetless.runs.shapes import NUMBER, Each, Maybe, read, read_run
 from forgetless.subjects.layouts import ADAPTER_CONFIG, locate
 from forgetless.subjects.pickles import as_safetensors
 
 RUN_CONFIG = "run.json"
 CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # LoRA starts that take weight out of the base
+ADAPTER = {
+    "peft_type": Maybe(str), "base_model_name_or_path": Maybe(str), "task_type": Maybe(str), "r": Maybe(int),
+    "lora_alpha": Maybe(NUMBER), "rank_pattern": Maybe(Each(int)), "alpha_pattern": Maybe(Each(NUMBER)),
+    "modules_to_save": Maybe([str]), "bias": Maybe(str), "use_rslora": Maybe(bool),
+}  # fmt: skip
+"""The settings of anybody's adapter_config.json whose form is relied on."""
 _PER_TASK = ("POLY", "MULTITASK_PROMPT_TUNING")
 _EMBEDDING = re.compile(rf"\.({'|'.join(EMBEDDING_LAYER_NAMES)})(\.base_layer|\.modules_to_save)?\.weight$")
 _FOUR_BIT = re.compile(r"-(unsloth-)?bnb-4bit$")
@@ -113,6 +119,7 @@ def find_subjects(spec: str, *, base_is: str | None = None, allow_pickle: bool =
             raise UsageError(f"model {spec!r}: {folder} is a run folder, which names its base itself; give it alone")
         return _of_run(rest, folder, base_is)
     place = locate(folder)
+    check_published(place.folder)
     if place.kind == "adapter":
         subject = _on_base(spec, as_safetensors(place.folder, allow_pickle), base, base_is, allow_pickle)
     elif base:
@@ -143,8 +150,9 @@ def find_adapters(spec: str, *, allow_pickle: bool = False) -> list[AdapterFolde
     place = locate(folder)
     if place.kind != "adapter":
         raise UsageError(f"{place.folder}: holds full weights, no adapter; give a folder with a LoRA adapter")
+    check_published(place.folder)
     adapter = as_safetensors(place.folder, allow_pickle)
-    named = _adapter_config(adapter).get("base_model_name_or_path") or ""
+    named = adapter_config(adapter).get("base_model_name_or_path") or ""
     _refuse_non_finite(adapter / SAFETENSORS_WEIGHTS_NAME)
     return [AdapterFolder(spec, adapter, base or named, place.notes)]
 
@@ -183,9 +191,9 @@ def _of_run(spec: str, folder: Path, base_is: str | None) -> list[Subject]:
 
 def _finished(folder: Path) -> tuple[dict, list[Path], tuple[str, ...]]:
     """What a run's file says, the folders of its finished tasks in their order, and notes."""
-    run, told = RunFolder(folder), read_json(folder / RUN_CONFIG)
-    planned = [run.task(number, lesson["name"]) for number, lesson in enumerate(told["lessons"], 1)]
-    tasks = list(takewhile(complete, planned))
+    told = read_run(folder)
+    planned = [lesson["name"] for lesson in told["lessons"]]
+    tasks = RunFolder(folder).finished(planned)
     if not tasks:
         raise RunError(f"{folder}: no task of this run is finished; let `forgetless learn` finish one")
     unfinished = len(planned) - len(tasks)
@@ -214,7 +222,7 @@ def _full(name: str, folder: Path) -> Subject:
 
 def _on_base(name: str, folder: Path, base: str | None, base_is: str | None, allow_pickle: bool = False) -> Subject:
     """An adapter on the base that the user gives, or else the one that its configuration names."""
-    config = _adapter_config(folder)
+    config = adapter_config(folder)
     trained_on = config.get("base_model_name_or_path") or ""
     told = base or base_is or trained_on
     if not told:
@@ -320,11 +328,9 @@ def _twin(name: str) -> str:
 # ---------------------------------------------------------------------------------------- adapters as they are
 
 
-def _adapter_config(folder: Path) -> dict:
+def adapter_config(folder: Path) -> dict:
     """The adapter's configuration, of a type and a task that can be measured."""
-    config = read_json(folder / ADAPTER_CONFIG)
-    if not isinstance(config, dict):
-        raise RunError(f"{folder / ADAPTER_CONFIG}: no object with settings; restore it from a copy")
+    config = read(folder / ADAPTER_CONFIG, ADAPTER)
     kind = config.get("peft_type")
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         what = f"the adapter type {kind!r}, which PEFT {peft.__version__} does not know" if kind else "no peft_type"
@@ -502,13 +508,13 @@ def _attach(
         base.resize_token_embeddings(subject.vocabulary, mean_resizing=False)
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # PEFT draws a start that is then replaced
-            warnings.simplefilter("ignore")  # what it warns of is refused, in `_adapter_config` or below
+            warnings.simplefilter("ignore")  # what it warns of is refused, in `adapter_config` or below
             model = PeftModel.from_pretrained(
                 base, str(subject.adapter), torch_device=str(device), low_cpu_mem_usage=low_cpu_mem_usage
             )
     except NotImplementedError:
         raise
-    except (RuntimeError, ValueError, KeyError, TypeError, ImportError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, ImportError, AttributeError, ArithmeticError) as error:
         raise RunError(f"{subject.adapter}: does not go onto {subject.base}: {_told(error)}") from error
     _check_complete(model, subject)
     return model.eval(), _without_virtual_tokens(model)

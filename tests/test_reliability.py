@@ -1,0 +1,394 @@
+"""Damage to a run folder or a model, kind after kind: a named error with path and remedy, and what was there stays.
+
+Shown elsewhere: options, tasks and rows that changed, another base's weights, a changed adapter, two processes
+(test_learn); pickles, other people's adapters (test_subjects); archives whose members would escape (test_packages).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from forgetless.checkup.doctor import doctor
+from forgetless.checkup.environment import TESTED
+from forgetless.cli import main
+from forgetless.config import LearnConfig
+from forgetless.data.tasks import Stream
+from forgetless.errors import ForgetlessError, RunError, UsageError
+from forgetless.learning.stream import learn
+from forgetless.report.summary import summarise
+from forgetless.runs import folder as folders
+from forgetless.runs.folder import FORMAT, MANIFEST, RunFolder, complete, read_json, read_lines, write_json
+from forgetless.runs.seal import read_sealed, sealed
+from forgetless.runs.shapes import Each, Maybe, misfit
+from forgetless.subjects.models import find_subjects
+
+OPTIONS = {"learning_rate": 2e-2, "num_train_epochs": 1.0, "batch_size": 8, "r": 2, "target_modules": ["q_proj"],
+           "max_length": 64, "device": "cpu", "precision": "fp32", "forgetting_prompts": 0,
+           "method": "replay"}  # fmt: skip
+
+
+def config(tiny, stream, folder, **more) -> LearnConfig:
+    return LearnConfig(**(OPTIONS | {"model": tiny, "stream": stream, "output_dir": str(folder)} | more))
+
+
+@pytest.fixture(scope="module")
+def ran(tiny, two, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "two"
+    learn(config(tiny, two, folder))
+    return folder
+
+
+@pytest.fixture
+def run(ran, tmp_path) -> Path:
+    """A copy to be broken."""
+    return Path(shutil.copytree(ran, tmp_path / "run"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def same(folder: Path, before: dict[str, bytes]) -> bool:
+    """Equal but for times and for the report, which names the folder."""
+    now = contents(folder)
+    return all(now[name] == old for name, old in before.items() if "times" not in name and "report" not in name)
+
+
+def problems(folder: Path, base: str | None = None) -> str:
+    found = doctor(folder, base)
+    told = "\n".join(f"{one.check}: {one.said}" for one in found.findings if one.level == "problem")
+    assert found.exit_code == (2 if told else 0)
+    return told
+
+
+# ------------------------------------------------------------------------------------------ damaged files
+
+ADAPTER = "tasks/02-sizes/adapter/adapter_model.safetensors"
+DAMAGES = {
+    "bit flip": (ADAPTER, lambda file: file.write_bytes(file.read_bytes()[:-1] + b"\x01"), "has changed"),
+    "truncation": (ADAPTER, lambda file: os.truncate(file, 100), "has changed"),
+    "missing file": ("tasks/01-colours/method.json", Path.unlink, "is missing"),
+    "extra file": ("tasks/01-colours/method.safetensors", lambda file: file.write_bytes(b"x"), "is not listed"),
+    "rows of the memory": ("tasks/02-sizes/memory/rows.jsonl", lambda file: os.truncate(file, 50), "has changed"),
+    "scores": ("tasks/02-sizes/scores/scores.json", lambda file: file.write_text("{}"), "has changed"),
+    "missing manifest": ("tasks/02-sizes/manifest.json", Path.unlink, "is missing beside"),
+    "broken manifest": ("tasks/02-sizes/manifest.json", lambda file: os.truncate(file, 40), "broken JSON"),
+    "missing task": ("tasks/01-colours", shutil.rmtree, "02-sizes was learnt after it"),
+    "record": ("run.json", lambda file: file.write_text(file.read_text().replace("0.02", "0.03")), "has changed"),
+    "record of another kind": ("run.json", lambda file: file.write_text("[]"), "holds no object"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damage_is_named_by_whatever_reads_a_run_and_nothing_is_changed(kind, run, tiny, capsys):
+    """`learn` (below), `report`, `audit RUN`, `blend BASE RUN` and `doctor` verify before they use."""
+    name, damage, said = DAMAGES[kind]
+    damage(run / name)
+    before = contents(run)
+    for command in (["report", str(run)], ["doctor", str(run)]):
+        assert main(command) == (1 if command[0] == "report" else 2)
+        told = " ".join("".join(capsys.readouterr()).split())
+        assert said in told and Path(name).name in told and ("estore" in told or "emove" in told)
+    for reads in (lambda: summarise(run), lambda: find_subjects(str(run)), lambda: _blended(tiny, run)):
+        if kind == "scores" and reads.__code__.co_names[0] != "summarise":
+            continue  # the models are whole
+        with pytest.raises(RunError, match=said):
+            reads()
+    assert contents(run) == before
+
+
+def _blended(tiny: str, run: Path) -> None:
+    from forgetless.config import BlendConfig
+    from forgetless.geometry.borders import blend_run
+
+    blend_run(BlendConfig(tiny, str(run), max_kl=("0.05",)))
+
+
+@pytest.mark.parametrize("kind", ["truncation", "rows of the memory", "missing task", "record"])
+def test_learning_does_not_go_on_from_damage(kind, run, tiny, two):
+    name, damage, said = DAMAGES[kind]
+    damage(run / name)
+    before = contents(run)
+    with pytest.raises(RunError, match=said):
+        learn(config(tiny, two, run))
+    assert contents(run) == before
+
+
+def test_a_base_scored_elsewhere_is_verified_and_must_be_of_the_same_rows(run, tiny, two, tmp_path):
+    first, second = two.tasks
+    other = Stream("two", (first, replace(second, test=second.test[1:])))
+    with pytest.raises(RunError, match="its task sizes has other rows"):
+        learn(config(tiny, other, tmp_path / "new"), base_scores=run)
+    file = run / "tasks" / "00-base" / "scores" / "predictions.jsonl"
+    os.truncate(file, 10)
+    with pytest.raises(RunError, match=r"predictions\.jsonl: has changed"):
+        learn(config(tiny, two, tmp_path / "newer"), base_scores=run)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../secret", "adapter/../../x", "a\\b", "a\0b"])
+def test_a_manifest_cannot_name_what_lies_outside_its_folder(name, run):
+    file = run / "tasks" / "01-colours" / MANIFEST
+    told = read_json(file)
+    write_json(file, told | {"files": told["files"] | {name: "0" * 64}})
+    with pytest.raises(RunError, match="which is not a file of this folder; restore"):
+        complete(file.parent)
+
+
+def test_names_in_a_record_cannot_leave_the_run(run):
+    told = read_json(run / "run.json")
+    told["lessons"][0]["name"] = "../../../elsewhere"
+    write_json(run / "run.json", sealed(told))
+    with pytest.raises(RunError, match=r"lessons\[0\]\.name: expected a name that can be a folder's"):
+        summarise(run)
+
+
+@pytest.mark.parametrize(
+    "found, said",
+    [(FORMAT + 1, "of a newer forgetless"), (FORMAT - 1, "of an older forgetless"), (None, "format None")],
+)
+def test_a_folder_of_another_format(found, said, run):
+    for file in (run / "run.json", run / "tasks" / "01-colours" / MANIFEST):
+        whole = file.read_text()
+        write_json(file, sealed(json.loads(whole) | {"format": found}))
+        with pytest.raises(RunError, match=f"{file.name}: format .*{said}" if found is not None else said):
+            summarise(run)
+        file.write_text(whole)
+
+
+def test_a_run_may_be_moved_and_copied_and_clocks_may_jump_back(run, ran, tiny, two, tmp_path, monkeypatch):
+    moved = tmp_path / "elsewhere" / "run"
+    moved.parent.mkdir()
+    run.rename(moved)
+    for path in moved.rglob("*"):
+        os.utime(path, (4e9, 4e9))  # written in the year 2096
+    monkeypatch.setattr("time.time", lambda: 1.0)  # and now it is 1970
+    before = contents(moved)
+    learn(config(tiny, two, moved))
+    assert (
+        same(moved, before) and contents(moved)["tasks/01-colours/times.json"] == before["tasks/01-colours/times.json"]
+    )
+    learn(config(tiny, two, tmp_path / "third"))
+    assert same(tmp_path / "third", contents(ran))
+
+
+def test_another_tokenizer_or_template_is_another_base(run, tiny, two, tmp_path):
+    def changed(name: str, change) -> str:
+        folder = Path(shutil.copytree(tiny, tmp_path / name))
+        change(folder)
+        return str(folder)
+
+    def merge_less(folder: Path) -> None:
+        told = json.loads((folder / "tokenizer.json").read_text())
+        told["model"]["merges"].pop()
+        (folder / "tokenizer.json").write_text(json.dumps(told))
+
+    def greet(folder: Path) -> None:
+        file = folder / "chat_template.jinja"
+        file.write_text("Hello. " + file.read_text())
+
+    for name, change in (("tokenizer", merge_less), ("chat template", greet)):
+        with pytest.raises(RunError, match=f"another base: its {name}"):
+            learn(config(changed(name, change), two, run))
+
+
+def test_code_that_a_model_brings_is_not_run(tiny, tmp_path, two):
+    folder = Path(shutil.copytree(tiny, tmp_path / "model"))
+    told = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (folder / "config.json").write_text(json.dumps(told | {"model_type": "evil", "auto_map": names}))
+    with pytest.raises(ForgetlessError, match="model"):
+        learn(config(str(folder), two, tmp_path / "run"))
+    assert not (tmp_path / "ran").exists()
+    assert any(one.check == "code" and "not run" in one.said for one in doctor(folder).findings)
+
+
+# ------------------------------------------------------------------------------- a disk that does not take it
+
+
+@pytest.mark.parametrize("code, said", [(errno.ENOSPC, "No space left"), (errno.EROFS, "Read-only"), (errno.EIO, "I")])
+def test_a_part_that_cannot_be_written_leaves_what_was_there(code, said, run, monkeypatch):
+    before = contents(run)
+
+    def fail(handle: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(folders.os, "fsync", fail)
+    with pytest.raises(RunError, match=rf"adapter: could not be written .*{said}.*unchanged"):  # noqa: SIM117
+        with RunFolder(run).publish(run / "adapter") as temporary:
+            (temporary / "new").write_text("half")
+    with pytest.raises(RunError, match=r"run\.json: could not be written .*unchanged"):
+        RunFolder(run).write(run / "run.json", {})
+    assert contents(run) == before
+
+
+def test_a_full_disk_stops_learning_and_the_same_command_goes_on(tiny, two, run, capsys):
+    """Here the system itself refuses: no file may grow beyond 2 KiB."""
+    whole = contents(run)
+    shutil.rmtree(run / "tasks" / "02-sizes")
+    kept = contents(run / "tasks")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
+    try:
+        with pytest.raises(RunError, match=r"could not be written \(.*File too large.*unchanged. Make room"):
+            learn(config(tiny, two, run))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert contents(run / "tasks") == kept and read_sealed(run / "run.json")
+    learn(config(tiny, two, run))
+    assert same(run, whole)
+
+
+def test_a_folder_that_may_not_be_written(tmp_path, tiny, two, monkeypatch):
+    """As root no mode forbids anything, so the system's answer is made up here."""
+    real = Path.mkdir
+
+    def forbidden(path: Path, *arguments, **options) -> None:
+        if path.name == "run":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", forbidden)
+    with pytest.raises(RunError, match=r"run: cannot be written \(Permission denied\); give another output_dir"):
+        learn(config(tiny, two, tmp_path / "run"))
+
+
+def test_a_file_that_may_not_be_read(run, monkeypatch):
+    real = Path.open
+
+    def forbidden(path: Path, *arguments, **options):
+        if path.name == "log.jsonl":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    with pytest.raises(RunError, match=r"log\.jsonl: cannot be read \(Permission denied\); make it readable"):
+        summarise(run)
+
+
+# ------------------------------------------------------------------------------------------------ readers
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [('{"a": NaN}', "NaN is no number"), ('{"a": 1e999}', "1e999 is no number"), ('"\\ud800"', "surrogate"),
+     ("[" * 100_000, "broken JSON"), ("9" * 10_000, "digits"), ("", "broken JSON"), ("\ufeff{}", "BOM")],
+)  # fmt: skip
+def test_what_is_no_json_is_named_with_its_line(text, said, tmp_path):
+    file = tmp_path / "x.jsonl"
+    file.write_text("{}\n" + text + "\n")
+    if text:
+        with pytest.raises(RunError, match=rf"x\.jsonl:2: broken JSON .*{said}|x\.jsonl:2: {said}"):
+            read_lines(file)
+    file.write_text(text)
+    with pytest.raises(RunError, match=rf"x\.jsonl:1: .*{said}"):
+        read_json(file)
+
+
+def test_a_seal_shows_every_change(tmp_path):
+    file, told = tmp_path / "x.json", {"format": FORMAT, "b": [1, None, "ü"], "a": 0.1}
+    write_json(file, sealed(told))
+    assert read_sealed(file) == told
+    write_json(file, json.loads(file.read_text()) | {"a": 0.2})
+    with pytest.raises(RunError, match="has changed since it was written"):
+        read_sealed(file)
+
+
+def test_misfits_are_told_with_their_place():
+    shape = {"tasks": [{"name": str, "rows": int}], "notes": Maybe([str]), "scores": Each((int, float))}
+    fits = {"tasks": [{"name": "a", "rows": 3}], "scores": {"x": 0.5}, "more": 1}
+    assert misfit(fits, shape) == "" and misfit(fits | {"notes": ["b"]}, shape) == ""
+    assert (
+        misfit(fits | {"tasks": [{"name": "a", "rows": True}]}, shape)
+        == "tasks[0].rows: expected a whole number, found True"
+    )
+    assert misfit(fits | {"notes": [3]}, shape) == "notes[0]: expected text, found 3"
+    assert misfit(fits | {"scores": {"x": None}}, shape) == "scores.x: expected a number, found None"
+    assert misfit({"scores": {}}, shape) == "the object has no 'tasks'"
+    assert misfit([], shape) == "all of it: expected an object, found []"
+
+
+# ------------------------------------------------------------------------------------------------- doctor
+
+
+def test_doctor_finds_a_whole_run_whole(ran, tiny, capsys):
+    assert not problems(ran, tiny) and not problems(ran / "adapter", tiny)
+    assert not problems(ran / "tasks" / "01-colours") and not problems(Path(tiny))
+    assert main(["doctor", str(ran), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["kind"] == "run folder" and told["exit_code"] == 0
+    assert {"record", "hashes", "numbers", "effect", "summary", "versions"} <= {
+        one["check"] for one in told["findings"]
+    }
+
+
+def test_doctor_on_the_environment(capsys):
+    assert main(["doctor"]) in (0, 2)
+    told = capsys.readouterr().out
+    assert all(word in told for word in ("python", "torch", "peft", "precision", "memory", "cache"))
+    pins = dict(
+        line.strip().split("==")
+        for line in Path(__file__).parents[1].joinpath("constraints.txt").open()
+        if "==" in line
+    )
+    assert {name: pins[name] for name in TESTED} == TESTED
+
+
+def test_doctor_usage_errors_exit_1(tmp_path, capsys):
+    for arguments in (["nowhere/at/all"], [str(tmp_path)], ["--base", "x"], ["--bas", "x"]):
+        assert main(["doctor", *arguments]) == 1
+    assert "no such folder" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="nothing to compare it with"):
+        doctor(base="x")
+
+
+def test_doctor_on_adapters(ran, tiny, tmp_path):
+    """Bit flips, a base that does not fit, no effect, NaN, an unfinished copy: each is a problem of its own."""
+    mine = Path(shutil.copytree(ran / "adapter", tmp_path / "mine"))
+    weights = mine / "adapter_model.safetensors"
+    tensors = load_file(weights)
+
+    def rewritten(change) -> str:
+        save_file({name: change(name, tensor.clone()) for name, tensor in tensors.items()}, weights, {"format": "pt"})
+        return problems(mine, tiny)
+
+    assert "unchanged" in rewritten(lambda name, tensor: tensor + 1)
+    (mine / MANIFEST).unlink()
+    assert not rewritten(lambda name, tensor: tensor)
+    idle = rewritten(lambda name, tensor: tensor * ("lora_A" in name))
+    assert "effect: " in idle and "changes nothing" in idle and "answers exactly as" in idle
+    assert "holds NaN or infinity" in rewritten(lambda name, tensor: tensor.fill_(torch.nan))
+    rewritten(lambda name, tensor: tensor)
+    other = Path(shutil.copytree(tiny, tmp_path / "other"))
+    base = load_file(other / "model.safetensors")
+    base["model.norm.weight"][0] += 1
+    save_file(base, other / "model.safetensors", {"format": "pt"})
+    assert "was learnt on weights of sha256" in problems(mine, str(other))
+    assert "those of" in problems(ran, str(other))
+    weights.unlink()
+    assert "complete: " in problems(mine)
+    torch.save(tensors, mine / "adapter_model.bin")
+    assert "the weights are a pickle" in problems(mine)
+
+
+def test_doctor_on_full_weights(tiny, tmp_path):
+    mine = Path(shutil.copytree(tiny, tmp_path / "mine"))
+    index = {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
+    (mine / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "model-00002-of-00002.safetensors: model.norm.weight of the index is not there" in problems(mine)
+    (mine / "model.safetensors.index.json").unlink()
+    os.truncate(mine / "model.safetensors", 5000)
+    assert "damaged or cut short" in problems(mine)
+    (mine / "model.safetensors").unlink()
+    assert "complete: " in problems(mine)
