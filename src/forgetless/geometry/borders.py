@@ -19,7 +19,7 @@ from forgetless.config import BlendConfig
 from forgetless.data.streams import load_stream
 from forgetless.errors import DataError, UsageError, nearest
 from forgetless.geometry.blend import blend
-from forgetless.runs.folder import RunFolder, complete, read_json
+from forgetless.runs.folder import RunFolder, complete, read_run
 
 CONFIG = "run.json"
 
@@ -57,7 +57,7 @@ def blend_run(config: BlendConfig) -> list[dict]:
     A border without a budget deploys the learner's own model. What was measured is not measured again.
     """
     run = RunFolder(Path(config.after))
-    told = read_json(run.config)
+    told = read_run(run.config)
     names = [lesson["name"] for lesson in told["lessons"]]
     base, root = config.base_is or told["model"]["name"], Path(config.output_dir or run.root / "blended")
     deployed, records = config.before, []

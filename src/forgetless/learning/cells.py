@@ -9,7 +9,7 @@ from forgetless.learning.session import Session
 from forgetless.learning.state import resume
 from forgetless.progress import steps
 from forgetless.runs.folder import MANIFEST, RunFolder, complete, read_json, read_lines, write_json, write_lines
-from forgetless.score.scorers import Scorer, TaskScores, headline, label_counts
+from forgetless.score.scorers import UNION, Scorer, TaskScores, headline, label_counts
 
 
 def scored_columns(session: Session, number: int) -> list[int]:
@@ -22,20 +22,46 @@ def scored_columns(session: Session, number: int) -> list[int]:
 
 
 def is_scored(session: Session, number: int) -> bool:
-    """Whether every wanted cell of a finished lesson has its scores."""
+    """Whether every wanted cell of a finished lesson has its scores, as far as there are rows to score."""
     folder = session.run.task(number + 1, session.lessons[number].name) / "scores"
     return _holds(session, folder, scored_columns(session, number))
 
 
 def _holds(session: Session, folder: Path, columns: list[int]) -> bool:
-    """Whether a scores folder has these columns, scored over the union of labels that the stream has now."""
-    if not columns:
+    """Whether a scores folder needs no more of these columns, over the union of labels that the stream has now."""
+    wanted = {task.name for task in (session.stream.tasks[j] for j in columns) if not task.gone}
+    if not wanted:
         return True
     if not complete(folder):
         return False
-    told = read_json(folder / "scores.json")
-    wanted = {session.stream.tasks[j].name for j in columns}
-    return wanted <= told["deployed"].keys() and read_json(folder / "union.json") == list(session.stream.options)
+    union = read_json(folder / "union.json")
+    names = read_json(folder / "scores.json")["deployed"]
+    return union == list(session.stream.options) and wanted <= set(names)
+
+
+def _kept(session: Session, folder: Path) -> dict[str, dict[str, TaskScores]]:
+    """{view: {task: scores}} of a scores folder that need not be made again.
+
+    Where the union of labels has grown since, scores over it are made again, and dropped for a task without rows.
+    """
+    if not complete(folder):
+        return {}
+    same = read_json(folder / "union.json") == list(session.stream.options)
+    tasks = {task.name: task for task in session.stream.tasks}
+    rows: dict[tuple[str, str], list[dict]] = {}
+    for record in read_lines(folder / "predictions.jsonl"):
+        rows.setdefault((record.pop("view"), record.pop("task")), []).append(record)
+    found: dict[str, dict[str, TaskScores]] = {}
+    for (view, name), records in rows.items():
+        if name in tasks and (same or tasks[name].gone or not tasks[name].options):
+            scores = _from_records(records)
+            found.setdefault(view, {})[name] = scores if same else scores.without(UNION)
+    return found
+
+
+def _from_records(records: list[dict]) -> TaskScores:
+    measures = [name for name, value in records[0].items() if isinstance(value, dict) and "score" in value]
+    return TaskScores({name: [float(record[name]["score"]) for record in records] for name in measures}, records)
 
 
 def score_base(session: Session, scorer: Scorer, known: Path | None = None) -> None:
@@ -51,9 +77,17 @@ def score_base(session: Session, scorer: Scorer, known: Path | None = None) -> N
     if session.engine.agree(_holds(session, source, columns)):
         _copy_scores(session, source, folder)
         return
+    views = session.engine.agree(_kept(session, folder))
+    scored = views.setdefault("deployed", {})
     with session.adapters.disabled():
-        views = {"deployed": _score_tasks(session, scorer, columns, "score base")}
+        scored |= _score_tasks(session, scorer, _missing(session, columns, scored), "score base")
     _publish_scores(session, folder, views)
+
+
+def _missing(session: Session, columns: list[int], scored: dict[str, TaskScores]) -> list[int]:
+    """The columns that have rows and no scores."""
+    tasks = session.stream.tasks
+    return [j for j in columns if not tasks[j].gone and tasks[j].name not in scored]
 
 
 def _copy_scores(session: Session, source: Path, folder: Path) -> None:
@@ -66,18 +100,22 @@ def _copy_scores(session: Session, source: Path, folder: Path) -> None:
 
 
 def score_lesson(session: Session, scorer: Scorer, number: int) -> None:
-    if is_scored(session, number):
+    # the main process decides: another could see its files half way
+    if session.engine.agree(is_scored(session, number)):
         return
     folder = session.run.task(number + 1, session.lessons[number].name)
     columns = scored_columns(session, number)
-    fresh = [j for j in columns if session.method.weights_for(number, j) == number]
-    views = {}
+    kept, views = session.engine.agree(_kept(session, folder / "scores")), {}
+    own = [j for j in columns if session.method.weights_for(number, j) == number]
     for place, (name, learner) in enumerate(session.method.views().items()):
         label = f"score {folder.name}" + (f", {name} learner" if name != "deployed" else "")
+        view = "deployed" if place == 0 else name
+        scored = views[view] = kept.get(view, {})
         with learner:
-            views["deployed" if place == 0 else name] = _score_tasks(session, scorer, fresh, label)
-    for j in sorted(set(columns) - set(fresh)):
-        views["deployed"] |= _elsewhere(session, scorer, number, j)
+            scored |= _score_tasks(session, scorer, _missing(session, own, scored), label)
+    for j in sorted(set(columns) - set(own)):
+        if session.stream.tasks[j].name not in views["deployed"]:
+            views["deployed"] |= _elsewhere(session, scorer, number, j)
     _publish_scores(session, folder / "scores", views)
 
 
@@ -86,9 +124,10 @@ def _elsewhere(session: Session, scorer: Scorer, number: int, column: int) -> di
     source, name = session.method.weights_for(number, column), session.stream.tasks[column].name
     lesson = "base" if source is None else session.lessons[source].name
     folder = session.run.task(0 if source is None else source + 1, lesson)
-    if _holds(session, folder / "scores", [column]):
-        return {name: _load_scores(folder / "scores", name)}
-    if source is None:
+    known = _kept(session, folder / "scores").get("deployed", {})
+    if name in known:
+        return {name: known[name]}
+    if source is None or session.stream.tasks[column].gone:
         return {}
     resume(session, folder, source)
     found = _score_tasks(session, scorer, [column], f"score {folder.name}")
@@ -118,14 +157,14 @@ def _publish_scores(session: Session, folder: Path, views: dict[str, dict[str, T
                     "counts": label_counts(scores, headline(tasks[name]), tasks[name].options)
                     if tasks[name].options else None,
                 }
-                for name, scores in tasks_scored.items()
+                for name, scores in _in_order(session, tasks_scored)
             }
             for view, tasks_scored in views.items()
         }  # fmt: skip
         records = [
             {"view": view, "task": name} | record
             for view, tasks_scored in views.items()
-            for name, scores in tasks_scored.items()
+            for name, scores in _in_order(session, tasks_scored)
             for record in scores.predictions
         ]
         with session.run.publish(folder) as temporary:
@@ -136,12 +175,6 @@ def _publish_scores(session: Session, folder: Path, views: dict[str, dict[str, T
     session.engine.wait()
 
 
-def _load_scores(folder: Path, task: str) -> TaskScores:
-    records = [
-        record
-        for record in read_lines(folder / "predictions.jsonl")
-        if record["task"] == task and record["view"] == "deployed"
-    ]
-    measures = [name for name, value in records[0].items() if isinstance(value, dict) and "score" in value]
-    bare = [{key: value for key, value in record.items() if key not in ("task", "view")} for record in records]
-    return TaskScores({name: [float(record[name]["score"]) for record in bare] for name in measures}, bare)
+def _in_order(session: Session, scored: dict[str, TaskScores]) -> list[tuple[str, TaskScores]]:
+    """In the stream's order, whenever each was scored."""
+    return [(task.name, scored[task.name]) for task in session.stream.tasks if task.name in scored]

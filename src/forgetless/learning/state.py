@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file, save_file
 
 from forgetless.data.tasks import Row
 from forgetless.learning.memory import Memory
-from forgetless.learning.session import Session
 from forgetless.methods import State
 from forgetless.runs.folder import read_json, read_lines, write_json, write_lines
+
+if TYPE_CHECKING:
+    from forgetless.learning.session import Session
 
 
 def save_state(folder: Path, state: State) -> None:

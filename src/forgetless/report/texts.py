@@ -11,12 +11,12 @@ from pathlib import Path
 from forgetless.data.streams import load_stream
 from forgetless.data.tasks import Row
 from forgetless.report.summary import finished, paired_rows
-from forgetless.runs.folder import RunFolder, read_json
+from forgetless.runs.folder import RunFolder, read_run
 
 
 def with_texts(summary: dict, root: Path) -> dict:
     """The summary with `texts`: {task: {row number: prompt, answers, source}} of the rows that turned, and notes."""
-    told = read_json(RunFolder(root).config)
+    told = read_run(RunFolder(root).config)
     known, notes = _stream_rows(told["config"])
     turned = {one["task"]: {row["row"] for side in ("lost", "gained") for row in one[side]} for one in summary["flips"]}
     folders, learned = finished(RunFolder(root), told["lessons"])

@@ -9,6 +9,7 @@
     tasks/01-bbc/scores/           predictions.jsonl (per row), scores.json
     tasks/01-bbc/forgetting/       forgetting.json: predictions against the untouched base's own
     adapter/                       the last task's adapter
+    forgotten-rows.jsonl           whose rows were deleted from memory/, if any were
     matrix.json summary.json report.html report.md report.json
 
 A folder is filled under a temporary name, flushed to disk, hashed into its manifest.json and renamed; a
@@ -35,6 +36,7 @@ from forgetless.errors import RunError, short
 FORMAT = 1
 MANIFEST = "manifest.json"
 FORGETTING = "forgetting"
+FORGOTTEN_ROWS = "forgotten-rows.jsonl"
 TIMES = "times"
 
 
@@ -125,6 +127,19 @@ def complete(folder: Path) -> bool:
                 f"Restore it from a copy, or remove {folder} to do this part again."
             )
     return True
+
+
+def read_run(file: Path) -> dict:
+    """A run.json of the format that this version reads."""
+    told = read_json(file)
+    found = told.get("format") if isinstance(told, dict) else None
+    if found != FORMAT:
+        writer = (told.get("versions") or {}).get("forgetless", "another") if isinstance(told, dict) else "another"
+        raise RunError(
+            f"{file}: a run folder of format {found}, written by forgetless version {writer}; this version reads "
+            f"format {FORMAT}. Go on with that version, or learn into another output_dir."
+        )
+    return told
 
 
 def read_json(file: Path) -> Any:

@@ -42,7 +42,7 @@ from forgetless.model.identity import (
     weight_files,
     weights_digest,
 )
-from forgetless.runs.folder import RunFolder, complete, read_json
+from forgetless.runs.folder import RunFolder, complete, read_json, read_run
 from forgetless.subjects.layouts import ADAPTER_CONFIG, locate
 from forgetless.subjects.pickles import as_safetensors
 
@@ -183,7 +183,7 @@ def _of_run(spec: str, folder: Path, base_is: str | None) -> list[Subject]:
 
 def _finished(folder: Path) -> tuple[dict, list[Path], tuple[str, ...]]:
     """What a run's file says, the folders of its finished tasks in their order, and notes."""
-    run, told = RunFolder(folder), read_json(folder / RUN_CONFIG)
+    run, told = RunFolder(folder), read_run(folder / RUN_CONFIG)
     planned = [run.task(number, lesson["name"]) for number, lesson in enumerate(told["lessons"], 1)]
     tasks = list(takewhile(complete, planned))
     if not tasks:
