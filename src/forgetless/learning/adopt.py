@@ -50,12 +50,14 @@ def read_adopted(config: LearnConfig, stored: dict | None, run: RunFolder) -> li
     if stored and given and [*given] != [one["name"] for one in known]:
         has = ", ".join(one["name"] for one in known) or "none"
         raise RunError(
-            f"{run.config}: this run adopted {has} when it was begun, now --from names {', '.join(given)}. Adapters are "
-            "adopted before anything is learnt: give another output_dir."
+            f"{run.config}: this run adopted {has} when it was begun, now --from names {', '.join(given)}. Adapters "
+            "are adopted before anything is learnt: give another output_dir."
         )
     if stored and known and config.from_kind != known[0]["kind"] and given:
-        raise RunError(f"{run.config}: the adapters were adopted as {known[0]['kind']}, now from_kind={config.from_kind}; "
-                       "give the old value, or another output_dir")  # fmt: skip
+        raise RunError(
+            f"{run.config}: the adapters were adopted as {known[0]['kind']}, now from_kind={config.from_kind}; "
+            "give the old value, or another output_dir"
+        )
     if not known:
         return [_read(config, name, place) for name, place in given.items()]
     return [_again(config, one, given.get(one["name"], ""), run.task(n, one["name"])) for n, one in enumerate(known, 1)]
@@ -67,9 +69,11 @@ def _again(config: LearnConfig, known: dict, place: str, folder: Path) -> Adopte
         return Adopted(known["name"], known)
     found = _read(config, known["name"], place or known["source"])
     if found.record["sha256"] != known["sha256"]:
-        raise RunError(f"{place or known['source']}: is not the adapter that this run adopted as {known['name']!r} "
-                       f"(its sha256 was {known['sha256'][:12]}..., is {found.record['sha256'][:12]}...); bring the old "
-                       "one back, leave --from out, or give another output_dir")  # fmt: skip
+        raise RunError(
+            f"{place or known['source']}: is not the adapter that this run adopted as {known['name']!r} (its sha256 was "
+            f"{known['sha256'][:12]}..., is {found.record['sha256'][:12]}...); bring the old one back, leave --from out, "
+            "or give another output_dir"
+        )
     return replace(found, record=known)
 
 
@@ -92,8 +96,10 @@ def _read(config: LearnConfig, name: str, place: str) -> Adopted:
     """One adapter of `--from`: a product of two factors in each layer, made on the base of this run."""
     folders = find_adapters(place)
     if len(folders) > 1:
-        raise UsageError(f"--from {name}={place}: a run folder with {len(folders)} tasks; give the adapter of one, such "
-                         f"as {folders[-1].folder}")  # fmt: skip
+        raise UsageError(
+            f"--from {name}={place}: a run folder with {len(folders)} tasks; give the adapter of one, such as "
+            f"{folders[-1].folder}"
+        )
     update = read_update(folders[0].folder, name, remedy=MERGED_FIRST)
     [subject] = find_subjects(f"{config.model}+{folders[0].folder}", base_is=config.base_is or None)
     scales = sorted({round(pair.scale, 6) for pair in update.layers.values()})
@@ -119,15 +125,17 @@ def check_adopted(session: Session) -> None:
     if [lesson.name for lesson in session.lessons[: len(names)]] != names:
         now = ", ".join(lesson.name for lesson in session.lessons)
         raise UsageError(
-            f"--from: adopted tasks come first, {', '.join(names)}, but {method} would learn {now}. Put them first in the "
-            f"stream, in this order{'; joint learns all rows at once and has no earlier task' if method == 'joint' else ''}"
+            f"--from: the adopted tasks come first ({', '.join(names)}), but {method} would learn {now}: put them first "
+            "in the stream, in this order, and choose a method that learns one task after another"
         )
     for one in session.adopted:
         changed = one.pairs or {}
         if outside := sorted(changed.keys() - layers.keys()):
             wanted = sorted({name.rpartition(".")[2] for name in (*changed, *layers)})
-            raise UsageError(f"--from {one.name}: it changes {len(outside)} layers that target_modules leaves out "
-                             f"({outside[0]}); give --target_modules {','.join(wanted)}")  # fmt: skip
+            raise UsageError(
+                f"--from {one.name}: it changes {len(outside)} layers that target_modules leaves out ({outside[0]}); "
+                f"give --target_modules {','.join(wanted)}"
+            )
         session.notes += [f"{one.name}: {note}" for note in (*one.notes, *_rescaled(session, one))]
     session.notes += _looks_otherwise(session)
 
@@ -148,12 +156,16 @@ def _looks_otherwise(session: Session) -> list[str]:
         if before.pairs is None or after.pairs is None or session.method.task_id:
             continue
         cosine = _cosine(before.pairs, after.pairs)
+        told = f"{after.name}: its update has cosine {cosine:.2f} to that of {before.name}"
         if session.config.from_kind == "continued" and cosine < UNRELATED:
-            notes.append(f"{after.name}: its update has cosine {cosine:.2f} to that of {before.name}, so it hardly looks "
-                         "trained on from it; if each was trained by itself on the base, say --from_kind summed")  # fmt: skip
+            notes.append(
+                f"{told}, so it hardly looks trained on from it; if each was trained by itself on the base, say "
+                "--from_kind summed"
+            )
         if session.config.from_kind == "summed" and cosine > RELATED:
-            notes.append(f"{after.name}: its update has cosine {cosine:.2f} to that of {before.name}, as if it held it; "
-                         "if it was trained on from it, say --from_kind continued, or it counts twice")  # fmt: skip
+            notes.append(
+                f"{told}, as if it held it; if it was trained on from it, say --from_kind continued, or it counts twice"
+            )
     return notes
 
 

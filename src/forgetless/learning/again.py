@@ -19,6 +19,7 @@ from forgetless import __version__
 from forgetless.data.tasks import Stream, Task
 from forgetless.errors import DataError, RunError
 from forgetless.model.identity import check_same
+from forgetless.report.words import difference
 from forgetless.runs.folder import TIMES, RunFolder, complete, read_run
 
 if TYPE_CHECKING:
@@ -233,13 +234,6 @@ def _note_history(session: Session, finished: int) -> None:
             if last:
                 session.say(f"note: {session.lessons[to_learn].name} is learnt with {difference(now, last)}")
     session.history = history
-
-
-def difference(now: dict, before: dict) -> str:
-    """`forgetless 0.2 (before: 0.1), 4 threads (before: 2)`: what of two entries of the history differs."""
-    new, old = (told["versions"] | {k: v for k, v in told.items() if k not in ("versions", "from")}
-                for told in (now, before))  # fmt: skip
-    return ", ".join(f"{key} {new.get(key)} (before: {old.get(key)})" for key in new if new.get(key) != old.get(key))
 
 
 def log_command(run: RunFolder, what: str) -> None:

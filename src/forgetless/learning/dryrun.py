@@ -20,6 +20,7 @@ from forgetless.learning.borders import NO_ONE_MODEL
 from forgetless.learning.cells import scored_columns
 from forgetless.learning.session import Session, prepare
 from forgetless.learning.step import TrainSettings, count_steps, plan
+from forgetless.methods import Lesson
 from forgetless.methods.incremental import Incremental
 from forgetless.progress import out, seconds_of
 from forgetless.score.scorers import Scorer
@@ -37,7 +38,7 @@ def plan_run(config: LearnConfig) -> None:
     table = Table("lesson", "rows", "tokens a pass", "steps", "validation", "test", "options")
     tasks = session.stream.tasks
     steps_of = []
-    for lesson in session.lessons:
+    for lesson in _trained(session):
         examples = [session.encoder(row) for row in lesson.rows]
         steps = count_steps(len(examples), config.part(TrainSettings), lesson.tasks)
         steps_of.append(steps)
@@ -80,6 +81,11 @@ def plan_run(config: LearnConfig) -> None:
         out.print(f"      note  {note}", markup=False, soft_wrap=True)
 
 
+def _trained(session: Session) -> list[Lesson]:
+    """The lessons that need training in this run: adopted ones, and those whose rows are gone, do not."""
+    return [lesson for lesson in session.lessons[len(session.adopted) :] if lesson.rows]
+
+
 def _time_steps(session: Session) -> list[float]:
     """For each lesson the median seconds of real steps; from the second on as a second task, which replays."""
     config, method, engine = session.config, session.method, session.engine
@@ -99,7 +105,7 @@ def _time_steps(session: Session) -> list[float]:
         optimizer.zero_grad()
 
     medians = []
-    for number, lesson in enumerate(session.lessons):
+    for number, lesson in enumerate(_trained(session)):
         if number < 2:
             method.begin_task(number)
         batches = plan([session.encoder(row) for row in lesson.rows], settings, config.seed, 0)
@@ -117,7 +123,7 @@ def _time_scoring(session: Session) -> float:
     scorer = Scorer(session.adapters.model, session.encoder, session.engine, session.stream.options, size)
     seconds, rows = 0.0, 0
     for task in session.stream.tasks:
-        sample = task.test[:16]
+        sample = task.test[:16]  # none where a task's rows are gone
         seconds += seconds_of(partial(scorer, task, sample))
         rows += len(sample)
     return seconds / rows
