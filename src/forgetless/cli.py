@@ -640,7 +640,7 @@ def _forget_rows(arguments: list[str]) -> int:
 
     parser = argparse.ArgumentParser(
         prog="forgetless forget-rows", description=VERBS["forget-rows"][0], exit_on_error=False, allow_abbrev=False,
-        epilog="What the adapters learnt from the rows stays in their weights. The next task replays the other rows only.",
+        epilog="What the adapters learnt from the rows stays in their weights. The next task replays the others only.",
     )  # fmt: skip
     parser.add_argument("run", type=Path, metavar="RUN", help="a folder that `forgetless learn` wrote")
     parser.add_argument(

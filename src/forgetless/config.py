@@ -83,7 +83,7 @@ class LearnConfig(TrainSettings, LoraSettings):
     """a file to be measured on instead: JSONL, JSON or Parquet rows, or plain text whose documents empty lines part"""
     from_adapters: list[str] = field(default_factory=list)
     """--from april=./trl-april may=./trl-may: LoRA adapters of any trainer that become the first tasks of the run, in
-    this order (`from: {april: ./trl-april}` in YAML). A task of that name in the stream, with its rows, is scored too and
+    this order (`from: {april: ./trl-april}` in YAML). With rows in the stream, a task of that name is scored too and
     fills a replay memory (docs/again.md)"""
     from_kind: str = "continued"
     """continued: each adapter was trained on from the one before it, so the last one holds them all; summed: each was

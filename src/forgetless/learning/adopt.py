@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,11 +69,11 @@ def _again(config: LearnConfig, known: dict, place: str, folder: Path) -> Adopte
     if complete(folder) and not (place and Path(place).exists()):
         return Adopted(known["name"], known)
     found = _read(config, known["name"], place or known["source"])
-    if found.record["sha256"] != known["sha256"]:
+    then, now = known["sha256"], found.record["sha256"]
+    if then != now:
         raise RunError(
-            f"{place or known['source']}: is not the adapter that this run adopted as {known['name']!r} (its sha256 was "
-            f"{known['sha256'][:12]}..., is {found.record['sha256'][:12]}...); bring the old one back, leave --from out, "
-            "or give another output_dir"
+            f"{place or known['source']}: is not the adapter that this run adopted as {known['name']!r} (sha256 then "
+            f"{then[:12]}..., now {now[:12]}...); bring the old one back, leave --from out, or give another output_dir"
         )
     return replace(found, record=known)
 
@@ -125,8 +126,8 @@ def check_adopted(session: Session) -> None:
     if [lesson.name for lesson in session.lessons[: len(names)]] != names:
         now = ", ".join(lesson.name for lesson in session.lessons)
         raise UsageError(
-            f"--from: the adopted tasks come first ({', '.join(names)}), but {method} would learn {now}: put them first "
-            "in the stream, in this order, and choose a method that learns one task after another"
+            f"--from: the adopted tasks come first ({', '.join(names)}), but {method} would learn {now}: put them "
+            "first in the stream, in this order, and choose a method that learns one task after another"
         )
     for one in session.adopted:
         changed = one.pairs or {}
@@ -152,7 +153,7 @@ def _rescaled(session: Session, one: Adopted) -> list[str]:
 def _looks_otherwise(session: Session) -> list[str]:
     """Notes on neighbours whose updates look as if they were of the other kind."""
     notes = []
-    for before, after in zip(session.adopted, session.adopted[1:], strict=False):
+    for before, after in pairwise(session.adopted):
         if before.pairs is None or after.pairs is None or session.method.task_id:
             continue
         cosine = _cosine(before.pairs, after.pairs)

@@ -136,7 +136,7 @@ def check_continues(session: Session) -> int:
 
 
 def _check_options(session: Session, stored: dict) -> None:
-    """Options that decide the result are as they were; one that the older version did not have stands at its default."""
+    """Options that decide the result are as they were; one that an older version did not have is at its default."""
     then, now = _flat(stored["decides"]), _flat(session.config.decides())
     untouched = _flat(type(session.config)(stream="-", method=session.config.method).decides())
     for option in dict.fromkeys((*then, *now)):

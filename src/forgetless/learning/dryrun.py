@@ -69,7 +69,7 @@ def plan_run(config: LearnConfig) -> None:
         "scored": f"{len(cells)} cells of the matrix (cells={config.cells}), {rows:,} rows",
         "forgetting": _forgetting(session),
         "time": f"about {_minutes(training + scoring + forgetting)}: "
-                f"{total_steps} steps x {training / total_steps:.2f} s + {rows:,} rows x {row_seconds:.3f} s"
+                f"{total_steps} steps x {training / max(total_steps, 1):.2f} s + {rows:,} rows x {row_seconds:.3f} s"
                 + (f" x {len(session.method.views())} learners" if len(session.method.views()) > 1 else "")
                 + (f" + {_minutes(forgetting)} for forgetting" if forgetting else ""),
         "memory": f"peak so far {_peak_gib(session):.1f} GiB, steps and one scoring batch included",
@@ -126,7 +126,7 @@ def _time_scoring(session: Session) -> float:
         sample = task.test[:16]  # none where a task's rows are gone
         seconds += seconds_of(partial(scorer, task, sample))
         rows += len(sample)
-    return seconds / rows
+    return seconds / max(rows, 1)
 
 
 def _forgetting(session: Session) -> str:

@@ -51,13 +51,13 @@ def forget_rows(root: Path, task: str) -> dict:
         _drop_leftovers(root)
         texts = {text for folder in folders for record in _kept(folder, number) for text in _texts(record)}
         counts = {folder.name: count for folder in folders if (count := len(_kept(folder, number)))}
-        record = {"task": task, "rows": counts, "texts": 0, "version": __version__}
+        record = {"task": task, "rows": counts, "version": __version__}
         _append(run, record | {"status": "deleting"})
         seen = next((_rows_seen(folder) for folder in folders if folder == run.task(number + 1, task)), 0)
         for folder in folders:
             if folder.name in counts:
                 _rewrite_memory(run, folder, number, seen)
-            record["texts"] += _rewrite_predictions(run, folder / "scores", told, task)
+        record["texts"] = sum(_rewrite_predictions(run, folder / "scores", told, task) for folder in folders)
         _rewrite_notes(run, told, task)
         _append(run, record | {"status": "deleted"})
         log_command(run, f"forget-rows {task}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from forgetless.forgetting.texts import OWN_ANSWERS
 from forgetless.score.scorers import NO_OPTION, RIGHT_OR_WRONG
@@ -193,7 +194,7 @@ def _learnt_with(summary: dict) -> list[str]:
     return [
         f"{', '.join(map(clean, now['lessons']))} {'was' if len(now['lessons']) == 1 else 'were'} learnt with "
         f"{clean(difference(now, before))}."
-        for before, now in zip(entries, entries[1:], strict=False)
+        for before, now in pairwise(entries)
         if now["lessons"]
     ]
 
