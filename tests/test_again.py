@@ -71,7 +71,9 @@ def test_three_tasks_in_three_commands_give_the_bytes_of_one(name, tiny, three, 
     learn(config(tiny, Stream("mine", tasks), tmp_path / "one", method=name))
     for count in (1, 2, 3):
         learn(config(tiny, Stream("mine", tasks[:count]), tmp_path / "parts", method=name))
-    assert contents(tmp_path / "parts") == contents(tmp_path / "one")
+    parts, one = ({file: data for file, data in contents(tmp_path / run).items() if not file.startswith("report")}
+                  for run in ("parts", "one"))  # fmt: skip
+    assert parts == one  # a report names its folder
 
 
 def test_scores_that_do_not_depend_on_the_new_task_are_not_made_again(tiny, free, sizes, tmp_path, monkeypatch):
@@ -86,14 +88,17 @@ def test_scores_that_do_not_depend_on_the_new_task_are_not_made_again(tiny, free
 
 def test_joint_training_begins_anew(tiny, two, tmp_path):
     learn(config(tiny, Stream("mine", two.tasks[:1]), tmp_path / "run", method="joint", max_steps=1))
-    with pytest.raises(RunError, match="joint learns all its tasks together.*another output_dir"):
+    with pytest.raises(RunError, match=r"joint learns all its tasks together.*another output_dir"):
         learn(config(tiny, two, tmp_path / "run", method="joint", max_steps=1))
 
 
 @pytest.mark.parametrize(
     "change, said",
     [
-        (lambda one, two: (replace(one, train=one.train[1:]), two), r"task 1 \(colours\).*training rows.*12 then, 11 now"),
+        (
+            lambda one, two: (replace(one, train=one.train[1:]), two),
+            r"task 1 \(colours\).*training rows.*12 then, 11 now",
+        ),
         (lambda one, two: (replace(one, scorers=("options",)), two), r"scorers were \['options', 'exact_match'\]"),
         (lambda one, two: (one, replace(two, options=("small", "large", "big"))), r"task 2 \(sizes\).*options were"),
         (lambda one, two: (replace(one, max_new_tokens=9), two), "max_new_tokens were 4, are now 9"),
@@ -204,18 +209,18 @@ def test_marked_or_missing_files(tiny, tmp_path):
         learn(config(tiny, str(stream), tmp_path / "new"))
     marked = {"tasks": tasks[1:]}
     assert [task.name for task in load_stream(marked, base_dir=tmp_path).tasks] == ["c"]
-    with pytest.raises(UsageError, match="`rows: 'lost'` must be 'gone'"):
+    with pytest.raises(UsageError, match=r"`rows: 'lost'` must be 'gone'"):
         load_stream({"tasks": [{"name": "b", "rows": "lost"}]})
 
 
 def test_rows_that_are_needed_are_asked_for(tiny, two, tmp_path):
     gone = Stream("two", (two.tasks[0], without_rows(two.tasks[1])))
-    with pytest.raises(DataError, match="task sizes: they were deleted, and .* has not learnt it"):
+    with pytest.raises(DataError, match=r"task sizes: they were deleted, and .* has not learnt it"):
         learn(config(tiny, gone, tmp_path / "run"))
     learn(config(tiny, two, tmp_path / "joint", method="joint", max_steps=1))
     learn(config(tiny, gone, tmp_path / "joint", method="joint", max_steps=1))  # finished: nothing is needed
     shutil.rmtree(tmp_path / "joint" / "tasks" / "01-joint")
-    with pytest.raises(DataError, match="task sizes"):
+    with pytest.raises(DataError, match=r"task sizes"):
         learn(config(tiny, gone, tmp_path / "joint", method="joint", max_steps=1))
 
 
@@ -238,7 +243,9 @@ def test_forgotten_rows_are_nowhere(tiny, two, free, sounds, replayed, tmp_path,
     shutil.copytree(replayed, tmp_path / "run")
     run = tmp_path / "run"
     before = read_json(run / "summary.json")
-    kept = [record for record in read_lines(run / "tasks" / "03-letters" / "memory" / "rows.jsonl") if record["task"] == 2]
+    kept = [
+        record for record in read_lines(run / "tasks" / "03-letters" / "memory" / "rows.jsonl") if record["task"] == 2
+    ]
     texts = [record[key].strip() for record in kept for key in ("prompt", "answer")]
     assert len(kept) == 3 and all(texts_anywhere(run, text) for text in texts)
     assert main(["forget-rows", str(run), "letters"]) == 0

@@ -15,6 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from forgetless.config import LearnConfig
 from forgetless.data.streams import TASK_NAME
 from forgetless.errors import RunError, UsageError
@@ -188,7 +190,8 @@ def adopt_lesson(session: Session, number: int, folder: Path) -> None:
         pairs = method.adopt(number, update, rows)
     except UsageError as error:
         raise UsageError(f"--from {one.name}: {error}{_rank_remedy(session, one, update)}") from error
-    _check_taken(session, one, update, pairs)
+    with torch.no_grad():
+        _check_taken(session, one, update, pairs)
     if session.engine.is_main:
         with session.run.publish(folder) as temporary:
             session.adapters.save(temporary / "adapter", pairs)

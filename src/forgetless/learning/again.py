@@ -160,7 +160,7 @@ def _check_tasks(session: Session, stored: dict) -> None:
     for number, told in enumerate(stored["tasks"]):
         found = now[number] if number < len(now) else "gone"
         if found != told["name"]:
-            order = "; the order has changed" if set(names) <= set(now) else ""
+            order = "; the order has changed" if found in names and told["name"] in now else ""
             raise RunError(
                 f"{place}: task {number + 1} of this run is {told['name']!r}, now it is {found!r}{order}. {REMEDY}"
             )

@@ -84,12 +84,14 @@ def _only_if_any(told: dict[str, list]) -> dict[str, list]:
 def _history(told: dict, learned: list[int]) -> list[dict]:
     """What the lessons were learnt with, where it was not the same for all."""
     entries = told.get("history", [])
+    if len(entries) < 2:
+        return []
     ends = [entry["from"] for entry in entries[1:]] + [len(told["lessons"]) + 1]
     names = [
         [told["lessons"][i]["name"] for i in learned if entry["from"] <= i + 1 < end]
         for entry, end in zip(entries, ends, strict=True)
     ]
-    return [entry | {"lessons": own} for entry, own in zip(entries, names, strict=True)] if len(entries) > 1 else []
+    return [entry | {"lessons": own} for entry, own in zip(entries, names, strict=True)]
 
 
 def _forgotten_rows(run: RunFolder) -> list[dict]:
