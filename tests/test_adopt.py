@@ -142,7 +142,7 @@ def test_a_continued_adapter_holds_those_before_it(tiny, april, may, sounds, tmp
 )  # fmt: skip
 def test_every_method_deploys_what_it_adopted_and_goes_on(name, tiny, april, two, tmp_path):
     """With the adopted task's rows in the stream: it is scored, kept for replay, and learnt on from."""
-    colours, sizes = two.tasks
+    colours = two.tasks[0]
     memory = {"method_options": {"memory": 5}} if METHODS[name].old_rows else {}
     given = {"method": name, "from_adapters": [f"colours={april}"], **memory}
     summary = learn(config(tiny, two, tmp_path / "run", **given))
@@ -197,7 +197,7 @@ def other_base(tiny, folder) -> str:
          "--from a: .*rank 6, the pair that is trained has rank 4. Give --r 6, .*forgetless merge .*--rank 4.*olora"),
         (lambda tiny, to: [trained(tiny, to / "a", r=2)], "replay",
          "--from a: Replay keeps something of each task's rows .*list the task with its rows first in the stream"),
-        (lambda tiny, to: [trained(tiny, to / "a", r=2)], "joint", "choose a method that learns one task after another"),
+        (lambda tiny, to: [trained(tiny, to / "a", r=2)], "joint", "a method that learns one task after another"),
         (lambda tiny, to: ["a=x", "y/a"], "olora", "two adapters are called 'a'"),
         (lambda tiny, to: ["a b=x"], "olora", "'a b=x' cannot name a task"),
         (lambda tiny, to: [str(to / "nothing")], "olora", "no such folder"),

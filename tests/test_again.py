@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 import forgetless.learning.again as again
-from forgetless.cli import main
+from forgetless.cli import VERBS, main, parse_learn
 from forgetless.config import LearnConfig
 from forgetless.data.streams import load_stream
 from forgetless.data.tasks import Row, Stream, Task
@@ -288,3 +289,23 @@ def test_what_cannot_be_forgotten_is_named(replayed, tmp_path):
     (tmp_path / "run" / "mine.txt").write_text(f"see: {prompt}")
     with pytest.raises(RunError, match=r"mine\.txt: .*holds text of theirs; delete it"):
         forget_rows(tmp_path / "run", "colours")
+
+
+# --------------------------------------------------------------------------------- what the page says
+
+
+def test_the_page_is_true(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "again.md").read_text()
+    commands = [line for line in page.splitlines() if line.startswith("forgetless ")]
+    assert len(commands) == 3
+    for line in commands:
+        verb, *arguments = line.split()[1:]
+        assert verb in VERBS
+        if verb == "learn":
+            assert parse_learn(arguments).method in METHODS
+    [stream] = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    row = json.dumps({"prompt": "It rings:", "answer": " phone"}) + "\n"
+    (tmp_path / "product.jsonl").write_text(row * 20)
+    (tmp_path / "product-test.jsonl").write_text(row)
+    tasks = load_stream(yaml.safe_load(stream), base_dir=tmp_path, keep_gone=True).tasks
+    assert [bool(task.gone) for task in tasks] == [True, False]
