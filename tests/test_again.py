@@ -127,7 +127,7 @@ def test_moved_with_its_base_and_with_a_newer_version(tiny, three, tmp_path, mon
     shutil.move(tmp_path / "here", tmp_path / "there")
     shutil.copytree(tiny, tmp_path / "base")
     real = again.facts
-    newer = {"versions": real.__globals__["versions"]() | {"forgetless": "9.0"}, "machine": "NVIDIA H100"}
+    newer = {"versions": again.versions() | {"forgetless": "9.0"}, "machine": "NVIDIA H100"}
     monkeypatch.setattr(again, "facts", lambda session: real(session) | newer)
     summary = learn(config(str(tmp_path / "base"), three, tmp_path / "there"))
     assert "sounds is learnt with forgetless 9.0 (before: " in " ".join(capsys.readouterr().err.split())

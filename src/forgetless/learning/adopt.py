@@ -228,7 +228,8 @@ def _rank_remedy(session: Session, one: Adopted, update: dict[str, Pair]) -> str
 
 def _check_taken(session: Session, one: Adopted, update: dict[str, Pair], pairs: dict[str, Pair]) -> None:
     """What will be deployed is what was given; a method that cannot do this must not go on."""
-    for layer, pair in pairs.items():
+    for layer, (A, B, scale) in pairs.items():
+        pair = Pair(A.cpu(), B.cpu(), scale)
         size = norm(update[layer]) if layer in update else 0.0
         away = difference(pair, update[layer]) if layer in update else norm(pair)
         if away > 1e-4 * max(size, 1e-6):

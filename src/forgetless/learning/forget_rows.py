@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from forgetless import __version__
 from forgetless.errors import RunError, UsageError, nearest
@@ -51,7 +52,7 @@ def forget_rows(root: Path, task: str) -> dict:
         _drop_leftovers(root)
         texts = {text for folder in folders for record in _kept(folder, number) for text in _texts(record)}
         counts = {folder.name: count for folder in folders if (count := len(_kept(folder, number)))}
-        record = {"task": task, "rows": counts, "version": __version__}
+        record: dict[str, Any] = {"task": task, "rows": counts, "version": __version__}
         _append(run, record | {"status": "deleting"})
         seen = next((_rows_seen(folder) for folder in folders if folder == run.task(number + 1, task)), 0)
         for folder in folders:
