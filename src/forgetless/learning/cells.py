@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Container
 from pathlib import Path
 
+from forgetless.data.tasks import Task
 from forgetless.learning.session import Session
 from forgetless.learning.state import resume
 from forgetless.progress import steps
@@ -29,14 +31,18 @@ def is_scored(session: Session, number: int) -> bool:
 
 def _holds(session: Session, folder: Path, columns: list[int]) -> bool:
     """Whether a scores folder needs no more of these columns, over the union of labels that the stream has now."""
-    wanted = {task.name for task in (session.stream.tasks[j] for j in columns) if not task.gone}
+    wanted = [task for task in (session.stream.tasks[j] for j in columns) if not task.gone]
     if not wanted:
         return True
-    if not complete(folder):
+    if not complete(folder) or read_json(folder / "union.json") != list(session.stream.options):
         return False
-    union = read_json(folder / "union.json")
-    names = read_json(folder / "scores.json")["deployed"]
-    return union == list(session.stream.options) and wanted <= set(names)
+    told = read_json(folder / "scores.json")["deployed"]
+    return all(task.name in told and _whole(task, told[task.name]["scores"]) for task in wanted)
+
+
+def _whole(task: Task, measures: Container[str]) -> bool:
+    """Whether nothing of a task's scores was dropped while its rows were gone."""
+    return task.gone != "" or "options" not in task.scorers or UNION in measures
 
 
 def _kept(session: Session, folder: Path) -> dict[str, dict[str, TaskScores]]:
@@ -55,7 +61,10 @@ def _kept(session: Session, folder: Path) -> dict[str, dict[str, TaskScores]]:
     for (view, name), records in rows.items():
         if name in tasks and (same or tasks[name].gone or not tasks[name].options):
             scores = _from_records(records)
-            found.setdefault(view, {})[name] = scores if same else scores.without(UNION)
+            if not same:
+                scores = scores.without(UNION)
+            if _whole(tasks[name], scores.measures):
+                found.setdefault(view, {})[name] = scores
     return found
 
 
