@@ -313,7 +313,7 @@ def test_a_run_stands_for_its_finished_tasks_and_increments_for_what_each_added(
     run = RunFolder(tmp_path / "run")
     run.root.mkdir()
     lessons = [{"name": name} for name in ("letters", "tickets", "notes")]
-    run.write(run.config, {"model": {"name": "some/base"}, "lessons": lessons})
+    run.write(run.config, {"format": 1, "model": {"name": "some/base"}, "lessons": lessons})
     first, second = (update.layers for update in adapters(2))
     for number, update in enumerate([first, weighted([first, second], [1, 1])], 1):
         with run.publish(run.task(number, lessons[number - 1]["name"])) as folder:

@@ -233,7 +233,7 @@ def run_folder(tiny: str, root: Path, finished: int) -> RunFolder:
     names = ["bbc", "amazon"]
     root.mkdir()
     lessons = [{"name": name} for name in names]
-    write_json(run.config, {"model": {"name": tiny}, "base": base.as_json(), "lessons": lessons})
+    write_json(run.config, {"format": 1, "model": {"name": tiny}, "base": base.as_json(), "lessons": lessons})
     for number, name in enumerate(names[:finished], 1):
         with run.publish(run.task(number, name)) as folder:
             make_adapter(tiny, folder / "adapter", seed=number)
