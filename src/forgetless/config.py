@@ -18,6 +18,7 @@ from forgetless.model.adapters import LoraSettings
 
 CHOICES: dict[str, Collection[str]] = {
     "cells": ("all", "seen", "ends", "last"),
+    "from_kind": ("continued", "summed"),
     "score_on": ("test", "validation"),
     "precision": PRECISIONS,
     "device": DEVICES,
@@ -83,6 +84,15 @@ class LearnConfig(TrainSettings, LoraSettings):
     points; 0: at the end of each task only"""
     forgetting_text: str = ""
     """a file to be measured on instead: JSONL, JSON or Parquet rows, or plain text whose documents empty lines part"""
+    from_adapters: list[str] = field(default_factory=list)
+    """--from april=./trl-april may=./trl-may: LoRA adapters of any trainer that become the first tasks of the run, in
+    this order (`from: {april: ./trl-april}` in YAML). With rows in the stream, a task of that name is scored too and
+    fills a replay memory (docs/again.md)"""
+    from_kind: str = "continued"
+    """continued: each adapter was trained on from the one before it, so the last one holds them all; summed: each was
+    trained by itself on the base, and their updates are added"""
+    base_is: str = ""
+    """the base of the adapters in --from is this model, whatever name they give it; say it where that cannot be seen"""
     report_to: list[str] = field(default_factory=list)
     """trackers: tensorboard, wandb, trackio, ..."""
     max_drop: list[str] = field(default_factory=list)
@@ -158,6 +168,9 @@ class LearnConfig(TrainSettings, LoraSettings):
             "forgetting_prompts",
             "forgetting_every",
             "forgetting_text",
+            "from_adapters",
+            "from_kind",
+            "base_is",
             "max_drop",
             "max_lost",
             "max_kl",

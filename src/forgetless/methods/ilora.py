@@ -184,6 +184,12 @@ class ILoRA(Replay):
             "slow_fast_distance": distance(self.slow, named(self.adapters.pairs())),
         }
 
+    def adopt(self, task: int, pairs: dict[str, Pair], rows: tuple[Row, ...] | None) -> dict[str, Pair]:
+        """Both learners begin at the adopted adapter: its trainer kept no average of its steps."""
+        super().adopt(task, pairs, rows)
+        self.slow = self.adapters.snapshot()
+        return self.export()
+
     def checks(self) -> list[Check]:
         still = self.lam == 1.0  # by choice
         follows = self.moved > 0.01 * self.apart

@@ -162,6 +162,32 @@ class Adapters:
         fresh = torch.rand(shape, generator=generator("init", self.seed, task, *part, layer))
         return (2 * fresh - 1) / math.sqrt(shape[1])
 
+    def take(self, pairs: dict[str, Pair], task: int) -> None:
+        """A trainable pair that computes as `pairs` do, each of this rank or less; what they leave free is fresh."""
+        self.reset(task)
+        for name, mine in self.pairs().items():
+            if name in pairs:
+                given, rank = pairs[name], pairs[name].A.shape[0]
+                if rank > self.settings.r:
+                    raise UsageError(f"{name} has rank {rank}, the pair that is trained has rank {self.settings.r}")
+                with torch.no_grad():
+                    mine.A[:rank].copy_(given.A)
+                    mine.B[:, :rank].copy_(given.B * (given.scale / mine.scale))
+
+    def filled(self, pairs: dict[str, Pair]) -> dict[str, Pair]:
+        """The same update as a pair for every layer, of one rank and this model's scale; zeros fill them up."""
+        rank = max(pair.A.shape[0] for pair in pairs.values())
+        whole = {}
+        for name, mine in self.pairs().items():
+            A = torch.zeros(rank, mine.A.shape[1])
+            B = torch.zeros(mine.B.shape[0], rank)
+            if name in pairs:
+                own = pairs[name].A.shape[0]
+                A[:own] = pairs[name].A
+                B[:, :own] = pairs[name].B * (pairs[name].scale / mine.scale)
+            whole[name] = Pair(A, B, mine.scale)
+        return whole
+
     def finish(self, task: int) -> None:
         """Freezes the trainable pair into the past and starts a fresh one; the function is unchanged."""
         self.set_past(self.summed())

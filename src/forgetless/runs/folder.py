@@ -9,6 +9,7 @@
     tasks/01-bbc/scores/           predictions.jsonl (per row), scores.json
     tasks/01-bbc/forgetting/       forgetting.json: predictions against the untouched base's own
     adapter/                       the last task's adapter
+    forgotten-rows.jsonl           whose rows were deleted from memory/, if any were
     matrix.json summary.json report.html report.md report.json
 
 A folder is filled under a temporary name, flushed to disk, hashed into its manifest.json and renamed; a
@@ -37,6 +38,7 @@ from forgetless.errors import RunError, short
 FORMAT = 1
 MANIFEST = "manifest.json"
 FORGETTING = "forgetting"
+FORGOTTEN_ROWS = "forgotten-rows.jsonl"
 TIMES = "times"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}(?<!\.)")  # of a task: it becomes a folder's
 
