@@ -15,6 +15,7 @@ from forgetless.errors import DataError, UsageError, quoted
 from forgetless.forgetting.reference import Reference
 from forgetless.forgetting.texts import Text, general_prompts, own_prompts, read_text
 from forgetless.learning.engine import Engine
+from forgetless.learning.signals import Signals
 from forgetless.methods import Lesson, Method
 from forgetless.model.adapters import Adapters, LoraSettings
 from forgetless.model.base import Base, load_base
@@ -40,6 +41,7 @@ class Session:
     text: Text | None  # on which forgetting is measured at task borders
     steps_before: list[int] = field(default_factory=list)  # of each lesson trained in this session
     side: Reference | None = None  # the base's, once it was needed
+    signals: Signals = field(default_factory=Signals)
 
     def say(self, text: str) -> None:
         if self.engine.is_main:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from forgetless.data.tasks import Row
+from forgetless.learning.checkpoint import save_tensors
 from forgetless.learning.memory import Memory
 from forgetless.learning.session import Session
 from forgetless.methods import State
@@ -16,8 +17,7 @@ from forgetless.runs.folder import read_json, read_lines, write_json, write_line
 def save_state(folder: Path, state: State) -> None:
     """method.safetensors, method.json, and memory/ for kept rows."""
     if state.tensors:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-        save_file(tensors, folder / "method.safetensors", metadata={"format": "pt"})
+        save_tensors(state.tensors, folder / "method.safetensors")
     write_json(folder / "method.json", state.values)
     if state.memory is not None:
         (folder / "memory").mkdir()

@@ -72,6 +72,10 @@ class Method:
     extra_compute: ClassVar[str] = "none"
     stock_peft: ClassVar[bool] = True  # what it deploys loads in `PeftModel.from_pretrained`
     bound: ClassVar[bool] = False  # a bound for the table rather than a way to learn a stream
+    # Attributes that change between `begin_task` and `end_task`: numbers, texts, tensors, or lists and dicts of these.
+    # A checkpoint inside a task holds them (tensors come back on the model's device); what `begin_task` sets once is
+    # set again by it.
+    within_task: ClassVar[tuple[str, ...]] = ()
 
     adapters: Adapters
     encoder: Encoder

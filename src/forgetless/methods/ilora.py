@@ -50,6 +50,7 @@ class ILoRA(Replay):
     summary = "a fast learner and a slow average of it, kept consistent on replayed rows"
     extra_memory = "the kept rows and one more adapter"
     extra_compute = "2.33x: replayed rows forward and backward, and forward through the slow learner"
+    within_task = (*Replay.within_task, "slow", "k", "compared", "consistency")
 
     def __init__(
         self,

@@ -31,6 +31,7 @@ class Replay(Method):
     old_rows = True
     extra_memory = "the kept rows"
     extra_compute = "2x: as many replayed as current rows"
+    within_task = ("replayed",)
 
     def __init__(self, memory: int | str = "10%", policy: str = "reservoir", replay_rows: int = 0):
         if replay_rows < 0:

@@ -59,13 +59,26 @@ def summarise(root: Path) -> dict:
         "test_rows": {name: _digest(rows) for name, rows in judged.items()},
         "losses": {lessons[i]["name"]: read_lines(folders[i] / "log.jsonl") for i in learned},
         "acts": [{"task": lessons[i]["name"], "checks": found} for i, found in zip(learned, checks, strict=True)],
-        "warnings": [
+        "warnings": _skipped(folders, lessons, learned) + [
             f"{method} did not act on {lessons[i]['name']}: {check['name']} = {check['value']:.4g} ({check['meaning']})"
             for i, found in zip(learned, checks, strict=True) for check in found if not check["ok"]
         ],
         "config": told["config"],
         "versions": told["versions"],
     } | ({"forgetting": borders} if borders else {})  # fmt: skip
+
+
+def _skipped(folders: list[Path], lessons: list[dict], learned: list[int]) -> list[str]:
+    """How many steps of each lesson moved no weight because their loss or gradient was no finite number."""
+    told = []
+    for i in learned:
+        records = read_lines(folders[i] / "log.jsonl")
+        if many := sum("skipped" in record for record in records):
+            told.append(
+                f"{lessons[i]['name']}: {many} of {len(records)} steps were skipped, because their loss or gradient "
+                "was NaN or infinite (log.jsonl names them)"
+            )
+    return told
 
 
 def finished(run: RunFolder, lessons: list[dict]) -> tuple[list[Path], list[int]]:
