@@ -4,32 +4,47 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from test_learn import contents
 
 from forgetless.cli import main
 
 
-def learn(folder: Path, stream: Path, tiny: str, method: str, processes: int) -> dict:
-    flags = ["--stream", str(stream), "--model", tiny, "--method", method, "--output_dir", str(folder), "--r", "4"]
-    flags += ["--batch_size", "6", "--micro_batch_size", "2", "--learning_rate", "1e-3", "--max_length", "64"]
-    flags += ["--device", "cpu", "--precision", "fp32", "--num_train_epochs", "2", "--forgetting_prompts", "2"]
+def learn(folder: Path, stream: Path, tiny: str, method: str, processes: int, *more: str) -> dict:
+    """The command's summary; one process is this one."""
+    flags = flags_of(folder, stream, tiny, method, *more)
     if processes == 1:
         assert main(["learn", *flags]) == 0
         return json.loads((folder / "summary.json").read_text())
+    process = launched(flags, processes)
+    told = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, told[-3000:]
+    assert "2 processes" in " ".join(told.split()), told[-3000:]
+    return json.loads((folder / "summary.json").read_text())
+
+
+def flags_of(folder: Path, stream: Path, tiny: str, method: str, *more: str) -> list[str]:
+    flags = ["--stream", str(stream), "--model", tiny, "--method", method, "--output_dir", str(folder), "--r", "4"]
+    flags += ["--batch_size", "6", "--micro_batch_size", "2", "--learning_rate", "1e-3", "--max_length", "64"]
+    flags += ["--device", "cpu", "--precision", "fp32", "--num_train_epochs", "2", "--forgetting_prompts", "2"]
+    return [*flags, *more]
+
+
+def launched(flags: list[str], processes: int) -> subprocess.Popen:
     # --multi_gpu is what starts several processes; --device cpu keeps them off the GPU
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command = [sys.executable, *launch, "-m", "forgetless", "learn", *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 processes" in " ".join(done.stderr.split()), done.stderr[-3000:]
-    return json.loads((folder / "summary.json").read_text())
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +78,19 @@ def test_two_processes_equal_one(method, stream, tiny, tmp_path):
     for a, b in zip(one["forgetting"], both["forgetting"], strict=True):
         assert a["kl"] == pytest.approx(b["kl"], abs=2e-5) and a["entropy"] == b["entropy"] > 1
     assert one["headline"] == both["headline"] and one["measures"] == both["measures"]
+
+
+@pytest.mark.slow
+def test_two_processes_stop_at_the_same_step_and_go_on(stream, tiny, tmp_path):
+    """SIGTERM to the launcher reaches both; the same command again gives the uninterrupted bytes."""
+    more = ("--save_steps", "2", "--num_train_epochs", "15")
+    learn(tmp_path / "whole", stream, tiny, "ilora", 2, *more)
+    parts = launched(flags_of(tmp_path / "parts", stream, tiny, "ilora", *more), 2)
+    until = time.monotonic() + 240
+    while not list((tmp_path / "parts").glob("checkpoints/*/step-*")) and time.monotonic() < until:
+        time.sleep(0.02)
+    parts.send_signal(signal.SIGTERM)
+    told = parts.communicate(timeout=60)[1]
+    assert parts.returncode and re.search(r"Step \d+ of 0\d-\w+ is saved", " ".join(told.split())), told[-3000:]
+    learn(tmp_path / "parts", stream, tiny, "ilora", 2, *more)
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
