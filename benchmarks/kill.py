@@ -161,6 +161,7 @@ def main() -> None:
             names = sorted(file for file in found.keys() | expected.keys() if found.get(file) != expected.get(file))
             differing += [f"{method}, run {runs}: {file}" for file in names]
             runs += 1
+            print(f"{method}: finished after {kills} kills in all, {'not ' if names else ''}equal", file=sys.stderr)
     result = "all files equal" if not differing else f"{len(differing)} files differ from"
     print(
         f"{kills} kills, {saving} of them while something was being written, {inside} with a checkpoint inside a task "

@@ -212,6 +212,11 @@ def test_a_full_disk_leaves_the_checkpoint_before(ran, tiny, two, tmp_path, monk
 # ------------------------------------------------------------------------------------- NaN and Inf
 
 
+@pytest.fixture
+def one(colours) -> Stream:
+    return Stream("one", (colours,))
+
+
 def poisoned(monkeypatch, *steps: int) -> None:
     """The loss of these calls (one a step without micro-batches) is NaN."""
     real, calls = Method.loss, iter(range(1, 100))
@@ -223,10 +228,10 @@ def poisoned(monkeypatch, *steps: int) -> None:
 ONE_PART = {"max_steps": 3, "micro_batch_size": 4, "cells": "last"}
 
 
-def test_a_nan_step_is_skipped_and_told(tiny, two, tmp_path, monkeypatch):
-    """Neither weights nor optimizer see it: the bytes of the step left out; a limit ends it."""
+def test_a_nan_step_is_skipped_and_told(tiny, one, tmp_path, monkeypatch):
+    """It moves no weight, stands in the log, and the report warns of it."""
     poisoned(monkeypatch, 2)
-    summary = learn(config(tiny, two, tmp_path / "run", on_nan="skip", **ONE_PART))
+    summary = learn(config(tiny, one, tmp_path / "run", on_nan="skip", **ONE_PART))
     records = read_lines(tmp_path / "run" / "tasks" / "01-colours" / "log.jsonl")
     assert records[1]["skipped"].startswith("task 1, step 2: loss nan, gradient norm nan") and "loss" not in records[1]
     assert [record["step"] for record in records] == [1, 2, 3] and "loss" in records[2]
@@ -235,43 +240,44 @@ def test_a_nan_step_is_skipped_and_told(tiny, two, tmp_path, monkeypatch):
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
 
 
-def test_stopped_by_nan_and_gone_on_with_skip(tiny, two, tmp_path, monkeypatch):
-    """The task before and the checkpoint stay; other policy, same command: on from there. Too many are an error."""
-    poisoned(monkeypatch, 6, 7, 8, 9)
-    told = config(tiny, two, tmp_path / "run", save_steps=1, **ONE_PART)
-    with pytest.raises(RunError, match=r"task 2, step 3: loss nan.*checkpoints are as they were.*--on_nan skip"):
+def test_stopped_by_nan_and_gone_on_with_skip(tiny, one, tmp_path, monkeypatch):
+    """The checkpoints stay; another policy, the same command: on from there. Too many are an error."""
+    poisoned(monkeypatch, 3, 4, 5)
+    told = config(tiny, one, tmp_path / "run", save_steps=1, **ONE_PART)
+    with pytest.raises(RunError, match=r"task 1, step 3: loss nan.*checkpoints are as they were.*--on_nan skip"):
         learn(told)
     assert [folder.name for folder in checkpoints_in(tmp_path / "run")] == ["step-000001", "step-000002"]
-    with pytest.raises(RunError, match=r"task 2, step 3.*max_skipped=0"):
+    with pytest.raises(RunError, match=r"task 1, step 3.*max_skipped=0"):
         learn(replace(told, on_nan="skip", max_skipped=0))
     assert learn(replace(told, on_nan="skip"))["status"] == "complete"
-    assert [("skipped" in one) for one in read_lines(tmp_path / "run" / "tasks" / "02-sizes" / "log.jsonl")] == [
+    assert [("skipped" in one) for one in read_lines(tmp_path / "run" / "tasks" / "01-colours" / "log.jsonl")] == [
         False, False, True
     ]  # fmt: skip
 
 
 def test_nan_in_weights_is_not_saved(tmp_path):
-    refuse_nan({"fine": torch.ones(2)}, tmp_path)
-    with pytest.raises(RunError, match=r"method\.safetensors: not written, slow holds NaN or Inf.*unchanged"):
-        refuse_nan({"slow": torch.tensor([1.0, float("inf")])}, tmp_path / "method.safetensors")
+    refuse_nan({"fine": torch.ones(2), "empty": torch.ones(0, 2), "rows": torch.tensor([1])}, tmp_path)
+    for bad in (float("inf"), float("nan")):
+        with pytest.raises(RunError, match=r"method\.safetensors: not written, slow holds NaN or Inf.*unchanged"):
+            refuse_nan({"slow": torch.tensor([1.0, bad])}, tmp_path / "method.safetensors")
 
 
 # ---------------------------------------------------------------------------------------- signals
 
 
-def test_a_signal_saves_the_running_step_and_the_same_command_goes_on(tiny, two, tmp_path, monkeypatch, capfd):
-    """SIGTERM in the second task, then SIGINT: each saves; the third command gives the uninterrupted bytes."""
+def test_a_signal_saves_the_running_step_and_the_same_command_goes_on(tiny, one, tmp_path, monkeypatch, capfd):
+    """SIGTERM in the first step, SIGINT in the second: each saves; the third command gives the uninterrupted bytes."""
     from forgetless.cli import main
 
     real, sent = Method.batch, []
 
     def told_to_stop(self, examples, step):
-        if self.task == 1 and step == len(sent) < 2:
+        if step == len(sent) < 2:
             sent.append((signal.SIGTERM, signal.SIGINT)[len(sent)])
             os.kill(os.getpid(), sent[-1])
         return real(self, examples, step)
 
-    told = config(tiny, two, tmp_path / "whole", max_steps=3, cells="last")
+    told = config(tiny, one, tmp_path / "whole", max_steps=3, cells="last")
     learn(told)
     parts, codes = replace(told, output_dir=str(tmp_path / "parts")), []
     monkeypatch.setattr(Method, "batch", told_to_stop)
@@ -282,8 +288,8 @@ def test_a_signal_saves_the_running_step_and_the_same_command_goes_on(tiny, two,
     assert codes == [143, 130, 0]
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     said = capfd.readouterr().err
-    assert "Step 1 of 02-sizes is saved: give the same command again" in said
-    assert "02-sizes: goes on after step 2" in said
+    assert "Step 1 of 01-colours is saved: give the same command again" in said
+    assert "01-colours: goes on after step 2" in said
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
     assert not (tmp_path / "parts" / "checkpoints").exists()
 
