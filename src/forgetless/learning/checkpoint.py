@@ -101,7 +101,8 @@ class Checkpoints:
             for name, tensor in named(self.method.adapters.pairs()).items():
                 tensor.copy_(trainable[name])
         load_optimizer(optimizer, load_file(self.found / "optimizer.safetensors"), told["optimizer_steps"])
-        tensors = load_file(self.found / "method.safetensors", device=str(self.engine.device))
+        loaded = load_file(self.found / "method.safetensors")
+        tensors = {name: tensor.to(self.engine.device) for name, tensor in loaded.items()}
         for name, value in told["method"].items():
             setattr(self.method, name, unpacked(value, tensors))
         return told["step"]
