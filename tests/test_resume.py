@@ -326,6 +326,16 @@ def test_saving_options_decide_nothing(tiny, two, tmp_path):
     assert told.decides() == saved.decides()
 
 
+def test_a_border_measured_by_a_later_command_is_the_same(tiny, one, tmp_path):
+    """Stopped between a task and its measuring: LoRA's dropout is off although this process has trained nothing."""
+    told = config(tiny, one, tmp_path / "run", max_steps=2, cells="last", lora_dropout=0.5, forgetting_prompts=1)
+    learn(told)
+    before = contents(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "tasks" / "01-colours" / "forgetting")
+    learn(told)
+    assert contents(tmp_path / "run") == before
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
     """A few kills of the real command; `benchmarks/kill.py --kills 100` is the long form."""

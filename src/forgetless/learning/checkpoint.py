@@ -194,7 +194,7 @@ def refuse_nan(tensors: dict[str, Tensor], place: Path) -> None:
 
 def largest(tensor: Tensor) -> float:
     """max|x|; NaN where the tensor holds one. One pass, without a copy."""
-    return float(torch.linalg.vector_norm(tensor, math.inf))
+    return float(torch.linalg.vector_norm(tensor.detach(), math.inf))
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
