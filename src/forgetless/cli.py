@@ -1,8 +1,7 @@
 """The command line. One verb = parse, call one function, print where the files are.
 
-Exit codes: 0 done; 1 an error, usage errors too. An audit: 0 pass or no budget, 2 regression, 3 insufficient evidence.
-`check`: 2 where a clause fails.
-`doctor`: 2 a problem was found.
+Exit codes: 0 done; 1 an error, usage errors too; 130 and 143 stopped by SIGINT and SIGTERM. An audit: 0 pass or no
+budget, 2 regression, 3 insufficient evidence. `check`: 2 where a clause fails. `doctor`: 2 a problem was found.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ MERGE_EPILOG = """
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the `forgetless` command."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    from forgetless.errors import ForgetlessError, UsageError, nearest
+    from forgetless.errors import ForgetlessError, Stopped, UsageError, nearest
     from forgetless.progress import console
 
     try:
@@ -69,6 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left
         sys.stderr.close()
         return 1
+    except Stopped as stopped:
+        console.print(f"stopped. {stopped}", markup=False, soft_wrap=True)
+        return 128 + stopped.number
     except KeyboardInterrupt:
         what = {"learn": "tasks", "interpolate": "points", "sweep": "runs"}.get(arguments[0])
         kept = f" Finished {what} are kept: the same command goes on after the last of them." if what else ""

@@ -10,8 +10,9 @@ from typing import Any
 from forgetless.data.tasks import Stream
 from forgetless.errors import UsageError, nearest
 from forgetless.forgetting.texts import PROMPTS
+from forgetless.learning.checkpoint import SaveSettings
 from forgetless.learning.engine import DEVICES, PRECISIONS
-from forgetless.learning.step import TrainSettings
+from forgetless.learning.step import ON_NAN, TrainSettings
 from forgetless.methods import Method
 from forgetless.methods.finding import code_of, find_method, label_of, options_of
 from forgetless.model.adapters import LoraSettings
@@ -23,6 +24,7 @@ CHOICES: dict[str, Collection[str]] = {
     "precision": PRECISIONS,
     "device": DEVICES,
     "on_bad_row": ("error", "skip"),
+    "on_nan": ON_NAN,
     "lr_scheduler_type": ("linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"),
 }
 _ABOVE_0 = (lambda value: value > 0, "above 0")
@@ -40,6 +42,10 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "warmup_ratio": _SHARE,
     "weight_decay": _NOT_BELOW_0,
     "max_grad_norm": _NOT_BELOW_0,
+    "max_skipped": _NOT_BELOW_0,
+    "save_steps": _NOT_BELOW_0,
+    "save_minutes": _NOT_BELOW_0,
+    "save_total_limit": _ABOVE_0,
     "max_length": _ABOVE_0,
     "score_batch_tokens": _ABOVE_0,
     "forgetting_prompts": _NOT_BELOW_0,
@@ -50,7 +56,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 
 
 @dataclass(frozen=True)
-class LearnConfig(TrainSettings, LoraSettings):
+class LearnConfig(SaveSettings, TrainSettings, LoraSettings):
     """Learn a stream of tasks, one after another, and score every task after each."""
 
     stream: Any = ""
@@ -165,6 +171,11 @@ class LearnConfig(TrainSettings, LoraSettings):
             "stream",
             "model",
             "on_bad_row",
+            "on_nan",
+            "max_skipped",
+            "save_steps",
+            "save_minutes",
+            "save_total_limit",
             "forgetting_prompts",
             "forgetting_every",
             "forgetting_text",

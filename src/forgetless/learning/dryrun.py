@@ -203,14 +203,15 @@ def _cells(session: Session) -> list[tuple[int, int]]:
 
 
 def _disk(session: Session) -> float:
-    """Bytes: adapters in fp32 (joined ones grow with the task), method state, predictions."""
+    """Bytes at most: adapters in fp32 (joined ones grow with the task), method state, checkpoints, predictions."""
     pair = 4 * sum(parameter.numel() for parameter in session.adapters.parameters())
     lessons = len(session.lessons)
     joined = bool(session.adapters.past())  # the second task's steps have been timed
     adapters = pair * (lessons * (lessons + 1) / 2 + lessons if joined else lessons + 1)
     more = lessons * sum(tensor.nbytes for tensor in session.method.state().tensors.values())
     rows = sum(len(session.stream.tasks[j].test) for _, j in _cells(session))
-    return adapters + more + 600 * rows
+    checkpoint = 3 * pair + more / lessons  # the trainable pair, AdamW's two moments, the method's tensors
+    return adapters + more + checkpoint * (session.config.save_total_limit + 1) + 600 * rows
 
 
 def _peak_gib(session: Session) -> float:

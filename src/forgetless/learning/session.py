@@ -18,6 +18,7 @@ from forgetless.learning.adopt import Adopted, check_adopted, read_adopted
 from forgetless.learning.again import with_earlier_tasks
 from forgetless.learning.engine import Engine
 from forgetless.learning.sharding import shard_base
+from forgetless.learning.signals import Signals
 from forgetless.methods import Lesson, Method
 from forgetless.methods.finding import label_of
 from forgetless.model.adapters import Adapters, LoraSettings
@@ -48,6 +49,7 @@ class Session:
     history: list[dict] = field(default_factory=list)  # what it was learnt with, from which lesson on
     steps_before: list[int] = field(default_factory=list)  # of each lesson trained in this session
     side: Reference | None = None  # the base's, once it was needed
+    signals: Signals = field(default_factory=Signals)
 
     def say(self, text: str) -> None:
         if self.engine.is_main:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors.torch import save_file
-
 from forgetless.data.tasks import Row
+from forgetless.learning.checkpoint import save_tensors
 from forgetless.learning.memory import Memory
 from forgetless.methods import State
 from forgetless.model.identity import read_tensors
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
 def save_state(folder: Path, state: State) -> None:
     """method.safetensors, method.json, and memory/ for kept rows."""
     if state.tensors:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-        save_file(tensors, folder / "method.safetensors", metadata={"format": "pt"})
+        save_tensors(state.tensors, folder / "method.safetensors")
     write_json(folder / "method.json", state.values)
     if state.memory is not None:
         (folder / "memory").mkdir()

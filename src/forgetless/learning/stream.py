@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from forgetless import __version__
@@ -13,12 +13,14 @@ from forgetless.learning.adopt import adopt_lesson
 from forgetless.learning.again import check_continues, described, log_command, versions_here
 from forgetless.learning.borders import is_measured, measure_base, measure_lesson, measure_step
 from forgetless.learning.cells import is_scored, score_base, score_lesson
+from forgetless.learning.checkpoint import Checkpoints, SaveSettings, fingerprint, refuse_nan
 from forgetless.learning.session import Session, prepare
 from forgetless.learning.state import resume, save_state
 from forgetless.learning.step import TrainSettings, count_steps, learn_task
 from forgetless.methods import Lesson
 from forgetless.methods.base import penalty_acts
 from forgetless.methods.finding import label_of
+from forgetless.model.adapters import named
 from forgetless.progress import steps
 from forgetless.report.files import write_report
 from forgetless.report.summary import matrix_record, summarise, summary_record
@@ -34,9 +36,7 @@ def learn(config: LearnConfig, base_scores: Path | None = None) -> dict:
     `base_scores`: another run folder with the same base and stream, whose row of the untouched base is taken over.
     """
     session = prepare(config)
-    if not session.engine.is_main:
-        return _learn(session, base_scores)
-    with session.run.locked():
+    with session.signals, session.run.locked() if session.engine.is_main else nullcontext():
         return _learn(session, base_scores)
 
 
@@ -69,6 +69,8 @@ def _learn(session: Session, base_scores: Path | None) -> dict:
             session.steps_before.append(0)
         else:
             _learn_lesson(session, number, lesson, folder)
+        if session.engine.is_main:
+            run.drop_checkpoints(number + 1, lesson.name)
         score_lesson(session, scorer, number)
         measure_lesson(session, number)
         _finish(session, "running")
@@ -86,22 +88,34 @@ def _learn_lesson(session: Session, number: int, lesson: Lesson, folder: Path) -
     method, engine, config = session.method, session.engine, session.config
     examples = [session.encoder(row) for row in lesson.rows]
     settings = config.part(TrainSettings)
-    records: list[dict] = []
-    began, cpu_began = time.monotonic(), time.process_time()
+    before = session.run.task(number, session.lessons[number - 1].name) if number else None
+    checkpoints = Checkpoints(
+        session.run, number + 1, lesson.name, method, engine, config.part(SaveSettings),
+        follows=fingerprint(before), signals=session.signals, say=session.say,
+    )  # fmt: skip
+    records = checkpoints.records
     method.begin_task(number)
-    with steps(
-        f"learn {folder.name}", count_steps(len(examples), settings, lesson.tasks), show=engine.is_main
-    ) as progress:
+    total = count_steps(len(examples), settings, lesson.tasks)
+    with (
+        steps(f"learn {folder.name}", total, show=engine.is_main, before=len(records)) as progress,
+        session.signals.held(),
+    ):
 
         def log(record: dict) -> None:
             measure_step(session, record)
             records.append(record)
-            progress.advance(record["tokens"], record["loss"])
+            progress.advance(record["tokens"], record.get("loss"))
+            if "skipped" in record:
+                session.say(f"WARNING: {lesson.name}: a step was skipped. {record['skipped']}")
             if config.report_to:
-                told = {f"{lesson.name}/{key}": value for key, value in record.items() if key != "step"}
+                figures = record.keys() - {"step", "skipped"}
+                told = {f"{lesson.name}/{key}": record[key] for key in sorted(figures)}
                 engine.accelerator.log(told, step=sum(session.steps_before) + record["step"])
 
-        learn_task(method, examples, settings, engine, seed=config.seed, task=number, tasks=lesson.tasks, log=log)
+        learn_task(
+            method, examples, settings, engine,
+            seed=config.seed, task=number, tasks=lesson.tasks, log=log, checkpoints=checkpoints,
+        )  # fmt: skip
     session.steps_before.append(len(records))
     method.end_task(number, lesson.rows)
     shares = [record["penalty_share"] for record in records if "penalty_share" in record]
@@ -112,18 +126,19 @@ def _learn_lesson(session: Session, number: int, lesson: Lesson, folder: Path) -
                 f"WARNING: {config.method} did not act on {lesson.name}: {check['name']} = {check['value']:.4g} "
                 f"({check['meaning']})"
             )
+    pairs, state = method.export(), method.state()
+    refuse_nan(named(pairs) | state.tensors, folder)
     if engine.is_main:
         with session.run.publish(folder) as temporary:
-            session.adapters.save(temporary / "adapter", method.export())
+            session.adapters.save(temporary / "adapter", pairs)
             (temporary / "adapter" / "README.md").write_text(_card(session, number))
-            save_state(temporary, method.state())
+            save_state(temporary, state)
             write_lines(temporary / "log.jsonl", records)
             write_json(
                 temporary / "learned.json",
                 {"lesson": lesson.name, "rows": len(lesson.rows), "steps": len(records), "checks": checks},
             )
-            spent = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu_began}
-            write_json(temporary / f"{TIMES}.json", spent)
+            write_json(temporary / f"{TIMES}.json", checkpoints.spent())
     engine.wait()
 
 

@@ -93,7 +93,11 @@ class Method:
     # on the first alone it is `plain` without being switched off; a text: why neither can be
     example: ClassVar[Options] = {}  # options that suit a model of a few thousand weights
     growth: ClassVar[str] = ""  # how a step's cost grows with the number of tasks; empty: it does not
-    within_task: ClassVar[tuple[str, ...]] = ()  # attributes that change within a task
+
+    # Attributes that change between `begin_task` and `end_task`: numbers, texts, tensors, or lists and dicts of these.
+    # A checkpoint inside a task holds them (tensors come back on the model's device); what `begin_task` sets once is
+    # set again by it.
+    within_task: ClassVar[tuple[str, ...]] = ()
 
     adapters: Adapters
     encoder: Encoder

@@ -53,6 +53,7 @@ class ILoRA(Replay):
     under_any = False
     plain = Replay
     off = {"gamma": 0.0, "deploy": "fast"}
+    within_task = (*Replay.within_task, "slow", "k", "compared", "consistency")
 
     def __init__(
         self,

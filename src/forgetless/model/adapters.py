@@ -82,7 +82,7 @@ class Adapters:
 
     def __init__(self, base: PreTrainedModel, settings: LoraSettings, base_name: str, seed: int):
         self.settings, self.base_name, self.seed = settings, base_name, seed
-        self.model = _wrap(base, settings)
+        self.model = _wrap(base, settings).eval()  # PEFT's new dropout would be active until a first task is learnt
         prefix = "base_model.model."
         self._layers = {
             name.removeprefix(prefix): module

@@ -77,7 +77,7 @@ def summarise(root: Path) -> dict:
         "losses": {lessons[i]["name"]: read_records(folders[i] / "log.jsonl", STEP) for i in trained},
         "acts": [{"task": lessons[i]["name"], "checks": found}
                  for i, found in zip(learned, checks, strict=True) if i in trained],
-        "warnings": [
+        "warnings": _skipped(folders, lessons, trained) + [
             f"{method} did not act on {lessons[i]['name']}: {check['name']} = {check['value']:.4g} ({check['meaning']})"
             for i, found in zip(learned, checks, strict=True) for check in found if not check["ok"]
         ],
@@ -133,6 +133,19 @@ def matrix_record(summary: dict) -> dict:
     """matrix.json: the scores, for machines."""
     told = {key: summary[key] for key in ("learned", "headline", "measures", "metrics")}
     return told | {"tasks": [task["name"] for task in summary["tasks"]]}
+
+
+def _skipped(folders: list[Path], lessons: list[dict], learned: list[int]) -> list[str]:
+    """How many steps of each lesson moved no weight because their loss or gradient was no finite number."""
+    told = []
+    for i in learned:
+        records = read_records(folders[i] / "log.jsonl", STEP)
+        if many := sum("skipped" in record for record in records):
+            told.append(
+                f"{lessons[i]['name']}: {many} of {len(records)} steps were skipped, because their loss or gradient "
+                "was NaN or infinite (log.jsonl names them)"
+            )
+    return told
 
 
 def finished(run: RunFolder, lessons: list[dict]) -> tuple[list[Path], list[int]]:

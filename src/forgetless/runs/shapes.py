@@ -57,7 +57,7 @@ RUN = {
 }  # fmt: skip
 LEARNED = {"lesson": str, "rows": int, "steps": int,
            "checks": [{"name": str, "value": NUMBER, "ok": bool, "meaning": str}]}  # fmt: skip
-STEP = {"step": int, "loss": NUMBER}
+STEP = {"step": int, "loss": Maybe(NUMBER)}
 SCORES = Each(Each({"n": int, "scores": Each(Maybe(NUMBER)), "counts": Maybe(Each(int))}))
 LABELS = [str]
 PREDICTION = {"view": str, "task": str, "row": int, "key": str, "gold": str}
