@@ -534,7 +534,7 @@ def test_one_answer_for_all_scorers_of_a_run(tiny, tmp_path, monkeypatch):
     # the same command goes on; another scorer of the same name does not
     learn(config(tiny, stream, tmp_path / "run", num_train_epochs=40.0))
     (tmp_path / "mine.py").write_text("def brief(answer, row):\n    return 1\n")
-    with pytest.raises(RunError, match="rows, options or scoring have changed"):
+    with pytest.raises(RunError, match=r"task 1 \(sums\) has changed: scorers were"):
         learn(config(tiny, stream, tmp_path / "run", num_train_epochs=40.0))
 
 

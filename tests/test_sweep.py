@@ -461,7 +461,7 @@ def test_a_grid_too_large_is_said_before_anything_starts(write, tmp_path, capsys
 
 
 def test_the_disk_is_estimated_by_the_bytes_of_the_adapters(swept, write, tmp_path):
-    """Adapters exactly; beside them a few hundred bytes a prediction."""
+    """Adapters exactly; beside them checkpoints while a task is learnt, and a few hundred bytes a prediction."""
     from forgetless.sweeping.costs import costs_of
 
     file, _ = swept
@@ -471,7 +471,8 @@ def test_the_disk_is_estimated_by_the_bytes_of_the_adapters(swept, write, tmp_pa
     made = swept[1] / "cells" / cell.id
     tensors = sum(path.stat().st_size for path in made.rglob("adapter_model.safetensors"))
     heads = 3 * 2000  # of safetensors files: names and shapes
-    assert costs.bytes - 600 * 100 < tensors < costs.bytes + heads
+    checkpoints = 3 * 3 * tensors / 3  # three of them, each a pair and AdamW's two moments; a pair a task is kept
+    assert costs.bytes - 600 * 100 - checkpoints < tensors < costs.bytes + heads
     assert costs.seconds > 0
 
 

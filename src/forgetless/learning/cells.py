@@ -107,7 +107,12 @@ def score_base(session: Session, scorer: Scorer, known: Path | None = None) -> N
 
 
 def _check_same_rows(session: Session, known: Path) -> None:
-    """RunError where the base's scores in another run are of another base or of other rows."""
+    """RunError where the base's scores in another run are of another base or of other rows.
+
+    A folder without run.json is a sweep's, which names it by its base and rows.
+    """
+    if not RunFolder(known).config.exists():
+        return
     told = read_run(known)
     check_same(told["base"], session.base.identity, RunFolder(known).config)
     theirs = {task["name"]: task["fingerprint"] for task in told["tasks"]}

@@ -211,7 +211,9 @@ def _disk(session: Session) -> float:
     more = lessons * sum(tensor.nbytes for tensor in session.method.state().tensors.values())
     rows = sum(len(session.stream.tasks[j].test) for _, j in _cells(session))
     checkpoint = 3 * pair + more / lessons  # the trainable pair, AdamW's two moments, the method's tensors
-    return adapters + more + checkpoint * (session.config.save_total_limit + 1) + 600 * rows
+    config = session.config
+    checkpoints = config.save_total_limit + 1 if config.save_steps or config.save_minutes else 0
+    return adapters + more + checkpoint * checkpoints + 600 * rows
 
 
 def _peak_gib(session: Session) -> float:

@@ -28,7 +28,7 @@ def save_state(folder: Path, state: State) -> None:
             "rows.jsonl holds rows of the training data, kept for replay. Do not publish it with the adapter.\n"
         )
         records = [
-            {"task": task, "source": row.source} | row.content()
+            {"task": task, "source": row.source} | ({"domain": row.domain} if row.domain else {}) | row.content()
             for row, task in zip(state.memory.rows, state.memory.tasks, strict=True)
         ]
         write_lines(folder / "memory" / "rows.jsonl", records)
@@ -46,7 +46,8 @@ def load_state(folder: Path) -> State:
             if turns:
                 answer = [text for role, text in turns if role == "assistant"][-1]
             options = tuple(record.get("options", ()))
-            memory.rows.append(Row(record.get("prompt", ""), answer, turns, record["source"], options))
+            place = (record["source"], options, record.get("domain", ""))
+            memory.rows.append(Row(record.get("prompt", ""), answer, turns, *place))
             memory.tasks.append(record["task"])
     return State(tensors, read(folder / "method.json", dict), memory)
 

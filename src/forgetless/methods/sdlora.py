@@ -146,7 +146,8 @@ class SDLoRA(Incremental):
         if self.folded:
             meaning = "share of the new direction's square norm that the earlier ones took over; it was dropped"
             return [frozen, Check("folded", self.folded, True, meaning)]
-        moved = float((self.a.detach() - self.a_before).norm() / self.a_before.norm()) if self.ranks else 0.0
+        change = (self.a.detach() - self.a_before).norm() / self.a_before.norm().clamp_min(1e-12) if self.ranks else 0.0
+        moved = float(change)
         meaning = "||a - a at the task's start|| / ||a at the task's start||, over the frozen directions"
         return [adapter, frozen, Check("magnitudes moved", moved, moved > 0 or not self.ranks, meaning)]
 

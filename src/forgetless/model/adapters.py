@@ -80,6 +80,9 @@ class Magnitudes:
 class Adapters:
     """A base model with LoRA pairs of our making; `model` is a plain `PeftModel`."""
 
+    _trained = "AB"  # the factors of the trainable pairs that are trained
+    _magnitudes: Magnitudes | None = None
+
     def __init__(self, base: PreTrainedModel, settings: LoraSettings, base_name: str, seed: int):
         self.settings, self.base_name, self.seed = settings, base_name, seed
         self.model = _wrap(base, settings).eval()  # PEFT's new dropout would be active until a first task is learnt
@@ -92,8 +95,6 @@ class Adapters:
         for name, layer in self._layers.items():
             if CURRENT not in layer.lora_A:
                 raise UsageError(f"target_modules: {name} is no linear layer ({type(layer.get_base_layer()).__name__})")
-        self._trained = "AB"
-        self._magnitudes: Magnitudes | None = None
         self._joined: dict[str, tuple[Tensor, Tensor]] = {}  # both pairs of a layer in one piece of memory
         for name, layer in self._layers.items():
             if _is_plain(layer):

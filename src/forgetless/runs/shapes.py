@@ -65,8 +65,9 @@ MEANS = {"cross_entropy": NUMBER, "entropy": NUMBER, "kl": NUMBER, "agree": NUMB
 FORGOTTEN = {"asked": str, "not_measured": Maybe(str), "interval": Maybe([NUMBER]), "per_token": Maybe(MEANS),
              "per_document": Maybe(MEANS),
              "text": Maybe({"name": str, "source": str, "documents": int, "tokens": int})}  # fmt: skip
-KEPT_ROW = {"task": int, "source": str, "prompt": Maybe(str), "answer": Maybe(str), "text": Maybe(str),
-            "messages": Maybe([{"role": str, "content": str}]), "options": Maybe([str])}  # fmt: skip
+KEPT_ROW = {"task": int, "source": str, "domain": Maybe(str), "prompt": Maybe(str), "answer": Maybe(str),
+            "text": Maybe(str), "options": Maybe([str]),
+            "messages": Maybe([{"role": str, "content": str}])}  # fmt: skip
 
 
 def read_run(root: Path) -> dict:
