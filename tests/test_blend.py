@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -231,6 +232,26 @@ def test_what_cannot_be_blended_is_refused_by_name(models, tasks, tmp_path):
     refused("confidence must be from 0.5", confidence=95.0)
     refused("every model would pass", max_kl=["1.5"])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_users_models_are_never_replaced_or_removed(models, tasks, out, tmp_path):
+    """What no blend wrote, and what is blended, stays; a model of an earlier blend of another kind goes."""
+    mine = Path(shutil.copytree(models["after"], tmp_path / "mine" / "adapter")).parent
+    with pytest.raises(UsageError, match="adapter: no blend wrote it"):
+        blend(options(models, tasks, mine))
+    (mine / "adapter").rename(mine / "model")
+    with pytest.raises(UsageError, match="model: no blend wrote it"):
+        blend(options(models, tasks, mine))
+    assert (mine / "model" / "adapter_model.safetensors").exists() and not (mine / "points").exists()
+    again = options(models, tasks, out, max_lost=["colours=2pp"])  # would keep the model before, and write none
+    with pytest.raises(UsageError, match="adapter: is one of the models to be blended"):
+        blend(replace(again, before=f"{models['before']}+{out / 'adapter'}"))
+    inside = shutil.copytree(models["before"], out / "model" / "base")
+    with pytest.raises(UsageError, match="model: is one of the models to be blended, or their base"):
+        blend(replace(again, before=str(inside)))
+    assert (inside / "model.safetensors").exists() and (out / "adapter" / "adapter_config.json").exists()
+    blend(options(models, tasks, out))
+    assert (out / "adapter").exists() and not (out / "model").exists(), "of an earlier blend between whole weights"
 
 
 # ---------------------------------------------------------------------------------------- a run, border by border

@@ -42,6 +42,7 @@ from forgetless.score.intervals import paired_change
 from forgetless.subjects.models import Opened
 
 RECORD, MARKDOWN, PAGE = "blend.json", "blend.md", "blend.html"
+ADAPTER, MODEL = PLACES = ("adapter", "model")  # where the chosen point is written, by its kind
 FORMAT = 1
 WRITTEN, KEPT = 0, 3  # exit codes
 
@@ -72,8 +73,10 @@ def blend(config: BlendConfig) -> dict:
     session, budgets = _prepared(config)
     path = straight_path(session.reference, session.models[0])
     folder = RunFolder(session.folder)
+    _check_places(session)
     with folder.locked():
         record = _measured(config, session, budgets, path)
+        _check_places(session)
         _write(folder, path, record)
     return record | {"path": str(session.folder), "exit_code": WRITTEN if record["chosen"] else KEPT}
 
@@ -128,6 +131,23 @@ def _new_tasks(session: AuditSession, budgets: Sequence[Budget]) -> list[str]:
     return [task.name for task in session.tasks if task.name not in budgeted]
 
 
+def _check_places(session: AuditSession) -> None:
+    """UsageError where a blend would replace or remove what no blend wrote, or a model that it is about."""
+    given = [
+        Path(place).resolve()
+        for one in (session.reference, session.models[0])
+        for place in (*one.name.split("+"), one.base, one.adapter)
+        if place
+    ]
+    for place in (session.folder / kind for kind in PLACES):
+        if not place.exists():
+            continue
+        if not (session.folder / RECORD).is_file():
+            raise UsageError(f"{place}: no blend wrote it, and it would be replaced; give another output_dir")
+        if any(one.is_relative_to(place.resolve()) for one in given):
+            raise UsageError(f"{place}: is one of the models to be blended, or their base; give another output_dir")
+
+
 # ---------------------------------------------------------------------------------------- measuring
 
 
@@ -154,7 +174,7 @@ def _measured(
         "format": FORMAT,
         "before": session.reference.as_json(),
         "after": session.models[0].as_json(),
-        "kind": "adapter" if isinstance(path, AdapterPath) else "model",
+        "kind": ADAPTER if isinstance(path, AdapterPath) else MODEL,
         "confidence": config.confidence,
         "borders": config.borders,
         "level": level,
@@ -291,14 +311,14 @@ def _point_json(point: Point, budgets: list[Held], good: bool, new: list[str], c
 
 def _write(folder: RunFolder, path: AdapterPath | WeightPath, record: dict) -> None:
     """The chosen point, or none: what an earlier blend in this folder wrote does not stay behind."""
-    place = folder.root / record["kind"]
     if record["chosen"]:
-        with folder.publish(place) as new:
+        with folder.publish(folder.root / record["kind"]) as new:
             path.write(record["chosen"], new)
-            if record["kind"] == "adapter":
+            if record["kind"] == ADAPTER:
                 path.after.tokenizer.save_pretrained(new)
-    else:
-        shutil.rmtree(place, ignore_errors=True)
+    for kind in PLACES:
+        if not record["chosen"] or kind != record["kind"]:
+            shutil.rmtree(folder.root / kind, ignore_errors=True)
     write_whole(folder.root / RECORD, json_text(record))
     write_whole(folder.root / MARKDOWN, blend_markdown(record))
     write_whole(folder.root / PAGE, render_blend(record))
