@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from forgetless import BlendConfig, LearnConfig, blend, learn
 from forgetless.auditing import measuring
 from forgetless.auditing.measuring import ask
+from forgetless.auditing.remedies import place_of
 from forgetless.cli import main
 from forgetless.data.packages import sha256_of
 from forgetless.errors import DataError, UsageError
@@ -299,6 +300,15 @@ def test_a_run_is_blended_border_by_border(tiny, run, capsys):
     capsys.readouterr()
     assert main(["blend", tiny, str(run / "run"), *told[:-3], "--max-lost", "c=90pp"]) == 1
     assert "no finished task comes after one with a budget" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_models_place_is_what_a_command_takes(run):
+    """A run's task has a name that is no path: its adapter's folder is."""
+    for told in find_subjects(str(run / "run")):
+        assert not Path(told.name).exists()
+        assert place_of(told) == str(run / "run" / "tasks" / Path(told.name).name / "adapter")
+        [found] = find_subjects(place_of(told))
+        assert found.decided_by == told.decided_by and place_of(found) == found.name
 
 
 def test_learn_blends_what_is_to_be_deployed(tiny, run, tmp_path, capsys):
