@@ -191,8 +191,12 @@ def test_a_point_that_learns_nothing_is_not_written(models, tasks, tmp_path):
 def test_full_weights_and_a_budget_on_a_text(models, tasks, tmp_path):
     notes = str(Path(tasks).parent / "notes.txt")
     out = tmp_path / "out"
-    told = options(models, tasks, out, "whole", max_lost=[], max_kl=["0.9"], text=[notes], points=5, limit=40)
+    whole = models | {"whole": str(shutil.copytree(models["whole"], tmp_path / "whole"))}
+    file = tmp_path / "whole" / "config.json"
+    file.write_text(json.dumps(read_json(file) | {"rms_norm_eps": 2e-6}))
+    told = options(whole, tasks, out, "whole", max_lost=[], max_kl=["0.9"], text=[notes], points=5, limit=40)
     record = blend(told)
+    assert "differ in rms_norm_eps (2e-06, not 1e-06)" in str(record["facts"]["settings"]["notes"])
     kl = [point["budgets"][0] for point in record["points"]]
     assert [one["rows"] for one in kl] == [40] * len(kl) and 0 < kl[0]["loss"] < kl[0]["high"] < 0.9
     assert set(record["new_tasks"]) == {"colours", "sizes"}

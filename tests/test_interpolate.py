@@ -384,6 +384,15 @@ def test_between_whole_weights_and_from_the_base(tiny, tasks, tmp_path, capsys):
     assert main([*command, "--curve", "2"]) == 1, "a curve needs adapters"
 
 
+def test_whole_weights_of_other_configurations_are_refused_by_their_settings(tiny, tasks, tmp_path):
+    one, two = whole(tiny, tmp_path / "one", 0), whole(tiny, tmp_path / "two", 1)
+    file = tmp_path / "two" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 0.5, "eos_token_id": 7}))
+    config = InterpolateConfig(one, two, tasks=tasks, output_dir=str(tmp_path / "out"))
+    with pytest.raises(UsageError, match=r"differ in rms_norm_eps \([0-9.e-]+, not 0.5\), so"):
+        run.interpolate(config)
+
+
 def test_the_base_as_either_end(tiny, tasks, tmp_path):
     half = adapter(tiny, tmp_path / "half", 2, 5)
     found = run.interpolate(

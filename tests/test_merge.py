@@ -294,6 +294,9 @@ def test_what_cannot_be_merged_is_refused(tiny, pair_of, text, tmp_path):
     assert not (tmp_path / "out").exists(), "nothing half-written"
     with pytest.raises(UsageError, match="whole weights, no adapter"):
         run([tiny], text, tmp_path / "out")
+    for method in ("ties", "linear", "slao"):
+        with pytest.raises(UsageError, match=f"{method} merges several adapters, and there is one"):
+            run([pair_of[0]], text, tmp_path / "out", method=method)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="no merge wrote"):

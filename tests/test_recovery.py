@@ -376,6 +376,7 @@ def test_each_printed_command_applies_its_remedy(world, tmp_path, faster, monkey
     """The very point that was measured; the search has the lost probe, the options of the audit and quoted names."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(remedies, "ALPHAS", (0.25,))
+    monkeypatch.setattr(remedies, "REPAIR_STEPS", 1)
     asked = Path(world["tasks"]).with_name("as ked.yaml")
     asked.write_text(Path(world["tasks"]).read_text().replace("name: colours", "name: asked"))
     told = config(world, tmp_path / "out", "hidden", recover=0, remedies=True, probes=[str(asked)], limit=40)
@@ -392,7 +393,7 @@ def test_each_printed_command_applies_its_remedy(world, tmp_path, faster, monkey
     assert search[search.index("--max-drop") + 1 :][:2] == ["colours=2pp", "asked=2pp"]
     assert search[-6:] == ["--limit", "40", "--precision", "fp32", "--device", "cpu"]
     assert main([*search[1:], "--points", "1"]) == 3, "these rows are too few, and it is said"
-    assert tried["repair", "20 steps on 3 old rows"]["command"] == tried["kept apart", ""]["command"] == ""
+    assert tried["repair", "1 steps on 3 old rows"]["command"] == tried["kept apart", ""]["command"] == ""
 
 
 def test_a_search_has_the_tasks_of_a_policy_and_what_the_audit_was_told(tmp_path):

@@ -32,7 +32,7 @@ from forgetless.data.tasks import Task
 from forgetless.errors import RunError, UsageError, nearest
 from forgetless.geometry.path import AdapterPath, WeightPath, straight_path
 from forgetless.geometry.promise import Held, can_be_shown, certified, chosen, held, is_shown, least_rows, more_rows
-from forgetless.model.identity import json_digest
+from forgetless.model.identity import json_digest, other_settings
 from forgetless.progress import console
 from forgetless.report.blend import BLENDED, LEARNS_NOTHING, NOT_SHOWN, TOO_FEW_ROWS, WHOLE, blend_markdown
 from forgetless.report.blend_page import render_blend
@@ -74,6 +74,9 @@ def blend(config: BlendConfig) -> dict:
     path = straight_path(session.reference, session.models[0])
     folder = RunFolder(session.folder)
     _check_places(session)
+    if isinstance(path, WeightPath) and (differing := other_settings(path.after.base, path.before.base)):
+        session.notes.append(f"the configurations differ in {differing}; every blend has that of the model after")
+        console.print(f"note: {session.notes[-1]}", markup=False)
     with folder.locked():
         record = _measured(config, session, budgets, path)
         _check_places(session)

@@ -42,7 +42,7 @@ from forgetless.geometry.updates import read_update, write_update
 from forgetless.learning.engine import Engine
 from forgetless.learning.session import fit_rows
 from forgetless.model.answers import logits_at, token_losses
-from forgetless.model.identity import json_digest, weights_digest
+from forgetless.model.identity import json_digest, other_settings, weights_digest
 from forgetless.progress import steps
 from forgetless.report.interpolation import write_interpolation
 from forgetless.runs.folder import RunFolder, complete, json_text, make_folder, read_json, write_json, write_whole
@@ -160,6 +160,12 @@ def _updates(subjects: Mapping[str, Subject]) -> dict[str, Corner]:
             found |= {A: path.start, name: path.end}
     if found and found.keys() != subjects.keys():
         raise UsageError("a plane needs three adapters on one base, or three models with whole weights")
+    for one in subjects.values() if not found else ():
+        if differing := other_settings(one.base, subjects[B].base):
+            raise UsageError(
+                f"{one.name} and {subjects[B].name}: the configurations differ in {differing}, so the weights between "
+                "them belong to no one model; give both the same configuration"
+            )
     return found
 
 

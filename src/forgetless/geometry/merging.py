@@ -125,6 +125,11 @@ def _prepare(config: MergeConfig) -> _Session:
                 f"{one.name} is on another base ({one.base}) than {sources[0].name} ({sources[0].base}); adapters of "
                 "different bases are not updates of the same weights. If both are one model, say base_is (--base-is)"
             )
+    if len(sources) == 1 and config.method != "sum":
+        raise UsageError(
+            f"--method {config.method} merges several adapters, and there is one; leave it out to merge this one into "
+            "its base, or give --weights to scale it"
+        )
     weights = list(config.weights) or usual_weights(config.method, len(sources))
     for name, count in (("weights", len(weights)), ("rows", len(config.rows) or len(sources))):
         if count != len(sources):

@@ -36,7 +36,23 @@ _NOT_A_PRODUCT = {
     "trainable_token_indices": "it brings embeddings of single tokens",
     "layer_replication": "it repeats layers",
     "alora_invocation_tokens": "it acts after certain tokens only",
+    "lora_bias": "B has a bias",
+    "target_parameters": "it changes parameters that are no linear layers",
+    "use_qalora": "its input is pooled",
+    "use_bdlora": "its factors are block-diagonal",
+    "arrow_config": "it routes each token",
+    "kasa_config": "it takes weight out of the base, and has a diagonal between its factors",
+    "monteclora_config": "its factors are drawn anew",
 }
+_STILL_A_PRODUCT = {
+    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"),
+    *("megatron_config", "megatron_core", "ensure_weight_tying", "qalora_group_size"),
+    *("init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),  # starts, looked at below
+    "velora_config",  # another backward pass
+}
+"""Settings of PEFT that leave an update s B A, whatever they are."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +77,11 @@ def read_update(
         raise UsageError(f"{folder}: is no LoRA adapter (peft_type {told.get('peft_type')}); {remedy}")
     if told.get("lora_alpha") is None:
         raise RunError(f"{folder / CONFIG_NAME}: has no lora_alpha, which scales the update; restore it from a copy")
-    for key, why in _NOT_A_PRODUCT.items():
-        if told.get(key) not in (None, False, "none", [], {}):
+    for key, value in told.items():
+        if value and value != "none" and key not in _STILL_A_PRODUCT:
+            why = _NOT_A_PRODUCT.get(key, "a setting that is not known here")
             raise UsageError(
-                f"{folder / CONFIG_NAME}: {key}={told[key]!r}: {why}, so its update is more than a product of two "
+                f"{folder / CONFIG_NAME}: {key}={value!r}: {why}, so its update may be more than a product of two "
                 f"factors; {remedy}"
             )
     if str(start := told.get("init_lora_weights")).startswith(CHANGE_THE_BASE):
