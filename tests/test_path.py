@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forgetless.errors import UsageError
 from forgetless.geometry.path import straight_path
-from forgetless.geometry.updates import write_update
+from forgetless.geometry.updates import read_update, write_update
 from forgetless.model.adapters import Pair
-from forgetless.subjects.models import find_subjects
+from forgetless.subjects.models import base_name, find_subjects
 
 IDS = torch.arange(3, 12).view(1, 9)
 CPU = torch.device("cpu")
@@ -77,6 +77,8 @@ def loaded(spec: str):
 
 def test_between_whole_weights(tiny, tmp_path):
     one, two = whole(tiny, tmp_path / "one", 0), whole(tiny, tmp_path / "two", 1)
+    for name in ("optimizer.pt", "model.safetensors.index.json"):
+        (tmp_path / "two" / name).write_text("{}")
     path = straight_path(subject(one), subject(two))
     ends = [load_file(Path(folder) / "model.safetensors") for folder in (one, two)]
     seen = []
@@ -88,8 +90,22 @@ def test_between_whole_weights(tiny, tmp_path):
         assert len(list(tmp_path.glob("points/*"))) == (alpha > 0), "one point on disk at a time; the first is there"
     assert seen == [0.0, 0.25, 1.0] and not list((tmp_path / "points").iterdir())
     path.write(1.0, tmp_path / "end")
+    there = {file.name for file in (tmp_path / "end").iterdir()}
+    assert {"config.json", "tokenizer.json", "model.safetensors.index.json"} <= there and "optimizer.pt" not in there
     again = load_file(tmp_path / "end" / "model.safetensors")
     assert all(torch.equal(again[name], tensor) for name, tensor in ends[1].items())
+
+
+def test_the_base_is_called_what_the_adapters_call_it(tiny, tmp_path, monkeypatch):
+    """Not by its place on this machine, unless the adapters differ in it."""
+    monkeypatch.chdir(Path(tiny).parent)
+    name = Path(tiny).name
+    one, two = (subject(f"{tiny}+{adapter(name, tmp_path / str(seed), 2, seed)}") for seed in (0, 1))
+    for start in (one, subject(tiny)):
+        straight_path(start, two).write(0.5, tmp_path / "half")
+        assert read_update(tmp_path / "half").base == name
+    assert base_name([one, subject(adapter(tiny, tmp_path / "other", 2, 2))]) == str(one.base)
+    assert base_name([subject(tiny)]) == tiny
 
 
 def test_what_has_no_path_is_refused(tiny, tmp_path):

@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except KeyboardInterrupt:
-        what = {"learn": "tasks", "interpolate": "points", "sweep": "runs"}.get(arguments[0])
+        what = {"learn": "tasks", "interpolate": "points", "blend": "points", "sweep": "runs"}.get(arguments[0])
         kept = f" Finished {what} are kept: the same command goes on after the last of them." if what else ""
         console.print(f"stopped.{kept}")
         return 130
@@ -98,19 +98,15 @@ def _learn(arguments: list[str]) -> int:
         return 0
     from accelerate import PartialState
 
-    from forgetless.geometry.borders import blend_run, check_stream
     from forgetless.learning.stream import learn
     from forgetless.progress import out
     from forgetless.report.terminal import print_matrices
 
-    if budgeted := config.as_blend(""):
-        check_stream(budgeted)
     summary = learn(config)
     if PartialState().is_main_process:
         print_matrices([summary], out)
         out.print(f"\nreport: {summary['path']}/report.html", soft_wrap=True, highlight=False)
-        if blending := config.as_blend(summary["path"]):
-            _print_blends(blend_run(blending))
+        _print_blends(summary.get("blends", []))
     return 0
 
 
@@ -576,12 +572,10 @@ def _blend(arguments: list[str]) -> int:
         return 0
     from forgetless.config import BlendConfig
     from forgetless.geometry.blend import blend
-    from forgetless.geometry.borders import blend_run, is_run
 
-    config = BlendConfig(**vars(told))
-    records = blend_run(config) if is_run(config.after) else [blend(config)]
-    _print_blends(records)
-    return records[-1]["exit_code"]
+    record = blend(BlendConfig(**vars(told)))
+    _print_blends(record.get("blends", [record]))
+    return record["exit_code"]
 
 
 def _blend_parser() -> argparse.ArgumentParser:

@@ -67,9 +67,15 @@ class Point:
 def blend(config: BlendConfig) -> dict:
     """Finds and writes the point; gives the content of blend.json, with `path` and `exit_code`.
 
-    Raises a ForgetlessError for models without a path between them, and for what cannot be read.
+    Of a run folder every border is blended: gives `blends`, each border's content, the run's `path` and the worst
+    `exit_code`. Raises a ForgetlessError for models without a path between them, and for what cannot be read.
     """
+    from forgetless.geometry.borders import blend_run, is_run  # which blends each border as two models
+
     config.check()
+    if is_run(config.after):
+        blends = blend_run(config)
+        return {"path": config.after, "blends": blends, "exit_code": max(one["exit_code"] for one in blends)}
     session, budgets = _prepared(config)
     path = straight_path(session.reference, session.models[0])
     folder = RunFolder(session.folder)
@@ -121,10 +127,12 @@ def _prepared(config: BlendConfig) -> tuple[AuditSession, tuple[Budget, ...]]:
 def _wanted(config: BlendConfig, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
     """The tasks with a budget and the new ones; where none is called new, all."""
     names = [task.name for task in tasks]
+    budgeted = {one.name: one for one in flag_budgets(config.max_drop, (), config.max_lost)}
     for name in config.new:
         if name not in names:
             raise UsageError(f"new: no task {name!r}{nearest(name, names)}")
-    budgeted = {one.name for one in flag_budgets(config.max_drop, (), config.max_lost)}
+        if name in budgeted:
+            raise UsageError(f"new: {name} has a budget ({budgeted[name]}); a task is either learnt or kept")
     return tuple(task for task in tasks if not config.new or task.name in budgeted or task.name in config.new)
 
 
@@ -317,8 +325,7 @@ def _write(folder: RunFolder, path: AdapterPath | WeightPath, record: dict) -> N
     if record["chosen"]:
         with folder.publish(folder.root / record["kind"]) as new:
             path.write(record["chosen"], new)
-            if record["kind"] == ADAPTER:
-                path.after.tokenizer.save_pretrained(new)
+            path.after.tokenizer.save_pretrained(new)
     for kind in PLACES:
         if not record["chosen"] or kind != record["kind"]:
             shutil.rmtree(folder.root / kind, ignore_errors=True)

@@ -48,7 +48,7 @@ from forgetless.report.interpolation import write_interpolation
 from forgetless.runs.folder import RunFolder, complete, json_text, make_folder, read_json, write_json, write_whole
 from forgetless.score.scorers import Scorer, headline
 from forgetless.subjects.layouts import short_names
-from forgetless.subjects.models import Opened, Subject, compare, find_subjects, opened
+from forgetless.subjects.models import Opened, Subject, base_name, compare, find_subjects, opened
 from forgetless.versions import versions
 
 A, B, C, MIDDLE = "a", "b", "c", "middle"
@@ -424,7 +424,7 @@ def _middle(session: Session, stage: Stage, model: PeftModel) -> tuple[Corner, A
                 lambda loss: progress.advance(loss=loss),
             )  # fmt: skip
         with RunFolder(session.folder).publish(folder) as new:
-            write_update(middle, new, str(session.subjects[B].base))
+            write_update(middle, new, base_name(list(session.subjects.values())))
             write_json(new / SETTINGS, told)
     found = read_update(folder).layers
     if stage.within == FACTORS:

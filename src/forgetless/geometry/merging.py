@@ -50,7 +50,7 @@ from forgetless.runs.folder import RunFolder, write_json
 from forgetless.score.intervals import mean_interval, ratio_intervals, wilson
 from forgetless.score.scorers import RIGHT_OR_WRONG, Scorer, headline
 from forgetless.subjects.layouts import short_names
-from forgetless.subjects.models import Opened, Subject, find_subjects, opened
+from forgetless.subjects.models import Opened, Subject, base_name, find_subjects, opened
 from forgetless.versions import versions
 
 FORMAT = 1
@@ -256,7 +256,7 @@ def _into_one(session: _Session, new: Path, temporary: Path) -> dict:
     ranks = _ranks(config, updates, whole)
     short = {layer: compressed(pair, ranks[layer]) if layer in ranks else pair for layer, pair in whole.items()}
     layers = {layer: _layer(whole[layer], short[layer]) for layer in whole}
-    write_update(short, new, _base_name(session, updates))
+    write_update(short, new, base_name(session.sources))
     _bring_tokenizer(session, new)
     merged = replace(session.sources[0], name=MERGED, adapter=new)
     told, _ = _measured(session, merged)
@@ -317,13 +317,6 @@ def _distance(update: Mapping[str, Pair], merged: Mapping[str, Pair]) -> dict[st
     size = math.sqrt(sum(norm(pair) ** 2 for pair in update.values()))
     away = [difference(merged[layer], update[layer]) if layer in update else norm(merged[layer]) for layer in merged]
     return {"norm": size, "distance": math.sqrt(sum(one**2 for one in away)) / size if size else 0.0}
-
-
-def _base_name(session: _Session, updates: Sequence[Update]) -> str:
-    """As the adapters' own configurations name it, where they agree and are not overruled."""
-    names = {one.base for one in updates}
-    told = session.config.base_is or any("+" in spec for spec in session.config.models)
-    return str(session.base.base) if told or len(names) > 1 or "" in names else names.pop()
 
 
 def _bring_tokenizer(session: _Session, new: Path) -> None:

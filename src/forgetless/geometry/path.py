@@ -21,9 +21,10 @@ from torch import Tensor
 
 from forgetless.errors import UsageError
 from forgetless.geometry.updates import read_update, weighted, write_update
+from forgetless.geometry.whole import INDEX, copy_others
 from forgetless.model.adapters import Pair
 from forgetless.model.identity import open_tensors, tensor_files, weight_files
-from forgetless.subjects.models import Opened, Subject, find_subjects, opened, other_shape
+from forgetless.subjects.models import Opened, Subject, base_name, find_subjects, opened, other_shape
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class AdapterPath:
 
     def write(self, alpha: float, folder: Path) -> None:
         """A plain PEFT adapter folder."""
-        write_update(self.update(alpha), folder, str(self.after.base))
+        write_update(self.update(alpha), folder, base_name([self.before, self.after]))
 
     def points(
         self, alphas: Sequence[float], folder: Path, dtype: torch.dtype, device: torch.device
@@ -72,9 +73,9 @@ class WeightPath:
         """Whole weights beside the later model's configuration and tokenizer; one file is in memory at a time."""
         folder.mkdir(parents=True, exist_ok=True)
         others = tensor_files(weight_files(self.before.base))
-        for file in self.after.base.iterdir():
-            if file.is_file() and file.suffix != ".safetensors":
-                shutil.copyfile(file, folder / file.name)
+        copy_others(self.after, folder)
+        for index in self.after.base.glob(INDEX):
+            shutil.copyfile(index, folder / index.name)
         for file in weight_files(self.after.base):
             mixed = {}
             with open_tensors(file) as tensors:
