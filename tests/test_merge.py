@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -287,7 +288,7 @@ def test_precision_shards_and_other_tensors_are_the_bases(tiny, text, tmp_path):
     assert plain(tmp_path / "whole").dtype == torch.bfloat16
 
 
-def test_what_cannot_be_merged_is_refused(tiny, pair_of, text, tmp_path):
+def test_what_cannot_be_merged_is_refused(tiny, pair_of, text, tmp_path, monkeypatch):
     prompt = adapter(tiny, tmp_path / "prompt", 1, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     with pytest.raises(UsageError, match="virtual tokens"):
         run([prompt], text, tmp_path / "out")
@@ -301,6 +302,12 @@ def test_what_cannot_be_merged_is_refused(tiny, pair_of, text, tmp_path):
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="no merge wrote"):
         run(pair_of, text, tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", str(tmp_path.parent)):
+        with pytest.raises(UsageError, match="the folder you are in, or above it"):
+            run(pair_of, text, folder)
+    with pytest.raises(RunError, match="no finite number"):
+        run(pair_of, text, tmp_path / "out", weights=[1e39, 1])
     other = tmp_path / "other"
     torch.manual_seed(5)
     AutoModelForCausalLM.from_config(plain(tiny).config).save_pretrained(other)
@@ -462,3 +469,19 @@ def test_an_earlier_merge_is_replaced_only_by_a_whole_one(pair_of, text, tmp_pat
     assert [file.read_text() for file in folder.iterdir()] == ["earlier"] and len(list(tmp_path.iterdir())) == 1
     run(pair_of, text, folder)
     assert read_json(folder / merging.RECORD)["total"]["error"] == 0
+
+
+def test_layers_that_no_row_reached_are_named(pair_of, monkeypatch):
+    """An expert that no token was sent to has no gradient: it counts as 0, and is told."""
+    one, two = (read_update(Path(folder)) for folder in pair_of)
+    idle, *others = one.layers
+    monkeypatch.setattr(merging, "fisher", lambda model, layers, *more: {layer: torch.ones(1) for layer in others})
+    monkeypatch.setattr(merging, "opened", lambda sources, *more: iter([(source, None) for source in sources]))
+    tokenizer = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))
+    session = SimpleNamespace(
+        engine=SimpleNamespace(dtype=None, device=None, autocast=None), sources=[1, 2], rows=[[], []], notes=[],
+        labels=["one", "two"], encoder=lambda subject: tokenizer,
+    )  # fmt: skip
+    found, _ = merging._fishers(session, [one, two])
+    assert found[idle].shape == product(one.layers[idle]).shape and not found[idle].any()
+    assert session.notes[0] == f"one: its rows reach none of {idle}; there it weighs next to nothing"

@@ -112,3 +112,9 @@ def test_what_has_no_path_is_refused(tiny, tmp_path):
     one, other = adapter(tiny, tmp_path / "one", 2, 0), whole(tiny, tmp_path / "other", 1)
     with pytest.raises(UsageError, match="different bases"):
         straight_path(subject(one), subject(other))
+    twin = AutoModelForCausalLM.from_pretrained(other)
+    twin.config.tie_word_embeddings = not twin.config.tie_word_embeddings
+    twin.save_pretrained(tmp_path / "twin")
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path / "twin")
+    with pytest.raises(UsageError, match="with one embedding"):
+        straight_path(subject(other), subject(str(tmp_path / "twin")))

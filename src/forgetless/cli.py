@@ -525,7 +525,7 @@ def _overlap(arguments: list[str]) -> int:
         "of trainers, hub names, run folders (each of its tasks); their base need not be here",
     )  # fmt: skip
     parser.add_argument(
-        "--output_dir", "--output-dir", type=Path, default=Path("runs/overlap"), help="where to write (%(default)s)"
+        "--output_dir", "--output-dir", type=Path, help="where to write; default runs/overlap-<first>-and-N-more-<hash>"
     )
     parser.add_argument(
         "--thresholds", nargs="+", type=float, metavar="K", help="an entry counts where it is larger than K times the "
@@ -542,7 +542,7 @@ def _overlap(arguments: list[str]) -> int:
         return 0
     if not told.models:
         raise UsageError("overlap: which adapters? see forgetless overlap --help")
-    from forgetless.geometry.overlap import THRESHOLDS, overlap
+    from forgetless.geometry.overlap import THRESHOLDS, overlap, usual_folder
     from forgetless.progress import out
     from forgetless.report.overlap import print_overlap, write_overlap
 
@@ -550,9 +550,10 @@ def _overlap(arguments: list[str]) -> int:
         told.models, told.thresholds or THRESHOLDS, base_is=told.base_is, increments=told.increments,
         allow_pickle=told.allow_pickle,
     )  # fmt: skip
-    write_overlap(record, told.output_dir)
+    folder = told.output_dir or usual_folder(record)
+    write_overlap(record, folder)
     print_overlap(record, out)
-    files = f"{told.output_dir} (overlap.html, overlap.md, overlap.json)"
+    files = f"{folder} (overlap.html, overlap.md, overlap.json)"
     out.print(f"\noverlap: {files}", soft_wrap=True, highlight=False, markup=False)
     return 0
 

@@ -11,6 +11,7 @@ on where it was interrupted.
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from forgetless.config import InterpolateConfig
 from forgetless.data.batches import Encoder, Example, collate
 from forgetless.data.streams import JUDGED_SEED, load_stream, sample
 from forgetless.data.tasks import Stream, Task
-from forgetless.errors import UsageError, nearest
+from forgetless.errors import RunError, UsageError, nearest
 from forgetless.forgetting.kept import kept
 from forgetless.forgetting.reference import BATCH_TOKENS, computed
 from forgetless.forgetting.texts import LONGEST
@@ -363,6 +364,12 @@ def rows_of(session: Session, model: Opened, scorer: Scorer, task: Task) -> dict
             told = token_losses(logits, part.targets).double().cpu()
         for i, row in zip(chosen, told.split(part.keep.sum(1).tolist()), strict=True):
             nats[i] = float(row.sum())
+    if not all(map(math.isfinite, nats)):
+        wrong = sum(not math.isfinite(one) for one in nats)
+        raise RunError(
+            f"task {task.name}: the loss of {wrong} of {len(nats)} rows is no finite number at this point; try "
+            "--precision fp32, or a task whose rows both models can read"
+        )
     return {"nats": nats, "tokens": [example.answers for example in examples], "scores": found}
 
 

@@ -30,7 +30,7 @@ from forgetless.data.batches import Encoder
 from forgetless.data.readers import read_rows
 from forgetless.data.streams import JUDGED_SEED, load_stream, sample
 from forgetless.data.tasks import Row, Stream
-from forgetless.errors import UsageError
+from forgetless.errors import RunError, UsageError
 from forgetless.forgetting.divergence import Divergence, compare_states, divergence
 from forgetless.forgetting.reference import BATCH_TOKENS, Reference, hidden_states, write_states
 from forgetless.forgetting.sides import kept_side, side_in
@@ -165,6 +165,8 @@ def _fisher_rows(file: str, limit: int | None) -> tuple[Row, ...]:
 
 
 def _check_output(folder: Path, sources: Sequence[Subject]) -> None:
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise UsageError(f"{folder}: is the folder you are in, or above it, and would be replaced; give one below it")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file; give another output_dir")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).is_file():
@@ -280,12 +282,16 @@ def _combined(session: _Session, updates: Sequence[Update]) -> dict[str, Pair]:
 def _fishers(session: _Session, updates: Sequence[Update]) -> Iterator[dict[str, Tensor]]:
     """Each adapter's Fisher information of every layer that any of them changes."""
     engine = session.engine
-    layers = list(dict.fromkeys(layer for update in updates for layer in update.layers))
+    shapes = {layer: (pair.B.shape[0], pair.A.shape[1]) for one in updates for layer, pair in one.layers.items()}
     models = opened(session.sources, engine.dtype, engine.device)
     for (subject, model), rows, label in zip(models, session.rows, session.labels, strict=True):
         encoder = session.encoder(subject)
         examples = [encoder(row) for row in rows]
-        yield fisher(model, layers, examples, encoder.tokenizer.pad_token_id, engine.autocast, f"Fisher, {label}")
+        found = fisher(model, shapes, examples, encoder.tokenizer.pad_token_id, engine.autocast, f"Fisher, {label}")
+        if idle := [layer for layer in shapes if layer not in found or not found[layer].any()]:
+            session.notes.append(f"{label}: its rows reach none of {', '.join(idle)}; there it weighs next to nothing")
+            console.print(f"note: {session.notes[-1]}", markup=False)
+        yield {layer: torch.zeros(shape) for layer, shape in shapes.items() if layer not in found} | found
 
 
 def _ranks(config: MergeConfig, updates: Sequence[Update], whole: Mapping[str, Pair]) -> dict[str, int]:
@@ -377,8 +383,14 @@ def _in_order(session: _Session, subjects: Sequence[Subject]) -> Iterator[tuple[
 
 
 def _kl(found: Divergence) -> dict[str, float | int | None]:
-    """Nats per token with a 95 % interval over documents, and agreement."""
+    """Nats per token with a 95 % interval over documents, and agreement. RunError where it is no finite number."""
     sums = found.documents
+    if not np.isfinite(sums.kl).all():
+        wrong = int((~np.isfinite(sums.kl)).sum())
+        raise RunError(
+            f"the KL of {wrong} of {len(sums.document)} documents is no finite number, so what merging costs cannot be "
+            "told; try --precision fp32, and smaller --weights"
+        )
     low, high = ratio_intervals(sums.kl[:, None], sums.tokens[:, None].astype(float))
     return {
         "kl": found.per_token.kl,

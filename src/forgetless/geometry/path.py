@@ -23,6 +23,7 @@ from forgetless.errors import UsageError
 from forgetless.geometry.updates import read_update, weighted, write_update
 from forgetless.geometry.whole import INDEX, copy_others
 from forgetless.model.adapters import Pair
+from forgetless.model.base import load_config
 from forgetless.model.identity import open_tensors, tensor_files, weight_files
 from forgetless.subjects.models import Opened, Subject, base_name, find_subjects, opened, other_shape
 
@@ -105,6 +106,13 @@ class WeightPath:
 def straight_path(before: Subject, after: Subject) -> AdapterPath | WeightPath:
     """The path between two models. Raises UsageError where there is none."""
     if before.adapter is None and after.adapter is None:
+        tied = [load_config(one.base).get_text_config().tie_word_embeddings for one in (before, after)]
+        if tied[0] != tied[1]:
+            one, other = (before, after) if tied[0] else (after, before)
+            raise UsageError(
+                f"{one.name} reads and predicts with one embedding (tie_word_embeddings), {other.name} with two, so "
+                f"there is no path in weights; save {one.name} with its embeddings untied, then give this"
+            )
         if differing := other_shape(before.base, after.base):
             raise UsageError(
                 f"{before.name} and {after.name}: {differing}; there is no path between models of different "
