@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +29,7 @@ from forgetless.data.batches import Encoder
 from forgetless.errors import ForgetlessError, RunError, UsageError
 from forgetless.geometry import merging, whole
 from forgetless.geometry.fisher import fisher
-from forgetless.geometry.operators import combined, fisher_mean, of_product, product, slao
+from forgetless.geometry.operators import combined, combined_products, fisher_mean, of_product, product, slao
 from forgetless.geometry.updates import compressed, read_update, write_update
 from forgetless.geometry.whole import write_merged
 from forgetless.model.adapters import Pair
@@ -150,9 +151,11 @@ def test_operators_are_pefts(method, form, tiny, pair_of, monkeypatch):
         for name, module in model.named_modules()
         if hasattr(module, "get_delta_weight")
     }
-    ours = combined([read_update(Path(one)).layers for one in pair_of], method + form, weights, density, seed=3)
+    told = ([read_update(Path(one)).layers for one in pair_of], method + form, weights, density)
+    ours = dict(combined_products(*told, seed=3)) if form else combined(*told, seed=3)
     assert ours.keys() == theirs.keys()
-    for layer, pair in ours.items():
+    for layer, found in ours.items():
+        pair = of_product(found) if form else found
         torch.testing.assert_close(product(compressed(pair, 8)), theirs[layer], atol=1e-5, rtol=1e-4)
 
 
@@ -182,13 +185,11 @@ def test_fisher_weights_entry_by_entry():
         {"x": torch.tensor([[3.0, 1.0]]), "y": torch.tensor([[1.0]])},
         {"x": torch.tensor([[1.0, 3.0]]), "y": torch.tensor([[3.0]])},
     ]
-    found = fisher_mean([one, two], F, [1, 1])
-    torch.testing.assert_close(product(found["x"]), torch.tensor([[5.0, 5.0]]), atol=1e-4, rtol=0)
-    torch.testing.assert_close(product(found["y"]), torch.tensor([[0.5]]), atol=1e-4, rtol=0)
+    found = dict(fisher_mean([one, two], F, [1, 1]))
+    torch.testing.assert_close(found["x"], torch.tensor([[5.0, 5.0]]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found["y"], torch.tensor([[0.5]]), atol=1e-4, rtol=0)
     equal = {layer: torch.zeros_like(tensor) for layer, tensor in F[0].items()}
-    torch.testing.assert_close(
-        product(fisher_mean([one, two], [equal, equal], [1, 3])["x"]), torch.tensor([[7.0, 5.0]])
-    )
+    torch.testing.assert_close(dict(fisher_mean([one, two], [equal, equal], [1, 3]))["x"], torch.tensor([[7.0, 5.0]]))
 
 
 @settings(max_examples=20, deadline=None)
@@ -437,6 +438,28 @@ def test_one_layer_alone_is_what_is_measured(tiny, pair_of, text, tmp_path):
     record = run([str(tmp_path / "single")], text, tmp_path / "short", rank=2, kl_by_layer=True)
     assert record["layers"][layer]["kl"]["colours"] == pytest.approx(record["compression"]["colours"]["kl"], rel=1e-3)
     assert record["compression"]["colours"]["kl"] > 0
+
+
+def test_products_are_merged_one_layer_at_a_time(pair_of, text, tmp_path, monkeypatch):
+    """When one is made, none is left but the one before it."""
+    alive: list[weakref.ref] = []
+
+    def watched(matrix: torch.Tensor) -> Pair:
+        assert not any(one() is not None for one in alive[:-1])
+        alive.append(weakref.ref(matrix))
+        return of_product(matrix)
+
+    monkeypatch.setattr(merging, "of_product", watched)
+    record = run(pair_of, text, tmp_path / "both", method="ties_svd", rank=4)
+    assert len(alive) == len(record["layers"]) == 4 and record["compression"]["colours"]["kl"] > 0
+
+
+def test_the_uncompressed_update_is_what_peft_computes(tiny, pair_of):
+    update, base = read_update(Path(pair_of[0])).layers, plain(tiny)
+    without = logits(base)
+    with merging._updated(base, update.__getitem__, update):
+        torch.testing.assert_close(logits(base), logits(stock(tiny, pair_of[0])))
+    assert torch.equal(logits(base), without)
 
 
 @pytest.mark.parametrize("method", ["ties", "fisher"])

@@ -13,17 +13,19 @@ would cost. A re-compression to rank r is the nearest of that rank, layer by lay
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
 
 from forgetless.config import MergeConfig
 from forgetless.data.batches import Encoder
@@ -36,7 +38,7 @@ from forgetless.forgetting.reference import BATCH_TOKENS, Reference, hidden_stat
 from forgetless.forgetting.sides import kept_side, side_in
 from forgetless.forgetting.texts import LONGEST, Text, general_prompts, own_prompts, read_text
 from forgetless.geometry.fisher import fisher
-from forgetless.geometry.operators import FISHER, combined, fisher_mean, usual_weights
+from forgetless.geometry.operators import FISHER, combined, combined_products, fisher_mean, of_product, usual_weights
 from forgetless.geometry.updates import Update, compressed, difference, norm, read_update, write_update
 from forgetless.geometry.whole import copy_tokenizer, write_merged
 from forgetless.learning.engine import Engine
@@ -78,6 +80,11 @@ class _Session:
     def whole(self) -> bool:
         """Whether one adapter goes into its base."""
         return len(self.sources) == 1 and self.config.rank is None and not self.config.weights
+
+    @property
+    def on_products(self) -> bool:
+        """Whether the method merges whole products, which are of full rank."""
+        return self.config.method == FISHER or self.config.method.endswith("_svd")
 
     @cached_property
     def labels(self) -> list[str]:
@@ -252,12 +259,17 @@ def _with_logits(reference: Reference, model: Opened, session: _Session) -> tupl
 
 
 def _into_one(session: _Session, new: Path, temporary: Path) -> dict:
-    config, base = session.config, session.base
+    config = session.config
     updates = [read_update(one.adapter, one.name) for one in session.sources if one.adapter]
-    whole = _combined(session, updates)
-    ranks = _ranks(config, updates, whole)
-    short = {layer: compressed(pair, ranks[layer]) if layer in ranks else pair for layer, pair in whole.items()}
-    layers = {layer: _layer(whole[layer], short[layer]) for layer in whole}
+    whole = _OnDisk(temporary) if session.on_products else {}
+    short, layers, shortened, ranks = {}, {}, set(), _ranks(config, updates)
+    for layer, pair in _combined(session, updates):
+        short[layer] = pair
+        if (config.rank or session.on_products) and ranks[layer] < pair.A.shape[0]:
+            short[layer] = compressed(pair, ranks[layer])
+            shortened.add(layer)
+        layers[layer] = _layer(pair, short[layer])
+        whole[layer] = pair
     write_update(short, new, base_name(session.sources))
     _bring_tokenizer(session, new)
     merged = replace(session.sources[0], name=MERGED, adapter=new)
@@ -265,18 +277,42 @@ def _into_one(session: _Session, new: Path, temporary: Path) -> dict:
     for one, update in zip(told, updates, strict=True):
         one |= _distance(update.layers, short)
     found = {"sources": told, "layers": layers, "total": _total(layers), "compression": None}
-    if ranks:
-        write_update(whole, temporary / "whole", str(base.base))
-        before = replace(merged, name="uncompressed", adapter=temporary / "whole")
-        found["compression"] = _compression(session, before, merged, short, layers, temporary)
+    if shortened:
+        found["compression"] = _compression(session, merged, whole.__getitem__, short, layers, temporary)
     return found
 
 
-def _combined(session: _Session, updates: Sequence[Update]) -> dict[str, Pair]:
+def _combined(session: _Session, updates: Sequence[Update]) -> Iterator[tuple[str, Pair]]:
+    """Each layer with its merged update; of methods on products one after another, since these are of full rank."""
     config, products = session.config, [one.layers for one in updates]
-    if config.method == FISHER:
-        return fisher_mean(products, _fishers(session, updates), session.weights)
-    return combined(products, config.method, session.weights, config.kept_share, config.seed)
+    how = (config.method, session.weights, config.kept_share, config.seed)
+    if not session.on_products:
+        yield from combined(products, *how).items()
+        return
+    by_fisher = config.method == FISHER
+    merged = (
+        fisher_mean(products, _fishers(session, updates), session.weights)
+        if by_fisher
+        else combined_products(products, *how)
+    )
+    for layer, matrix in merged:
+        yield layer, of_product(matrix)
+
+
+@dataclass
+class _OnDisk:
+    """Pairs by layer, of which only the one that is asked for is in memory."""
+
+    folder: Path
+    files: dict[str, Path] = field(default_factory=dict)
+
+    def __setitem__(self, layer: str, pair: Pair) -> None:
+        self.files[layer] = self.folder / f"layer-{len(self.files)}.safetensors"
+        save_file({"A": pair.A.contiguous(), "B": (pair.scale * pair.B).contiguous()}, self.files[layer])
+
+    def __getitem__(self, layer: str) -> Pair:
+        told = load_file(self.files[layer])
+        return Pair(told["A"], told["B"], 1.0)
 
 
 def _fishers(session: _Session, updates: Sequence[Update]) -> Iterator[dict[str, Tensor]]:
@@ -294,15 +330,13 @@ def _fishers(session: _Session, updates: Sequence[Update]) -> Iterator[dict[str,
         yield {layer: torch.zeros(shape) for layer, shape in shapes.items() if layer not in found} | found
 
 
-def _ranks(config: MergeConfig, updates: Sequence[Update], whole: Mapping[str, Pair]) -> dict[str, int]:
-    """To what rank a layer is re-compressed, where it is."""
-    product = config.method == FISHER or config.method.endswith("_svd")
-    most = {
-        layer: config.rank or sum(one.layers[layer].A.shape[0] for one in updates if layer in one.layers)
-        for layer in whole
-        if config.rank or product
-    }
-    return {layer: rank for layer, rank in most.items() if rank < whole[layer].A.shape[0]}
+def _ranks(config: MergeConfig, updates: Sequence[Update]) -> dict[str, int]:
+    """The most that each layer's rank may be; for products the sum of the adapters', where no other is told."""
+    ranks: dict[str, int] = {}
+    for update in updates:
+        for layer, pair in update.layers.items():
+            ranks[layer] = config.rank or ranks.get(layer, 0) + pair.A.shape[0]
+    return ranks
 
 
 def _layer(whole: Pair, short: Pair) -> dict[str, float]:
@@ -414,20 +448,22 @@ def _scores(session: _Session, subject: Subject, model: Opened) -> dict[str, dic
 
 
 def _compression(
-    session: _Session, before: Subject, merged: Subject, short: Mapping[str, Pair], layers: dict[str, dict],
-    temporary: Path,
+    session: _Session, merged: Subject, whole: Callable[[str], Pair], short: Mapping[str, Pair],
+    layers: dict[str, dict], temporary: Path,
 ) -> dict:  # fmt: skip
     """KL(uncompressed || compressed) on the texts; where asked for, of each layer alone too, into `layers`."""
     engine, found = session.engine, dict[str, dict]()
     references: dict[str, Reference] = {}
-    for subject, model in opened([before, merged], engine.dtype, engine.device):
-        if subject is before:
-            for text in session.texts:
-                folder = temporary / f"states-{text.name}"
-                folder.mkdir()
-                references[text.name] = side_in(folder, model, subject.tokenizer, text, engine.autocast)
+    base = replace(merged, name="uncompressed", adapter=None)
+    for subject, model in opened([base, merged], engine.dtype, engine.device):
+        if subject is base:
+            with _updated(model, whole, short):
+                for text in session.texts:
+                    folder = temporary / f"states-{text.name}"
+                    folder.mkdir()
+                    references[text.name] = side_in(folder, model, subject.tokenizer, text, engine.autocast)
             if session.config.kl_by_layer:
-                _by_layer(session, model, short, references, layers)
+                _by_layer(session, model, whole, short, references, layers)
         else:
             for name, reference in references.items():
                 found[name] = _kl(divergence(reference, model, using=engine.autocast, label="re-compressed"))
@@ -435,12 +471,12 @@ def _compression(
 
 
 def _by_layer(
-    session: _Session, model: Opened, short: Mapping[str, Pair], references: Mapping[str, Reference],
-    layers: dict[str, dict],
+    session: _Session, model: Opened, whole: Callable[[str], Pair], short: Mapping[str, Pair],
+    references: Mapping[str, Reference], layers: dict[str, dict],
 ) -> None:  # fmt: skip
     with steps("layers", len(short)) as progress:
-        for layer, pair in short.items():
-            with _swapped(model, layer, pair):
+        for layer in short:
+            with _updated(model, lambda one, alone=layer: short[one] if one == alone else whole(one), short):
                 found = {
                     name: divergence(reference, model, using=session.engine.autocast)
                     for name, reference in references.items()
@@ -450,15 +486,19 @@ def _by_layer(
 
 
 @contextmanager
-def _swapped(model: Opened, layer: str, pair: Pair) -> Iterator[None]:
-    """Another update of no larger rank in one layer of an adapter that is open."""
-    lora: Any = transformer(model).get_submodule(layer)
-    A, B = (side[lora.active_adapters[0]].weight for side in (lora.lora_A, lora.lora_B))
-    kept, rank = (A.detach().clone(), B.detach().clone()), pair.A.shape[0]
-    with torch.no_grad():
-        A.zero_(), B.zero_()
-        A[:rank], B[:, :rank] = pair.A, pair.scale * pair.B / lora.scaling[lora.active_adapters[0]]
-        try:
-            yield
-        finally:
-            A.copy_(kept[0]), B.copy_(kept[1])
+def _updated(base: Opened, update: Callable[[str], Pair], layers: Iterable[str]) -> Iterator[None]:
+    """The base with y += ΔW x in each of the layers, asked for one by one as they are computed, as PEFT computes it."""
+
+    def add(layer: str, module: nn.Module, given: tuple, output: Tensor) -> Tensor:
+        pair, x = update(layer), given[0]
+        A, B = pair.A.to(x.device), pair.B.to(x.device)
+        change = pair.scale * functional.linear(functional.linear(x.to(A.dtype), A), B)
+        return (output + change).to(output.dtype)
+
+    model = transformer(base)
+    handles = [model.get_submodule(layer).register_forward_hook(partial(add, layer)) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
