@@ -261,7 +261,7 @@ def _with_logits(reference: Reference, model: Opened, session: _Session) -> tupl
 def _into_one(session: _Session, new: Path, temporary: Path) -> dict:
     config = session.config
     updates = [read_update(one.adapter, one.name) for one in session.sources if one.adapter]
-    whole = _OnDisk(temporary) if session.on_products else {}
+    whole: dict[str, Pair] | _OnDisk = _OnDisk(temporary) if session.on_products else {}
     short, layers, shortened, ranks = {}, {}, set(), _ranks(config, updates)
     for layer, pair in _combined(session, updates):
         short[layer] = pair
@@ -476,13 +476,18 @@ def _by_layer(
 ) -> None:  # fmt: skip
     with steps("layers", len(short)) as progress:
         for layer in short:
-            with _updated(model, lambda one, alone=layer: short[one] if one == alone else whole(one), short):
+            with _updated(model, partial(_but_one, layer, short, whole), short):
                 found = {
                     name: divergence(reference, model, using=session.engine.autocast)
                     for name, reference in references.items()
                 }
             layers[layer]["kl"] = {name: one.per_token.kl for name, one in found.items()}
             progress.advance()
+
+
+def _but_one(alone: str, short: Mapping[str, Pair], whole: Callable[[str], Pair], layer: str) -> Pair:
+    """A layer's uncompressed update, of one alone the compressed."""
+    return short[layer] if layer == alone else whole(layer)
 
 
 @contextmanager

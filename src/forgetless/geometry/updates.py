@@ -117,15 +117,18 @@ def _pair(sides: dict[str, Tensor], layer: str, told: dict, file: Path) -> Pair:
 # ------------------------------------------------------------------------------------------- arithmetic
 
 
-def weighted(updates: Sequence[Mapping[str, Pair]], weights: Sequence[float]) -> dict[str, Pair]:
+def weighted(
+    updates: Sequence[Mapping[str, Pair]], weights: Sequence[float], all_ranks: bool = False
+) -> dict[str, Pair]:
     """Σ w_i ΔW_i of each layer that any of them changes, as pairs of scale 1; what weighs nothing adds no rank.
 
     A layer that all weigh nothing in keeps a zero pair of the first update's rank, so that the layers stay the same.
+    `all_ranks`: every rank is kept, so that the shapes are the same for all weights.
     """
     summed = {}
     for layer in dict.fromkeys(layer for update in updates for layer in update):
         given = [(update[layer], w) for update, w in zip(updates, weights, strict=True) if layer in update]
-        parts = [(pair, w) for pair, w in given if w] or given[:1]
+        parts = given if all_ranks else [(pair, w) for pair, w in given if w] or given[:1]
         A = torch.cat([pair.A for pair, _ in parts])
         B = torch.cat([w * pair.scale * pair.B for pair, w in parts], dim=1)
         summed[layer] = Pair(A, B, 1.0)
