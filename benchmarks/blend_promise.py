@@ -8,6 +8,9 @@ points, a row's luck being the same along the path as it is with real models, an
 the same for whoever takes the best point whose measured loss is within the budget. `kept`: learning of the chosen
 point as a share of what the best fixed point within the budget learns, which nobody knows beforehand; `nothing`: share
 of repeats in which the old model is kept.
+
+The second table is of two borders on the same rows: the model deployed at the first is where the second begins, so
+these rows have chosen it. `over`: at the second border, against what was deployed at the first.
 """
 
 from __future__ import annotations
@@ -66,6 +69,8 @@ CASES: dict[str, Path] = {
     "three budgets, one kept at the far end only": Path((lost("a"), drop("b"), KL), (RISING, RISING[::-1], RISING)),
     "three budgets, one a hair over": Path((lost("a"), drop("b"), KL), (0 * ALPHA, JUST_OVER, 0.01 * ALPHA)),
 }
+
+TWICE = ("rows lost, rising", "rows lost, all a hair over", "rows lost, sawtooth")
 
 
 def drawn(rng: np.random.Generator, path: Path, n: int) -> list[list[Measure]]:
@@ -129,6 +134,24 @@ def simulate(path: Path, n: int, repeats: int, seed: int = 0) -> dict[str, float
     }
 
 
+def two_borders(path: Path, n: int, repeats: int, seed: int = 0) -> dict[str, float]:
+    """The same path twice, one after the other: at a second border with loss l the rows are lost whose luck lies within
+    l above the first's, so that rows at the edge decide both.
+    """
+    [budget], [losses] = path.budgets, path.losses
+    rng, learning, first, second = np.random.default_rng(seed), 0.9 * ALPHA, 0.0, 0.0
+    for _ in range(repeats):
+        luck = rng.random(n)
+        learnt = [0.0, *learning.tolist()]
+        taken = choose(path, [[_measure(budget, float(loss), 0.0, luck)] for loss in losses], learnt)
+        begin = float(losses[ALPHAS.index(taken)]) if taken else 0.0
+        left = np.where(luck < begin, 1.0, luck - begin)  # what is lost already is not lost again
+        later = choose(path, [[_measure(budget, float(loss), 0.0, left)] for loss in losses], learnt)
+        first += bool(taken) and not path.within()[ALPHAS.index(taken)]
+        second += bool(later) and not path.within()[ALPHAS.index(later)]
+    return {"first": first / repeats, "second": second / repeats}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=500)
@@ -142,6 +165,11 @@ def main() -> None:
                 f"| {name} | {n} | {told['over']:.1%} | {told['naive']:.1%} | {kept} | {told['nothing']:.0%} |",
                 flush=True,
             )
+    print("\n| path, twice | rows | over at the first | over at the second |\n|---|---|---|---|")
+    for name in TWICE:
+        for n in (150, 500, 2000):
+            told = two_borders(CASES[name], n, repeats)
+            print(f"| {name} | {n} | {told['first']:.1%} | {told['second']:.1%} |", flush=True)
 
 
 if __name__ == "__main__":

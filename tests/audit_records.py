@@ -132,14 +132,17 @@ def add_more(record: dict, damage: list[float]) -> None:
         }  # fmt: skip
         model["remedies"] = [
             {
-                "kind": kind, "strength": strength, "command": f"forgetless blend april {model['name']}", "why": "",
-                "helps": True, "kl": {text["name"]: 0.1 * lost for text in record["texts"]},
+                "kind": kind, "strength": strength, "command": command, "words": words, "why": "",
+                "helps": bool(command), "kl": {text["name"]: 0.1 * lost for text in record["texts"]},
                 "tasks": {
                     column["name"]: {"score": 0.9, "change": 0.3 * lost, "low": 0.1, "high": 0.4, "lost": i == 0}
                     for i, column in enumerate(record["columns"])
                 },
             }
-            for kind, strength in (("blend", "0.5"), ("kept apart", ""))
+            for kind, strength, command, words in (
+                ("blend", "0.5", f"forgetless merge april {model['name']} --weights 0.5 0.5", "with a promise: ..."),
+                ("kept apart", "", "", f"keep both: april for invoices, {model['name']} for the rest"),
+            )
         ]  # fmt: skip
     record["metrics"] = {"bwt": metric("backward transfer (GEM)", -0.12, "(1/(T-1)) Σ_{j<T} (R[T,j] - R[j,j])", "T-1")}
 

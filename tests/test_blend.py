@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from forgetless import BlendConfig, LearnConfig, blend, learn
 from forgetless.auditing import measuring
 from forgetless.auditing.measuring import ask
+from forgetless.auditing.remedies import place_of
 from forgetless.cli import main
 from forgetless.data.packages import sha256_of
 from forgetless.errors import DataError, UsageError
 from forgetless.geometry import blend as blending
+from forgetless.geometry import borders
 from forgetless.geometry.path import straight_path
 from forgetless.report import blend_page
 from forgetless.report.glossary import BLEND_GLOSSARY
@@ -148,6 +151,14 @@ def test_a_blend_that_was_stopped_goes_on_after_its_last_point(models, tasks, tm
     assert blend(few)["outcome"] in ("blended", "all of it") and len(seen) == 4
 
 
+def test_a_stopped_blend_says_that_its_points_are_kept(monkeypatch, capsys):
+    def stop(config) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(blending, "blend", stop)
+    assert main(["blend", "a", "b"]) == 130 and "Finished points are kept" in capsys.readouterr().err
+
+
 def test_too_few_rows_keep_the_old_model_and_say_how_many_it_takes(models, tasks, out, capsys):
     where = ["--tasks", tasks, "--output_dir", str(out), "--device", "cpu", "--precision", "fp32"]
     assert main(["blend", models["before"], models["after"], "--max_lost", "colours=2pp", *where]) == 3
@@ -189,12 +200,18 @@ def test_a_point_that_learns_nothing_is_not_written(models, tasks, tmp_path):
 def test_full_weights_and_a_budget_on_a_text(models, tasks, tmp_path):
     notes = str(Path(tasks).parent / "notes.txt")
     out = tmp_path / "out"
-    told = options(models, tasks, out, "whole", max_lost=[], max_kl=["0.9"], text=[notes], points=5, limit=40)
+    whole = models | {"whole": str(shutil.copytree(models["whole"], tmp_path / "whole"))}
+    file = tmp_path / "whole" / "config.json"
+    file.write_text(json.dumps(read_json(file) | {"rms_norm_eps": 2e-6}))
+    told = options(whole, tasks, out, "whole", max_lost=[], max_kl=["0.9"], text=[notes], points=5, limit=40)
     record = blend(told)
+    assert "differ in rms_norm_eps (2e-06, not 1e-06)" in str(record["facts"]["settings"]["notes"])
     kl = [point["budgets"][0] for point in record["points"]]
     assert [one["rows"] for one in kl] == [40] * len(kl) and 0 < kl[0]["loss"] < kl[0]["high"] < 0.9
     assert set(record["new_tasks"]) == {"colours", "sizes"}
     assert record["kind"] == "model" and (out / "model").exists() == bool(record["chosen"])
+    if record["chosen"]:
+        assert (out / "model" / "tokenizer_config.json").exists()
     again = tmp_path / "again"
     path = straight_path(*(find_subjects(models[name])[0] for name in ("before", "whole")))
     path.write(0.2, again)
@@ -224,6 +241,7 @@ def test_what_cannot_be_blended_is_refused_by_name(models, tasks, tmp_path):
     refused("no task or probe 'colour'; did you mean 'colours'", max_lost=["colour=2pp"])
     refused("max-drop colours=2: '2' is a number without a unit", max_drop=["colours=2"])
     refused("new: no task 'size'; did you mean 'sizes'", new=["size"])
+    refused("colours has a budget .max-lost colours=50pp.; a task is either learnt or kept", new=["colours", "sizes"])
     refused("score_on: no 'train'", score_on="train")
     with pytest.raises(DataError, match="task colours has no validation rows"):
         blend(options(models, tasks, tmp_path / "out", score_on="validation"))
@@ -231,6 +249,26 @@ def test_what_cannot_be_blended_is_refused_by_name(models, tasks, tmp_path):
     refused("confidence must be from 0.5", confidence=95.0)
     refused("every model would pass", max_kl=["1.5"])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_users_models_are_never_replaced_or_removed(models, tasks, out, tmp_path):
+    """What no blend wrote, and what is blended, stays; a model of an earlier blend of another kind goes."""
+    mine = Path(shutil.copytree(models["after"], tmp_path / "mine" / "adapter")).parent
+    with pytest.raises(UsageError, match="adapter: no blend wrote it"):
+        blend(options(models, tasks, mine))
+    (mine / "adapter").rename(mine / "model")
+    with pytest.raises(UsageError, match="model: no blend wrote it"):
+        blend(options(models, tasks, mine))
+    assert (mine / "model" / "adapter_model.safetensors").exists() and not (mine / "points").exists()
+    again = options(models, tasks, out, max_lost=["colours=2pp"])  # would keep the model before, and write none
+    with pytest.raises(UsageError, match="adapter: is one of the models to be blended"):
+        blend(replace(again, before=f"{models['before']}+{out / 'adapter'}"))
+    inside = shutil.copytree(models["before"], out / "model" / "base")
+    with pytest.raises(UsageError, match="model: is one of the models to be blended, or their base"):
+        blend(replace(again, before=str(inside)))
+    assert (inside / "model.safetensors").exists() and (out / "adapter" / "adapter_config.json").exists()
+    blend(options(models, tasks, out))
+    assert (out / "adapter").exists() and not (out / "model").exists(), "of an earlier blend between whole weights"
 
 
 # ---------------------------------------------------------------------------------------- a run, border by border
@@ -276,8 +314,27 @@ def test_a_run_is_blended_border_by_border(tiny, run, capsys):
     assert one["points"][0]["budgets"][0]["rows"] == 12, "validation rows"
     assert sha256_of(run / "run" / "tasks" / "02-b" / "adapter" / "adapter_model.safetensors") == learner
     capsys.readouterr()
-    assert main(["blend", tiny, str(run / "run"), *told[:-3], "--max-lost", "c=90pp"]) == 1
-    assert "no finished task comes after one with a budget" in " ".join(capsys.readouterr().err.split())
+    for more, why in (
+        (["--max-lost", "a=90pp", "c=90pp"], "max-lost c=90pp: no finished task comes after c, so there is no border"),
+        (["--max-lost", "a=90pp", "--new", "c"], "at each border of a run it is the task that was learnt there"),
+    ):
+        assert main(["blend", tiny, str(run / "run"), *told[:-3], *more]) == 1
+        assert why in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_gives_each_border_and_the_worst_exit_code(tiny, run, monkeypatch):
+    monkeypatch.setattr(borders, "blend_run", lambda config: [{"exit_code": 3}, {"exit_code": 0}])
+    told = blend(BlendConfig(tiny, str(run / "run"), tasks="any", max_lost=["a=90pp"]))
+    assert told["exit_code"] == 3 and len(told["blends"]) == 2 and told["path"] == str(run / "run")
+
+
+def test_a_models_place_is_what_a_command_takes(run):
+    """A run's task has a name that is no path: its adapter's folder is."""
+    for told in find_subjects(str(run / "run")):
+        assert not Path(told.name).exists()
+        assert place_of(told) == str(run / "run" / "tasks" / Path(told.name).name / "adapter")
+        [found] = find_subjects(place_of(told))
+        assert found.decided_by == told.decided_by and place_of(found) == found.name
 
 
 def test_learn_blends_what_is_to_be_deployed(tiny, run, tmp_path, capsys):
@@ -290,6 +347,12 @@ def test_learn_blends_what_is_to_be_deployed(tiny, run, tmp_path, capsys):
     record = read_json(folder / "blended" / "03-c" / "blend.json")
     assert [held["text"] for held in record["points"][0]["budgets"]] == ["max-drop b=95pp", "max-lost b=90pp"]
     assert not (folder / "blended" / "02-b").exists(), "nothing was to be kept there"
+    config = LearnConfig(
+        stream=str(run / "stream.yaml"), model=tiny, output_dir=str(folder), max_lost=["b=90pp"], blend_on="test",
+        **TRAIN, **CPU,
+    )  # fmt: skip
+    [told_so] = learn(config)["blends"]
+    assert told_so["points"][0]["budgets"][0]["rows"] == 4, "test rows; and the same from Python"
     for wrong, why in (("c=2pp", "it is the last task"), ("d=2pp", "no earlier task 'd'"), ("b=2", "without a unit")):
         assert main([*told, "--output_dir", str(tmp_path / "new"), "--max_lost", wrong]) == 1
         assert why in " ".join(capsys.readouterr().err.split())

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from forgetless.cli import main
 from forgetless.config import InterpolateConfig
 from forgetless.data.batches import Encoder
-from forgetless.errors import UsageError
+from forgetless.errors import RunError, UsageError
 from forgetless.geometry import interpolate as run
 from forgetless.geometry.connectivity import SHOWN, SHOWN_NOT, TaskRows, barrier, concave, linear_cka, peak
 from forgetless.geometry.curve import CurveSettings, as_factors, straight_middle, trained_middle
@@ -382,6 +382,25 @@ def test_between_whole_weights_and_from_the_base(tiny, tasks, tmp_path, capsys):
     assert told["distances"]["weights"]["absolute"] == pytest.approx(apart)
     assert weight_distances([subject(one), subject(one)]).as_json()["absolute"] == 0
     assert main([*command, "--curve", "2"]) == 1, "a curve needs adapters"
+
+
+def test_whole_weights_of_other_configurations_are_refused_by_their_settings(tiny, tasks, tmp_path):
+    one, two = whole(tiny, tmp_path / "one", 0), whole(tiny, tmp_path / "two", 1)
+    file = tmp_path / "two" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 0.5, "eos_token_id": 7}))
+    config = InterpolateConfig(one, two, tasks=tasks, output_dir=str(tmp_path / "out"))
+    with pytest.raises(UsageError, match=r"differ in rms_norm_eps \([0-9.e-]+, not 0.5\), so"):
+        run.interpolate(config)
+
+
+def test_a_loss_that_is_no_number_is_named(three, tasks, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "token_losses", lambda logits, targets: torch.full(targets.shape, math.nan))
+    config = InterpolateConfig(
+        *three[:2], tasks=tasks, output_dir=str(tmp_path), device="cpu", precision="fp32", limit=2
+    )
+    monkeypatch.setattr(run, "kept", lambda decided_by, compute: compute())
+    with pytest.raises(RunError, match="the loss of 2 of 2 rows is no finite number"):
+        run.interpolate(config)
 
 
 def test_the_base_as_either_end(tiny, tasks, tmp_path):

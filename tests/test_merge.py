@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,7 +29,7 @@ from forgetless.data.batches import Encoder
 from forgetless.errors import ForgetlessError, RunError, UsageError
 from forgetless.geometry import merging, whole
 from forgetless.geometry.fisher import fisher
-from forgetless.geometry.operators import combined, fisher_mean, of_product, product, slao
+from forgetless.geometry.operators import combined, combined_products, fisher_mean, of_product, product, slao
 from forgetless.geometry.whole import write_merged
 from forgetless.model.adapters import Pair
 from forgetless.runs.folder import read_json
@@ -149,9 +151,11 @@ def test_operators_are_pefts(method, form, tiny, pair_of, monkeypatch):
         for name, module in model.named_modules()
         if hasattr(module, "get_delta_weight")
     }
-    ours = combined([read_update(Path(one)).layers for one in pair_of], method + form, weights, density, seed=3)
+    told = ([read_update(Path(one)).layers for one in pair_of], method + form, weights, density)
+    ours = dict(combined_products(*told, seed=3)) if form else combined(*told, seed=3)
     assert ours.keys() == theirs.keys()
-    for layer, pair in ours.items():
+    for layer, found in ours.items():
+        pair = of_product(found) if form else found
         torch.testing.assert_close(product(compressed(pair, 8)), theirs[layer], atol=1e-5, rtol=1e-4)
 
 
@@ -181,13 +185,11 @@ def test_fisher_weights_entry_by_entry():
         {"x": torch.tensor([[3.0, 1.0]]), "y": torch.tensor([[1.0]])},
         {"x": torch.tensor([[1.0, 3.0]]), "y": torch.tensor([[3.0]])},
     ]
-    found = fisher_mean([one, two], F, [1, 1])
-    torch.testing.assert_close(product(found["x"]), torch.tensor([[5.0, 5.0]]), atol=1e-4, rtol=0)
-    torch.testing.assert_close(product(found["y"]), torch.tensor([[0.5]]), atol=1e-4, rtol=0)
+    found = dict(fisher_mean([one, two], F, [1, 1]))
+    torch.testing.assert_close(found["x"], torch.tensor([[5.0, 5.0]]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found["y"], torch.tensor([[0.5]]), atol=1e-4, rtol=0)
     equal = {layer: torch.zeros_like(tensor) for layer, tensor in F[0].items()}
-    torch.testing.assert_close(
-        product(fisher_mean([one, two], [equal, equal], [1, 3])["x"]), torch.tensor([[7.0, 5.0]])
-    )
+    torch.testing.assert_close(dict(fisher_mean([one, two], [equal, equal], [1, 3]))["x"], torch.tensor([[7.0, 5.0]]))
 
 
 @settings(max_examples=20, deadline=None)
@@ -287,17 +289,26 @@ def test_precision_shards_and_other_tensors_are_the_bases(tiny, text, tmp_path):
     assert plain(tmp_path / "whole").dtype == torch.bfloat16
 
 
-def test_what_cannot_be_merged_is_refused(tiny, pair_of, text, tmp_path):
+def test_what_cannot_be_merged_is_refused(tiny, pair_of, text, tmp_path, monkeypatch):
     prompt = adapter(tiny, tmp_path / "prompt", 1, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     with pytest.raises(UsageError, match="virtual tokens"):
         run([prompt], text, tmp_path / "out")
     assert not (tmp_path / "out").exists(), "nothing half-written"
     with pytest.raises(UsageError, match="whole weights, no adapter"):
         run([tiny], text, tmp_path / "out")
+    for method in ("ties", "linear", "slao"):
+        with pytest.raises(UsageError, match=f"{method} merges several adapters, and there is one"):
+            run([pair_of[0]], text, tmp_path / "out", method=method)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="no merge wrote"):
         run(pair_of, text, tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", str(tmp_path.parent)):
+        with pytest.raises(UsageError, match="the folder you are in, or above it"):
+            run(pair_of, text, folder)
+    with pytest.raises(ForgetlessError, match="are not numbers"):
+        run(pair_of, text, tmp_path / "out", weights=[1e39, 1])
     other = tmp_path / "other"
     torch.manual_seed(5)
     AutoModelForCausalLM.from_config(plain(tiny).config).save_pretrained(other)
@@ -429,6 +440,28 @@ def test_one_layer_alone_is_what_is_measured(tiny, pair_of, text, tmp_path):
     assert record["compression"]["colours"]["kl"] > 0
 
 
+def test_products_are_merged_one_layer_at_a_time(pair_of, text, tmp_path, monkeypatch):
+    """When one is made, none is left but the one before it."""
+    alive: list[weakref.ref] = []
+
+    def watched(matrix: torch.Tensor) -> Pair:
+        assert not any(one() is not None for one in alive[:-1])
+        alive.append(weakref.ref(matrix))
+        return of_product(matrix)
+
+    monkeypatch.setattr(merging, "of_product", watched)
+    record = run(pair_of, text, tmp_path / "both", method="ties_svd", rank=4)
+    assert len(alive) == len(record["layers"]) == 4 and record["compression"]["colours"]["kl"] > 0
+
+
+def test_the_uncompressed_update_is_what_peft_computes(tiny, pair_of):
+    update, base = read_update(Path(pair_of[0])).layers, plain(tiny)
+    without = logits(base)
+    with merging._updated(base, update.__getitem__, update):
+        torch.testing.assert_close(logits(base), logits(stock(tiny, pair_of[0])))
+    assert torch.equal(logits(base), without)
+
+
 @pytest.mark.parametrize("method", ["ties", "fisher"])
 def test_every_method_writes_an_adapter_that_loads(method, tiny, pair_of, text, colours, tmp_path):
     rows = tmp_path / "rows.jsonl"
@@ -459,3 +492,19 @@ def test_an_earlier_merge_is_replaced_only_by_a_whole_one(pair_of, text, tmp_pat
     assert [file.read_text() for file in folder.iterdir()] == ["earlier"] and len(list(tmp_path.iterdir())) == 1
     run(pair_of, text, folder)
     assert read_json(folder / merging.RECORD)["total"]["error"] == 0
+
+
+def test_layers_that_no_row_reached_are_named(pair_of, monkeypatch):
+    """An expert that no token was sent to has no gradient: it counts as 0, and is told."""
+    one, two = (read_update(Path(folder)) for folder in pair_of)
+    idle, *others = one.layers
+    monkeypatch.setattr(merging, "fisher", lambda model, layers, *more: {layer: torch.ones(1) for layer in others})
+    monkeypatch.setattr(merging, "opened", lambda sources, *more: iter([(source, None) for source in sources]))
+    tokenizer = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))
+    session = SimpleNamespace(
+        engine=SimpleNamespace(dtype=None, device=None, autocast=None), sources=[1, 2], rows=[[], []], notes=[],
+        labels=["one", "two"], encoder=lambda subject: tokenizer,
+    )  # fmt: skip
+    found, _ = merging._fishers(session, [one, two])
+    assert found[idle].shape == product(one.layers[idle]).shape and not found[idle].any()
+    assert session.notes[0] == f"one: its rows reach none of {idle}; there it weighs next to nothing"

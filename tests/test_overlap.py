@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -20,7 +21,15 @@ from forgetless.cli import main
 from forgetless.errors import UsageError
 from forgetless.geometry import collisions
 from forgetless.geometry.collisions import count_collisions
-from forgetless.geometry.overlap import THRESHOLDS, as_record, compare_layer, compare_updates, increment, overlap
+from forgetless.geometry.overlap import (
+    THRESHOLDS,
+    as_record,
+    compare_layer,
+    compare_updates,
+    increment,
+    overlap,
+    usual_folder,
+)
 from forgetless.model.adapters import Pair
 from forgetless.report.glossary import OVERLAP_GLOSSARY
 from forgetless.report.overlap import overlap_markdown, sentences, write_overlap
@@ -308,6 +317,9 @@ def test_the_command_writes_what_the_function_gives(folders, tmp_path, capsys):
         "0.self_attn.q_proj", "1.self_attn.q_proj", "0.self_attn.v_proj", "1.self_attn.v_proj",
     ]  # fmt: skip
     assert len((tmp_path / "out" / "overlap.md").read_text()) < 10_000
+    usual = usual_folder(found)
+    assert re.fullmatch(r"runs/overlap-task-0-and-2-more-\w{6}", str(usual))
+    assert usual_folder(overlap(folders)) == usual != usual_folder(overlap(folders[:2]))
 
 
 def test_a_run_stands_for_its_finished_tasks_and_increments_for_what_each_added(tmp_path):

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from forgetless.errors import UsageError
 from forgetless.geometry.path import straight_path
 from forgetless.model.adapters import Pair
-from forgetless.subjects.models import find_subjects
-from forgetless.subjects.updates import write_update
+from forgetless.subjects.models import base_name, find_subjects
+from forgetless.subjects.updates import read_update, write_update
 
 IDS = torch.arange(3, 12).view(1, 9)
 CPU = torch.device("cpu")
@@ -77,6 +77,8 @@ def loaded(spec: str):
 
 def test_between_whole_weights(tiny, tmp_path):
     one, two = whole(tiny, tmp_path / "one", 0), whole(tiny, tmp_path / "two", 1)
+    for name in ("optimizer.pt", "model.safetensors.index.json"):
+        (tmp_path / "two" / name).write_text("{}")
     path = straight_path(subject(one), subject(two))
     ends = [load_file(Path(folder) / "model.safetensors") for folder in (one, two)]
     seen = []
@@ -88,11 +90,31 @@ def test_between_whole_weights(tiny, tmp_path):
         assert len(list(tmp_path.glob("points/*"))) == (alpha > 0), "one point on disk at a time; the first is there"
     assert seen == [0.0, 0.25, 1.0] and not list((tmp_path / "points").iterdir())
     path.write(1.0, tmp_path / "end")
+    there = {file.name for file in (tmp_path / "end").iterdir()}
+    assert {"config.json", "tokenizer.json", "model.safetensors.index.json"} <= there and "optimizer.pt" not in there
     again = load_file(tmp_path / "end" / "model.safetensors")
     assert all(torch.equal(again[name], tensor) for name, tensor in ends[1].items())
+
+
+def test_the_base_is_called_what_the_adapters_call_it(tiny, tmp_path, monkeypatch):
+    """Not by its place on this machine, unless the adapters differ in it."""
+    monkeypatch.chdir(Path(tiny).parent)
+    name = Path(tiny).name
+    one, two = (subject(f"{tiny}+{adapter(name, tmp_path / str(seed), 2, seed)}") for seed in (0, 1))
+    for start in (one, subject(tiny)):
+        straight_path(start, two).write(0.5, tmp_path / "half")
+        assert read_update(tmp_path / "half").base == name
+    assert base_name([one, subject(adapter(tiny, tmp_path / "other", 2, 2))]) == str(one.base)
+    assert base_name([subject(tiny)]) == tiny
 
 
 def test_what_has_no_path_is_refused(tiny, tmp_path):
     one, other = adapter(tiny, tmp_path / "one", 2, 0), whole(tiny, tmp_path / "other", 1)
     with pytest.raises(UsageError, match="different bases"):
         straight_path(subject(one), subject(other))
+    twin = AutoModelForCausalLM.from_pretrained(other)
+    twin.config.tie_word_embeddings = not twin.config.tie_word_embeddings
+    twin.save_pretrained(tmp_path / "twin")
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path / "twin")
+    with pytest.raises(UsageError, match="with one embedding"):
+        straight_path(subject(other), subject(str(tmp_path / "twin")))

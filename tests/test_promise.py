@@ -126,6 +126,12 @@ def test_the_promise_is_kept_where_it_is_hardest_to_keep(simulation, case):
     assert told["naive"] > 0.3, "whoever trusts the means is not protected, so the case is a hard one"
 
 
+@pytest.mark.parametrize("case", ["rows lost, all a hair over", "rows lost, sawtooth"])
+def test_the_promise_is_kept_at_a_second_border_on_the_same_rows(simulation, case):
+    told = simulation.two_borders(simulation.CASES[case], n=150, repeats=200)
+    assert 0 < max(told.values()) <= 20 / 200
+
+
 def test_most_of_what_the_budget_allows_is_learnt(simulation):
     told = simulation.simulate(simulation.CASES["rows lost, rising"], n=2000, repeats=40)
     assert told["kept"] > 0.8 and told["nothing"] == 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from test_subjects import CHANGES_THE_BASE, CONFIGS, make_adapter, one
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from forgetless import AuditConfig, audit
-from forgetless.auditing import recovery, session
+from forgetless.auditing import recovery, remedies, session
 from forgetless.auditing.recovery import COMES_BACK, HIDDEN, NO_LOSS, STAYS_AWAY, UNDECIDED, Curves, judged, sentence
 from forgetless.auditing.throwaway import Treatment, linear_layers, throw_away_pairs, treated
 from forgetless.cli import main
@@ -27,12 +29,14 @@ from forgetless.data.batches import Encoder
 from forgetless.data.packages import sha256_of
 from forgetless.data.tasks import Row
 from forgetless.errors import RunError, UsageError
+from forgetless.geometry.operators import product
 from forgetless.learning.engine import Engine
 from forgetless.progress import steps
 from forgetless.report.audit import remedy_lines
 from forgetless.runs.folder import read_json
 from forgetless.score.intervals import ratio_of_means
 from forgetless.subjects.models import opened
+from forgetless.subjects.updates import read_update, weighted
 
 OLD, TESTED = list(COLOURS)[:3], list(COLOURS)[3:]
 COPIES = 16
@@ -362,11 +366,73 @@ def test_remedies_give_back_what_is_shown_and_say_what_they_cost(world, tmp_path
         == hidden["recovery"]["colours"]["recovered"][-1]
     )
     assert told["kept apart", ""]["tasks"]["colours"]["score"] == 1.0 and told["kept apart", ""]["kl"] == {}
-    budget = f"--tasks {world['tasks']} --max-drop colours=2pp"
-    assert told["blend", "0.25"]["command"] == f"forgetless blend {world['known']} {world['hidden']} {budget}"
     markdown, page = (tmp_path / "audit.md").read_text(), (tmp_path / "audit.html").read_text()
     assert "what would help: blend 0.25 gives back: colours +" in markdown and "What would help hidden" in markdown
     assert 'id="remedies"' in page and not list(tmp_path.glob(".remedies-*"))
+    assert "always possible: keep both" in markdown and not told["kept apart", ""]["helps"]
+
+
+def test_each_printed_command_applies_its_remedy(world, tmp_path, faster, monkeypatch):
+    """The very point that was measured; the search has the lost probe, the options of the audit and quoted names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(remedies, "ALPHAS", (0.25,))
+    monkeypatch.setattr(remedies, "REPAIR_STEPS", 1)
+    asked = Path(world["tasks"]).with_name("as ked.yaml")
+    asked.write_text(Path(world["tasks"]).read_text().replace("name: colours", "name: asked"))
+    told = config(world, tmp_path / "out", "hidden", recover=0, remedies=True, probes=[str(asked)], limit=40)
+    tried = {(one["kind"], one["strength"]): one for one in audit(told)["models"][0]["remedies"]}
+    ends = [read_update(Path(world[name])).layers for name in ("known", "hidden")]
+    for kind, weights in (("blend", [0.75, 0.25]), ("scaled down", [0, 0.25])):
+        command = shlex.split(tried[kind, "0.25"]["command"])
+        assert command[0] == "forgetless" and main(command[1:]) == 0
+        found = read_update(tmp_path / command[command.index("--output_dir") + 1]).layers
+        expected = weighted(ends, weights)
+        for layer, pair in found.items():
+            torch.testing.assert_close(product(pair), product(expected[layer]))
+    search = shlex.split(tried["blend", "0.25"]["words"].removeprefix("with a promise: "))
+    assert search[search.index("--max-drop") + 1 :][:2] == ["colours=2pp", "asked=2pp"]
+    assert search[-6:] == ["--limit", "40", "--precision", "fp32", "--device", "cpu"]
+    assert main([*search[1:], "--points", "1"]) == 3, "these rows are too few, and it is said"
+    assert tried["repair", "1 steps on 3 old rows"]["command"] == tried["kept apart", ""]["command"] == ""
+
+
+def test_a_search_has_the_tasks_of_a_policy_and_what_the_audit_was_told(tmp_path):
+    source = SimpleNamespace(name="colours", path=tmp_path / "tasks.yaml")
+    policy = SimpleNamespace(tasks=(source, source), probes=(), chat_template="reference")
+    told = AuditConfig(score_on="validation", base_is="tiny", allow_pickle=True)
+    audited = SimpleNamespace(policy=policy, config=told, probes=(), judged=(), tasks=())
+    path = SimpleNamespace(before=one_named("a"), after=one_named("b c"))
+    assert shlex.join(remedies._search(audited, path, ["colours"])) == (
+        f"forgetless blend a 'b c' --tasks {tmp_path}/tasks.yaml --max-drop colours=2pp --score_on validation "
+        "--base_is tiny --allow_pickle --chat_template reference"
+    )
+    policy.tasks = (source, SimpleNamespace(name="sizes", path=tmp_path / "other.yaml"))
+    audited.tasks = (SimpleNamespace(name="colours"),)
+    assert not remedies._can_search(audited, ["colours"]), "no one file holds them"
+
+
+def one_named(name: str) -> SimpleNamespace:
+    return SimpleNamespace(name=name, adapter=None)
+
+
+def test_a_remedy_that_fails_says_why_and_the_audit_is_kept(world, tmp_path, faster, monkeypatch):
+    late: list[bool] = []
+
+    def check_time(session):
+        if late:
+            raise RunError("the audit takes longer than its time-limit")
+
+    monkeypatch.setattr(session.AuditSession, "check_time", check_time)
+    lost = remedies.lost_tasks
+    monkeypatch.setattr(remedies, "lost_tasks", lambda *args: late.append(True) or lost(*args))
+    [told] = audit(config(world, tmp_path, "hidden", recover=0, remedies=True))["models"]
+    assert [(one["kind"], one["why"]) for one in told["remedies"]] == [
+        (kind, "the audit takes longer than its time-limit") for kind in ("blend", "scaled down", "repair")
+    ] + [("kept apart", "")]
+    assert (tmp_path / "evidence.json").exists()
+    assert remedy_lines({"models": [told]}, told["name"])[0] == (
+        "what would help: nothing that was tried (blend, scaled down, repair) is shown to give back what was lost"
+    )
 
 
 def test_what_does_not_help_is_said_and_what_cannot_be_tried_says_why(world, tmp_path, faster):

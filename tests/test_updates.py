@@ -94,6 +94,11 @@ def test_folders_of_different_shapes_and_scales(tiny, tmp_path):
         ({"bias": "all"}, "it trains biases"),
         ({"modules_to_save": ["lm_head"]}, "it brings whole modules"),
         ({"peft_type": "LOHA"}, "is no LoRA adapter"),
+        ({"target_parameters": ["mlp.experts"]}, "no linear layers"),
+        ({"use_qalora": True}, "its input is pooled"),
+        ({"use_bdlora": {"row": []}}, "block-diagonal"),
+        ({"arrow_config": {"top_k": 3}}, "routes each token"),
+        ({"of_a_later_peft": 1}, "of_a_later_peft=1: a setting that is not known"),
     ],
 )
 def test_what_is_no_product_of_two_factors_is_refused(changed, told, tmp_path):

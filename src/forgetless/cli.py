@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"stopped. {stopped}", markup=False, soft_wrap=True)
         return 128 + stopped.number
     except KeyboardInterrupt:
-        what = {"learn": "tasks", "interpolate": "points", "sweep": "runs"}.get(arguments[0])
+        what = {"learn": "tasks", "interpolate": "points", "blend": "points", "sweep": "runs"}.get(arguments[0])
         kept = f" Finished {what} are kept: the same command goes on after the last of them." if what else ""
         console.print(f"stopped.{kept}")
         return 130
@@ -104,19 +104,15 @@ def _learn(arguments: list[str]) -> int:
         return 0
     from accelerate import PartialState
 
-    from forgetless.geometry.borders import blend_run, check_stream
     from forgetless.learning.stream import learn
     from forgetless.progress import out
     from forgetless.report.terminal import print_matrices
 
-    if budgeted := config.as_blend(""):
-        check_stream(budgeted)
     summary = learn(config)
     if PartialState().is_main_process:
         print_matrices([summary], out)
         out.print(f"\nreport: {summary['path']}/report.html", soft_wrap=True, highlight=False)
-        if blending := config.as_blend(summary["path"]):
-            _print_blends(blend_run(blending))
+        _print_blends(summary.get("blends", []))
     return 0
 
 
@@ -547,7 +543,7 @@ def _overlap(arguments: list[str]) -> int:
         "of trainers, hub names, run folders (each of its tasks); their base need not be here",
     )  # fmt: skip
     parser.add_argument(
-        "--output_dir", "--output-dir", type=Path, default=Path("runs/overlap"), help="where to write (%(default)s)"
+        "--output_dir", "--output-dir", type=Path, help="where to write; default runs/overlap-<first>-and-N-more-<hash>"
     )
     parser.add_argument(
         "--thresholds", nargs="+", type=float, metavar="K", help="an entry counts where it is larger than K times the "
@@ -564,7 +560,7 @@ def _overlap(arguments: list[str]) -> int:
         return 0
     if not told.models:
         raise UsageError("overlap: which adapters? see forgetless overlap --help")
-    from forgetless.geometry.overlap import THRESHOLDS, overlap
+    from forgetless.geometry.overlap import THRESHOLDS, overlap, usual_folder
     from forgetless.progress import out
     from forgetless.report.overlap import print_overlap, write_overlap
 
@@ -572,9 +568,10 @@ def _overlap(arguments: list[str]) -> int:
         told.models, told.thresholds or THRESHOLDS, base_is=told.base_is, increments=told.increments,
         allow_pickle=told.allow_pickle,
     )  # fmt: skip
-    write_overlap(record, told.output_dir)
+    folder = told.output_dir or usual_folder(record)
+    write_overlap(record, folder)
     print_overlap(record, out)
-    files = f"{told.output_dir} (overlap.html, overlap.md, overlap.json)"
+    files = f"{folder} (overlap.html, overlap.md, overlap.json)"
     out.print(f"\noverlap: {files}", soft_wrap=True, highlight=False, markup=False)
     return 0
 
@@ -594,12 +591,10 @@ def _blend(arguments: list[str]) -> int:
         return 0
     from forgetless.config import BlendConfig
     from forgetless.geometry.blend import blend
-    from forgetless.geometry.borders import blend_run, is_run
 
-    config = BlendConfig(**vars(told))
-    records = blend_run(config) if is_run(config.after) else [blend(config)]
-    _print_blends(records)
-    return records[-1]["exit_code"]
+    record = blend(BlendConfig(**vars(told)))
+    _print_blends(record.get("blends", [record]))
+    return record["exit_code"]
 
 
 def _blend_parser() -> argparse.ArgumentParser:

@@ -21,6 +21,7 @@ CHOICES: dict[str, Collection[str]] = {
     "cells": ("all", "seen", "ends", "last"),
     "from_kind": ("continued", "summed"),
     "score_on": ("test", "validation"),
+    "blend_on": ("test", "validation"),
     "precision": PRECISIONS,
     "device": DEVICES,
     "on_bad_row": ("error", "skip"),
@@ -103,11 +104,13 @@ class LearnConfig(SaveSettings, TrainSettings, LoraSettings):
     """trackers: tensorboard, wandb, trackio, ..."""
     max_drop: list[str] = field(default_factory=list)
     """what to deploy after each task is blended (docs/blend.md), into blended/: budgets on the drop of earlier tasks'
-    mean scores, a=2pp,b=2pp, kept on their validation rows; the learner itself goes on unblended"""
+    mean scores, a=2pp,b=2pp, kept on rows of `blend_on`; the learner itself goes on unblended"""
     max_lost: list[str] = field(default_factory=list)
     """the same for the share of an earlier task's rows that score less than before"""
     max_kl: list[str] = field(default_factory=list)
     """the same for the nats per token on the model's own answers to general prompts: 0.05"""
+    blend_on: str = "validation"
+    """the rows on which budgets are kept: validation, or test where validation rows chose the training's options"""
     confidence: float = 0.95
     """of the promise that a blended model is within its budgets"""
     borders: int = 1
@@ -154,7 +157,7 @@ class LearnConfig(SaveSettings, TrainSettings, LoraSettings):
             return None
         shared = ("max_drop", "max_lost", "max_kl", "confidence", "borders", "device", "precision")
         told = {name: getattr(self, name) for name in shared}
-        return BlendConfig(self.model, run, tasks=self.stream, score_on="validation", **told)
+        return BlendConfig(self.model, run, tasks=self.stream, score_on=self.blend_on, **told)
 
     def decides(self) -> dict:
         """The options that may not change when a run is continued. Precision, device and the split may: another
@@ -185,6 +188,7 @@ class LearnConfig(SaveSettings, TrainSettings, LoraSettings):
             "max_drop",
             "max_lost",
             "max_kl",
+            "blend_on",
             "confidence",
             "borders",
         }

@@ -3,7 +3,8 @@
     blend         W(α) = (1 - α) W_reference + α W_model                     a point between both
     scaled down   W + α ΔW                                                   the model's adapter, weakened on its base
     repair        the model after a few steps on old rows of what it lost    as `recovery` does them, all tasks at once
-    kept apart    the reference answers the tasks that were lost, the model the others
+    kept apart    the reference answers the tasks that were lost, the model the others: always possible, so it is told
+                  beside the others and not counted among what helps
 
 Every remedy answers the rows that the audit looked at, so its gains and costs are paired with the model's own. Which
 of them is best was picked on these rows too: what is deployed is to be audited again, or found by `forgetless blend`,
@@ -12,8 +13,10 @@ whose promise holds.
 
 from __future__ import annotations
 
+import re
+import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,12 +26,12 @@ import numpy as np
 from forgetless.auditing import recovery
 from forgetless.auditing.measures import REFERENCE
 from forgetless.auditing.measuring import Found, Rows, measure_model
-from forgetless.auditing.session import AuditSession
+from forgetless.auditing.session import JUDGED, AuditSession
 from forgetless.auditing.throwaway import repaired
-from forgetless.data.batches import Example
+from forgetless.config import AuditConfig
 from forgetless.data.tasks import Task
-from forgetless.errors import DataError, RunError, UsageError
-from forgetless.geometry.path import straight_path
+from forgetless.errors import ForgetlessError
+from forgetless.geometry.path import AdapterPath, WeightPath, straight_path
 from forgetless.progress import steps
 from forgetless.score.intervals import paired_change
 from forgetless.score.scorers import headline
@@ -45,7 +48,8 @@ class Remedy:
 
     kind: str
     strength: str  # α, or steps and rows
-    command: str  # what applies it
+    command: str = ""  # what applies it, where a command does
+    words: str = ""  # how else, or what else there is
     rows: Rows | None = None
     kl: dict[str, float] | None = None  # to the reference, nats per token, by text
     why: str = ""
@@ -81,35 +85,30 @@ def _pair(one: Rows, other: Rows, task: Task) -> tuple[list[float], list[float]]
 
 
 def _tried(session: AuditSession, found: Found, subject: Subject, lost: list[str]) -> Iterator[Remedy]:
-    tasks = f" --tasks {session.config.tasks}" if session.config.tasks else ""
-    budget = f"{tasks} --max-drop " + " ".join(f"{name}=2pp" for name in lost)
-    blended = f"forgetless blend {session.reference.name} {subject.name}{budget}"
-    yield from _along(session, found, session.reference, subject, BLEND, blended)
+    yield from _along(session, found, session.reference, subject, BLEND, lost)
     base = recovery.untouched_base(subject)
     if base is not None and session.reference.adapter is not None:
-        weakened = replace(base, name=str(base.base))
-        command = f"forgetless blend {weakened.name} {subject.name}{budget}"
-        yield from _along(session, found, weakened, subject, SCALED, command)
+        yield from _along(session, found, replace(base, name=str(base.base)), subject, SCALED, lost)
     yield _repaired(session, found, subject, lost)
     yield _apart(session, found, subject, lost)
 
 
 def _along(
-    session: AuditSession, found: Found, start: Subject, subject: Subject, kind: str, command: str
+    session: AuditSession, found: Found, start: Subject, subject: Subject, kind: str, lost: list[str]
 ) -> Iterator[Remedy]:
-    """Points between a model that lost less and this one."""
+    """Points between a model that lost less and this one, up to the first that cannot be measured."""
     engine = session.engine
     try:
         path = straight_path(start, subject)
-    except UsageError as error:
-        yield Remedy(kind, "", command, why=str(error))
-        return
-    with (
-        tempfile.TemporaryDirectory(dir=session.folder, prefix=".remedies-") as scratch,
-        closing(path.points(ALPHAS, Path(scratch), engine.dtype, engine.device)) as points,
-    ):
-        for alpha, model in points:
-            yield Remedy(kind, f"{alpha:g}", command, *_measured(session, found, subject, model))
+        with (
+            tempfile.TemporaryDirectory(dir=session.folder, prefix=".remedies-") as scratch,
+            closing(path.points(ALPHAS, Path(scratch), engine.dtype, engine.device)) as points,
+        ):
+            for alpha, model in points:
+                told = how(session, path, alpha, kind, lost)
+                yield Remedy(kind, f"{alpha:g}", *told, *_measured(session, found, subject, model))
+    except ForgetlessError as error:
+        yield Remedy(kind, "", why=str(error))
 
 
 def _repaired(session: AuditSession, found: Found, subject: Subject, lost: list[str]) -> Remedy:
@@ -117,33 +116,35 @@ def _repaired(session: AuditSession, found: Found, subject: Subject, lost: list[
     treatment = recovery.treatment_of(session)
     treatment = replace(treatment, steps=treatment.steps or REPAIR_STEPS)
     tasks = [task for task in session.tasks if task.name in lost]
-    encoder = session.encoder(subject)
-    examples: list[Example] = [encoder(row) for task in tasks for row in recovery.old_rows(task, treatment)]
-    strength = f"{treatment.steps} steps on {len(examples)} old rows"
-    command = (
+    rows = [row for task in tasks for row in recovery.old_rows(task, treatment)]
+    strength = f"{treatment.steps} steps on {len(rows)} old rows"
+    words = (
         f"train on with your trainer: {treatment.steps} steps of {treatment.batch_size} old rows, LoRA r={treatment.r} "
         f"on all linear layers, constant learning rate {treatment.learning_rate:g}"
     )
-    if not examples:
-        return Remedy(REPAIR, strength, command, why="no training rows of what was lost")
-    pad = encoder.tokenizer.pad_token_id
-    with closing(opened([subject], session.engine.dtype, session.engine.device)) as models:
-        _, model = next(models)
-        try:
+    if not rows:
+        return Remedy(REPAIR, strength, words=words, why="no training rows of what was lost")
+    encoder = session.encoder(subject)
+    try:
+        session.check_time()
+        examples = [encoder(row) for row in rows]
+        with closing(opened([subject], session.engine.dtype, session.engine.device)) as models:
+            _, model = next(models)
+            pad = encoder.tokenizer.pad_token_id
             with (
                 steps("repair", treatment.steps) as progress,
                 repaired(model, examples, treatment, session.engine, pad, progress),
             ):
-                return Remedy(REPAIR, strength, command, *_measured(session, found, subject, model))
-        except (DataError, RunError) as error:
-            return Remedy(REPAIR, strength, command, why=str(error))
+                return Remedy(REPAIR, strength, "", words, *_measured(session, found, subject, model))
+    except ForgetlessError as error:
+        return Remedy(REPAIR, strength, words=words, why=str(error))
 
 
 def _apart(session: AuditSession, found: Found, subject: Subject, lost: list[str]) -> Remedy:
     before, after = found.sides[REFERENCE].rows, found.rows[subject.name]
     scores = {name: (before if name in lost else after).scores[name] for name in after.scores}
-    command = f"keep both: {session.reference.name} for {', '.join(lost)}, {subject.name} for the rest"
-    return Remedy(APART, "", command, Rows(scores, {}))
+    words = f"keep both: {session.reference.name} for {', '.join(lost)}, {subject.name} for the rest"
+    return Remedy(APART, "", words=words, rows=Rows(scores, {}))
 
 
 def _measured(session: AuditSession, found: Found, subject: Subject, model: Opened) -> tuple[Rows, dict[str, float]]:
@@ -155,12 +156,86 @@ def _measured(session: AuditSession, found: Found, subject: Subject, model: Open
     return scratch.rows[subject.name], {text: one.per_token.kl for (_, text), one in told.items()}
 
 
+# ---------------------------------------------------------------- how to have them
+
+
+def how(
+    session: AuditSession, path: AdapterPath | WeightPath, alpha: float, kind: str, lost: list[str]
+) -> tuple[str, str]:
+    """The command that writes this very point, and words: how the same path is searched under a budget.
+
+    Of whole weights a search is all there is.
+    """
+    search = shlex.join(_search(session, path, lost)) if kind == BLEND and _can_search(session, lost) else ""
+    if isinstance(path, WeightPath):
+        return search, "searches these and further points under a budget" if search else ""
+    ends = [(path.before, 1 - alpha), (path.after, alpha)]
+    adapters = [(one, w) for one, w in ends if one.adapter]
+    name = re.sub(r"[^\w.-]+", "-", f"{kind} {alpha:g} {Path(place_of(path.after)).name}")
+    command = ["forgetless", "merge", *(place_of(one) for one, _ in adapters), "--weights"]
+    command += [f"{w:g}" for _, w in adapters] + ["--output_dir", f"runs/{name}"]
+    command += ["--text", *map(str, session.config.text)] if session.config.text else []
+    command += _options(session, ("base_is", "limit", "allow_pickle", "precision", "device"))
+    return shlex.join(command), f"with a promise: {search}" if search else ""
+
+
+def _search(session: AuditSession, path: AdapterPath | WeightPath, lost: list[str]) -> list[str]:
+    """`forgetless blend` between reference and model, with budgets on what was lost; if a probe was, on all probes."""
+    tasks, scored = _task_file(session), [probe.task.name for probe in session.probes if probe.kind not in JUDGED]
+    scored = scored if set(scored) & set(lost) else []
+    probes = _probe_sources(session) if scored else []
+    command = ["forgetless", "blend", place_of(path.before), place_of(path.after)]
+    command += ["--tasks", tasks] if tasks else []
+    command += ["--probes", *probes] if probes else []
+    command += ["--max-drop", *(f"{name}=2pp" for name in dict.fromkeys([*lost, *scored]))]
+    command += _options(session, ("score_on", "base_is", "limit", "allow_pickle", "precision", "device"))
+    template = (session.policy or session.config).chat_template
+    return command + (["--chat_template", template] if template != AuditConfig.chat_template else [])
+
+
+def _can_search(session: AuditSession, lost: list[str]) -> bool:
+    """Whether what was lost can be given to one command."""
+    return bool(_task_file(session)) or not any(task.name in lost for task in session.tasks)
+
+
+def _task_file(session: AuditSession) -> str:
+    """The file of the user's tasks; empty where there are none, or a policy has them from several."""
+    if not session.policy:
+        return str(session.config.tasks or "")
+    files = {str(source.path) for source in session.policy.tasks}
+    return files.pop() if len(files) == 1 else ""
+
+
+def _probe_sources(session: AuditSession) -> list[str]:
+    """What --probes takes, without those whose answers are judged."""
+    judged = {probe.task.name for probe in session.judged}
+    if not session.policy:
+        return [str(name) for name in session.config.probes if name not in judged]
+    return [str(source.path or source.name) for source in session.policy.probes if source.name not in judged]
+
+
+def _options(session: AuditSession, names: Sequence[str]) -> list[str]:
+    """The audit's own options where they are not the usual ones."""
+    told = [(name, getattr(session.config, name)) for name in names]
+    changed = [(name, value) for name, value in told if value != getattr(AuditConfig, name)]
+    return [part for name, value in changed for part in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
+
+
+def place_of(subject: Subject) -> str:
+    """What a command line takes for this model: a run's task has a name that is no path."""
+    if subject.adapter and not Path(subject.name).exists():
+        task = subject.adapter.parent
+        if task.parent.name == "tasks" and subject.name.endswith(f"/{task.name}") and "+" not in subject.name:
+            return str(subject.adapter)
+    return subject.name
+
+
 # ---------------------------------------------------------------- what they show
 
 
 def _as_json(session: AuditSession, found: Found, model: str, lost: list[str], remedy: Remedy) -> dict:
     """Numbers of rows, never their texts; changes are against the model as it is."""
-    told = {"kind": remedy.kind, "strength": remedy.strength, "command": remedy.command, "why": remedy.why}
+    told = {key: getattr(remedy, key) for key in ("kind", "strength", "command", "words", "why")}
     if remedy.rows is None:
         return told | {"tasks": {}, "kl": {}, "helps": False}
     tasks = {}
@@ -174,5 +249,5 @@ def _as_json(session: AuditSession, found: Found, model: str, lost: list[str], r
             "high": change.high,
             "lost": task.name in lost,
         }
-    helps = any(one["lost"] and one["low"] > 0 for one in tasks.values())
+    helps = remedy.kind != APART and any(one["lost"] and one["low"] > 0 for one in tasks.values())
     return told | {"tasks": tasks, "kl": remedy.kl or {}, "helps": helps}

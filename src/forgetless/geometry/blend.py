@@ -32,7 +32,7 @@ from forgetless.data.tasks import Task
 from forgetless.errors import RunError, UsageError, nearest
 from forgetless.geometry.path import AdapterPath, WeightPath, straight_path
 from forgetless.geometry.promise import Held, can_be_shown, certified, chosen, held, is_shown, least_rows, more_rows
-from forgetless.model.identity import json_digest
+from forgetless.model.identity import json_digest, other_settings
 from forgetless.progress import console
 from forgetless.report.blend import BLENDED, LEARNS_NOTHING, NOT_SHOWN, TOO_FEW_ROWS, WHOLE, blend_markdown
 from forgetless.report.blend_page import render_blend
@@ -42,6 +42,7 @@ from forgetless.score.intervals import paired_change
 from forgetless.subjects.models import Opened
 
 RECORD, MARKDOWN, PAGE = "blend.json", "blend.md", "blend.html"
+ADAPTER, MODEL = PLACES = ("adapter", "model")  # where the chosen point is written, by its kind
 FORMAT = 1
 WRITTEN, KEPT = 0, 3  # exit codes
 
@@ -66,14 +67,25 @@ class Point:
 def blend(config: BlendConfig) -> dict:
     """Finds and writes the point; gives the content of blend.json, with `path` and `exit_code`.
 
-    Raises a ForgetlessError for models without a path between them, and for what cannot be read.
+    Of a run folder every border is blended: gives `blends`, each border's content, the run's `path` and the worst
+    `exit_code`. Raises a ForgetlessError for models without a path between them, and for what cannot be read.
     """
+    from forgetless.geometry.borders import blend_run, is_run  # which blends each border as two models
+
     config.check()
+    if is_run(config.after):
+        blends = blend_run(config)
+        return {"path": config.after, "blends": blends, "exit_code": max(one["exit_code"] for one in blends)}
     session, budgets = _prepared(config)
     path = straight_path(session.reference, session.models[0])
     folder = RunFolder(session.folder)
+    _check_places(session)
+    if isinstance(path, WeightPath) and (differing := other_settings(path.after.base, path.before.base)):
+        session.notes.append(f"the configurations differ in {differing}; every blend has that of the model after")
+        console.print(f"note: {session.notes[-1]}", markup=False)
     with folder.locked():
         record = _measured(config, session, budgets, path)
+        _check_places(session)
         _write(folder, path, record)
     return record | {"path": str(session.folder), "exit_code": WRITTEN if record["chosen"] else KEPT}
 
@@ -115,10 +127,12 @@ def _prepared(config: BlendConfig) -> tuple[AuditSession, tuple[Budget, ...]]:
 def _wanted(config: BlendConfig, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
     """The tasks with a budget and the new ones; where none is called new, all."""
     names = [task.name for task in tasks]
+    budgeted = {one.name: one for one in flag_budgets(config.max_drop, (), config.max_lost)}
     for name in config.new:
         if name not in names:
             raise UsageError(f"new: no task {name!r}{nearest(name, names)}")
-    budgeted = {one.name for one in flag_budgets(config.max_drop, (), config.max_lost)}
+        if name in budgeted:
+            raise UsageError(f"new: {name} has a budget ({budgeted[name]}); a task is either learnt or kept")
     return tuple(task for task in tasks if not config.new or task.name in budgeted or task.name in config.new)
 
 
@@ -126,6 +140,23 @@ def _new_tasks(session: AuditSession, budgets: Sequence[Budget]) -> list[str]:
     """The user's tasks without a budget: what is learnt."""
     budgeted = {budget.name for budget in budgets if budget.option != MAX_KL}
     return [task.name for task in session.tasks if task.name not in budgeted]
+
+
+def _check_places(session: AuditSession) -> None:
+    """UsageError where a blend would replace or remove what no blend wrote, or a model that it is about."""
+    given = [
+        Path(place).resolve()
+        for one in (session.reference, session.models[0])
+        for place in (*one.name.split("+"), one.base, one.adapter)
+        if place
+    ]
+    for place in (session.folder / kind for kind in PLACES):
+        if not place.exists():
+            continue
+        if not (session.folder / RECORD).is_file():
+            raise UsageError(f"{place}: no blend wrote it, and it would be replaced; give another output_dir")
+        if any(one.is_relative_to(place.resolve()) for one in given):
+            raise UsageError(f"{place}: is one of the models to be blended, or their base; give another output_dir")
 
 
 # ---------------------------------------------------------------------------------------- measuring
@@ -154,7 +185,7 @@ def _measured(
         "format": FORMAT,
         "before": session.reference.as_json(),
         "after": session.models[0].as_json(),
-        "kind": "adapter" if isinstance(path, AdapterPath) else "model",
+        "kind": ADAPTER if isinstance(path, AdapterPath) else MODEL,
         "confidence": config.confidence,
         "borders": config.borders,
         "level": level,
@@ -291,14 +322,13 @@ def _point_json(point: Point, budgets: list[Held], good: bool, new: list[str], c
 
 def _write(folder: RunFolder, path: AdapterPath | WeightPath, record: dict) -> None:
     """The chosen point, or none: what an earlier blend in this folder wrote does not stay behind."""
-    place = folder.root / record["kind"]
     if record["chosen"]:
-        with folder.publish(place) as new:
+        with folder.publish(folder.root / record["kind"]) as new:
             path.write(record["chosen"], new)
-            if record["kind"] == "adapter":
-                path.after.tokenizer.save_pretrained(new)
-    else:
-        shutil.rmtree(place, ignore_errors=True)
+            path.after.tokenizer.save_pretrained(new)
+    for kind in PLACES:
+        if not record["chosen"] or kind != record["kind"]:
+            shutil.rmtree(folder.root / kind, ignore_errors=True)
     write_whole(folder.root / RECORD, json_text(record))
     write_whole(folder.root / MARKDOWN, blend_markdown(record))
     write_whole(folder.root / PAGE, render_blend(record))

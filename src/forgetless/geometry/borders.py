@@ -64,6 +64,7 @@ def blend_run(config: BlendConfig) -> list[dict]:
     run = RunFolder(Path(config.after))
     told = read_run(run.root)
     names = [lesson["name"] for lesson in told["lessons"]]
+    _check(config, names, run)
     base, root = config.base_is or told["model"]["name"], Path(config.output_dir or run.root / "blended")
     deployed, records = config.before, []
     for number, folder in enumerate(run.finished(names), start=1):
@@ -84,6 +85,18 @@ def blend_run(config: BlendConfig) -> list[dict]:
             f"{run.root}: no finished task comes after one with a budget; its tasks, in their order: {', '.join(names)}"
         )
     return records
+
+
+def _check(config: BlendConfig, names: Sequence[str], run: RunFolder) -> None:
+    """UsageError for what would have no effect at any border."""
+    if config.new:
+        raise UsageError("new: at each border of a run it is the task that was learnt there; leave it out")
+    last = len(run.finished(names)) - 1
+    for budget in flag_budgets(config.max_drop, (), config.max_lost):
+        if budget.name in names[max(0, last) :]:
+            raise UsageError(
+                f"{budget}: no finished task comes after {budget.name}, so there is no border at which it could be kept"
+            )
 
 
 def _kept(budgets: Sequence[str], later: set[str]) -> tuple[str, ...]:

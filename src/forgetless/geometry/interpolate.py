@@ -11,6 +11,7 @@ on where it was interrupted.
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from forgetless.config import InterpolateConfig
 from forgetless.data.batches import Encoder, Example, collate
 from forgetless.data.streams import JUDGED_SEED, load_stream, sample
 from forgetless.data.tasks import Stream, Task
-from forgetless.errors import UsageError, nearest
+from forgetless.errors import RunError, UsageError, nearest
 from forgetless.forgetting.kept import kept
 from forgetless.forgetting.reference import BATCH_TOKENS, computed
 from forgetless.forgetting.texts import LONGEST
@@ -41,13 +42,13 @@ from forgetless.geometry.points import FACTORS, PRODUCT, WHOLE, Corner, Distance
 from forgetless.learning.engine import Engine
 from forgetless.learning.session import fit_rows
 from forgetless.model.answers import logits_at, token_losses
-from forgetless.model.identity import json_digest, weights_digest
+from forgetless.model.identity import json_digest, other_settings, weights_digest
 from forgetless.progress import steps
 from forgetless.report.interpolation import write_interpolation
 from forgetless.runs.folder import RunFolder, complete, json_text, make_folder, read_json, write_json, write_whole
 from forgetless.score.scorers import Scorer, headline
 from forgetless.subjects.layouts import short_names
-from forgetless.subjects.models import Opened, Subject, compare, find_subjects, opened
+from forgetless.subjects.models import Opened, Subject, base_name, compare, find_subjects, opened
 from forgetless.subjects.updates import read_update, write_update
 from forgetless.versions import versions
 
@@ -160,6 +161,12 @@ def _updates(subjects: Mapping[str, Subject]) -> dict[str, Corner]:
             found |= {A: path.start, name: path.end}
     if found and found.keys() != subjects.keys():
         raise UsageError("a plane needs three adapters on one base, or three models with whole weights")
+    for one in subjects.values() if not found else ():
+        if differing := other_settings(one.base, subjects[B].base):
+            raise UsageError(
+                f"{one.name} and {subjects[B].name}: the configurations differ in {differing}, so the weights between "
+                "them belong to no one model; give both the same configuration"
+            )
     return found
 
 
@@ -357,6 +364,12 @@ def rows_of(session: Session, model: Opened, scorer: Scorer, task: Task) -> dict
             told = token_losses(logits, part.targets).double().cpu()
         for i, row in zip(chosen, told.split(part.keep.sum(1).tolist()), strict=True):
             nats[i] = float(row.sum())
+    if not all(map(math.isfinite, nats)):
+        wrong = sum(not math.isfinite(one) for one in nats)
+        raise RunError(
+            f"task {task.name}: the loss of {wrong} of {len(nats)} rows is no finite number at this point; try "
+            "--precision fp32, or a task whose rows both models can read"
+        )
     return {"nats": nats, "tokens": [example.answers for example in examples], "scores": found}
 
 
@@ -418,7 +431,7 @@ def _middle(session: Session, stage: Stage, model: PeftModel) -> tuple[Corner, A
                 lambda loss: progress.advance(loss=loss),
             )  # fmt: skip
         with RunFolder(session.folder).publish(folder) as new:
-            write_update(middle, new, str(session.subjects[B].base))
+            write_update(middle, new, base_name(list(session.subjects.values())))
             write_json(new / SETTINGS, told)
     found = read_update(folder).layers
     if stage.within == FACTORS:

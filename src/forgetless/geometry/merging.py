@@ -13,17 +13,19 @@ would cost. A re-compression to rank r is the nearest of that rank, layer by lay
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
 
 from forgetless.config import MergeConfig
 from forgetless.data.batches import Encoder
@@ -36,7 +38,7 @@ from forgetless.forgetting.reference import BATCH_TOKENS, Reference, hidden_stat
 from forgetless.forgetting.sides import kept_side, side_in
 from forgetless.forgetting.texts import LONGEST, Text, general_prompts, own_prompts, read_text
 from forgetless.geometry.fisher import fisher
-from forgetless.geometry.operators import FISHER, combined, fisher_mean, usual_weights
+from forgetless.geometry.operators import FISHER, combined, combined_products, fisher_mean, of_product, usual_weights
 from forgetless.geometry.whole import copy_tokenizer, write_merged
 from forgetless.learning.engine import Engine
 from forgetless.learning.session import fit_rows
@@ -49,7 +51,7 @@ from forgetless.runs.folder import RunFolder, write_json
 from forgetless.score.intervals import mean_interval, ratio_intervals, wilson
 from forgetless.score.scorers import RIGHT_OR_WRONG, Scorer, headline
 from forgetless.subjects.layouts import short_names
-from forgetless.subjects.models import Opened, Subject, find_subjects, opened
+from forgetless.subjects.models import Opened, Subject, base_name, find_subjects, opened
 from forgetless.subjects.updates import Update, compressed, difference, norm, read_update, write_update
 from forgetless.versions import versions
 
@@ -78,6 +80,11 @@ class _Session:
     def whole(self) -> bool:
         """Whether one adapter goes into its base."""
         return len(self.sources) == 1 and self.config.rank is None and not self.config.weights
+
+    @property
+    def on_products(self) -> bool:
+        """Whether the method merges whole products, which are of full rank."""
+        return self.config.method == FISHER or self.config.method.endswith("_svd")
 
     @cached_property
     def labels(self) -> list[str]:
@@ -125,6 +132,11 @@ def _prepare(config: MergeConfig) -> _Session:
                 f"{one.name} is on another base ({one.base}) than {sources[0].name} ({sources[0].base}); adapters of "
                 "different bases are not updates of the same weights. If both are one model, say base_is (--base-is)"
             )
+    if len(sources) == 1 and config.method != "sum":
+        raise UsageError(
+            f"--method {config.method} merges several adapters, and there is one; leave it out to merge this one into "
+            "its base, or give --weights to scale it"
+        )
     weights = list(config.weights) or usual_weights(config.method, len(sources))
     for name, count in (("weights", len(weights)), ("rows", len(config.rows) or len(sources))):
         if count != len(sources):
@@ -160,6 +172,8 @@ def _fisher_rows(file: str, limit: int | None) -> tuple[Row, ...]:
 
 
 def _check_output(folder: Path, sources: Sequence[Subject]) -> None:
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise UsageError(f"{folder}: is the folder you are in, or above it, and would be replaced; give one below it")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file; give another output_dir")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).is_file():
@@ -245,53 +259,84 @@ def _with_logits(reference: Reference, model: Opened, session: _Session) -> tupl
 
 
 def _into_one(session: _Session, new: Path, temporary: Path) -> dict:
-    config, base = session.config, session.base
+    config = session.config
     updates = [read_update(one.adapter, one.name) for one in session.sources if one.adapter]
-    whole = _combined(session, updates)
-    ranks = _ranks(config, updates, whole)
-    short = {layer: compressed(pair, ranks[layer]) if layer in ranks else pair for layer, pair in whole.items()}
-    layers = {layer: _layer(whole[layer], short[layer]) for layer in whole}
-    write_update(short, new, _base_name(session, updates))
+    whole: dict[str, Pair] | _OnDisk = _OnDisk(temporary) if session.on_products else {}
+    short, layers, shortened, ranks = {}, {}, set(), _ranks(config, updates)
+    for layer, pair in _combined(session, updates):
+        short[layer] = pair
+        if (config.rank or session.on_products) and ranks[layer] < pair.A.shape[0]:
+            short[layer] = compressed(pair, ranks[layer])
+            shortened.add(layer)
+        layers[layer] = _layer(pair, short[layer])
+        whole[layer] = pair
+    write_update(short, new, base_name(session.sources))
     _bring_tokenizer(session, new)
     merged = replace(session.sources[0], name=MERGED, adapter=new)
     told, _ = _measured(session, merged)
     for one, update in zip(told, updates, strict=True):
         one |= _distance(update.layers, short)
     found = {"sources": told, "layers": layers, "total": _total(layers), "compression": None}
-    if ranks:
-        write_update(whole, temporary / "whole", str(base.base))
-        before = replace(merged, name="uncompressed", adapter=temporary / "whole")
-        found["compression"] = _compression(session, before, merged, short, layers, temporary)
+    if shortened:
+        found["compression"] = _compression(session, merged, whole.__getitem__, short, layers, temporary)
     return found
 
 
-def _combined(session: _Session, updates: Sequence[Update]) -> dict[str, Pair]:
+def _combined(session: _Session, updates: Sequence[Update]) -> Iterator[tuple[str, Pair]]:
+    """Each layer with its merged update; of methods on products one after another, since these are of full rank."""
     config, products = session.config, [one.layers for one in updates]
-    if config.method == FISHER:
-        return fisher_mean(products, _fishers(session, updates), session.weights)
-    return combined(products, config.method, session.weights, config.kept_share, config.seed)
+    how = (config.method, session.weights, config.kept_share, config.seed)
+    if not session.on_products:
+        yield from combined(products, *how).items()
+        return
+    by_fisher = config.method == FISHER
+    merged = (
+        fisher_mean(products, _fishers(session, updates), session.weights)
+        if by_fisher
+        else combined_products(products, *how)
+    )
+    for layer, matrix in merged:
+        yield layer, of_product(matrix)
+
+
+@dataclass
+class _OnDisk:
+    """Pairs by layer, of which only the one that is asked for is in memory."""
+
+    folder: Path
+    files: dict[str, Path] = field(default_factory=dict)
+
+    def __setitem__(self, layer: str, pair: Pair) -> None:
+        self.files[layer] = self.folder / f"layer-{len(self.files)}.safetensors"
+        save_file({"A": pair.A.contiguous(), "B": (pair.scale * pair.B).contiguous()}, self.files[layer])
+
+    def __getitem__(self, layer: str) -> Pair:
+        told = load_file(self.files[layer])
+        return Pair(told["A"], told["B"], 1.0)
 
 
 def _fishers(session: _Session, updates: Sequence[Update]) -> Iterator[dict[str, Tensor]]:
     """Each adapter's Fisher information of every layer that any of them changes."""
     engine = session.engine
-    layers = list(dict.fromkeys(layer for update in updates for layer in update.layers))
+    shapes = {layer: (pair.B.shape[0], pair.A.shape[1]) for one in updates for layer, pair in one.layers.items()}
     models = opened(session.sources, engine.dtype, engine.device)
     for (subject, model), rows, label in zip(models, session.rows, session.labels, strict=True):
         encoder = session.encoder(subject)
         examples = [encoder(row) for row in rows]
-        yield fisher(model, layers, examples, encoder.tokenizer.pad_token_id, engine.autocast, f"Fisher, {label}")
+        found = fisher(model, shapes, examples, encoder.tokenizer.pad_token_id, engine.autocast, f"Fisher, {label}")
+        if idle := [layer for layer in shapes if layer not in found or not found[layer].any()]:
+            session.notes.append(f"{label}: its rows reach none of {', '.join(idle)}; there it weighs next to nothing")
+            console.print(f"note: {session.notes[-1]}", markup=False)
+        yield {layer: torch.zeros(shape) for layer, shape in shapes.items() if layer not in found} | found
 
 
-def _ranks(config: MergeConfig, updates: Sequence[Update], whole: Mapping[str, Pair]) -> dict[str, int]:
-    """To what rank a layer is re-compressed, where it is."""
-    product = config.method == FISHER or config.method.endswith("_svd")
-    most = {
-        layer: config.rank or sum(one.layers[layer].A.shape[0] for one in updates if layer in one.layers)
-        for layer in whole
-        if config.rank or product
-    }
-    return {layer: rank for layer, rank in most.items() if rank < whole[layer].A.shape[0]}
+def _ranks(config: MergeConfig, updates: Sequence[Update]) -> dict[str, int]:
+    """The most that each layer's rank may be; for products the sum of the adapters', where no other is told."""
+    ranks: dict[str, int] = {}
+    for update in updates:
+        for layer, pair in update.layers.items():
+            ranks[layer] = config.rank or ranks.get(layer, 0) + pair.A.shape[0]
+    return ranks
 
 
 def _layer(whole: Pair, short: Pair) -> dict[str, float]:
@@ -312,13 +357,6 @@ def _distance(update: Mapping[str, Pair], merged: Mapping[str, Pair]) -> dict[st
     size = math.sqrt(sum(norm(pair) ** 2 for pair in update.values()))
     away = [difference(merged[layer], update[layer]) if layer in update else norm(merged[layer]) for layer in merged]
     return {"norm": size, "distance": math.sqrt(sum(one**2 for one in away)) / size if size else 0.0}
-
-
-def _base_name(session: _Session, updates: Sequence[Update]) -> str:
-    """As the adapters' own configurations name it, where they agree and are not overruled."""
-    names = {one.base for one in updates}
-    told = session.config.base_is or any("+" in spec for spec in session.config.models)
-    return str(session.base.base) if told or len(names) > 1 or "" in names else names.pop()
 
 
 def _bring_tokenizer(session: _Session, new: Path) -> None:
@@ -410,20 +448,22 @@ def _scores(session: _Session, subject: Subject, model: Opened) -> dict[str, dic
 
 
 def _compression(
-    session: _Session, before: Subject, merged: Subject, short: Mapping[str, Pair], layers: dict[str, dict],
-    temporary: Path,
+    session: _Session, merged: Subject, whole: Callable[[str], Pair], short: Mapping[str, Pair],
+    layers: dict[str, dict], temporary: Path,
 ) -> dict:  # fmt: skip
     """KL(uncompressed || compressed) on the texts; where asked for, of each layer alone too, into `layers`."""
     engine, found = session.engine, dict[str, dict]()
     references: dict[str, Reference] = {}
-    for subject, model in opened([before, merged], engine.dtype, engine.device):
-        if subject is before:
-            for text in session.texts:
-                folder = temporary / f"states-{text.name}"
-                folder.mkdir()
-                references[text.name] = side_in(folder, model, subject.tokenizer, text, engine.autocast)
+    base = replace(merged, name="uncompressed", adapter=None)
+    for subject, model in opened([base, merged], engine.dtype, engine.device):
+        if subject is base:
+            with _updated(model, whole, short):
+                for text in session.texts:
+                    folder = temporary / f"states-{text.name}"
+                    folder.mkdir()
+                    references[text.name] = side_in(folder, model, subject.tokenizer, text, engine.autocast)
             if session.config.kl_by_layer:
-                _by_layer(session, model, short, references, layers)
+                _by_layer(session, model, whole, short, references, layers)
         else:
             for name, reference in references.items():
                 found[name] = _kl(divergence(reference, model, using=engine.autocast, label="re-compressed"))
@@ -431,12 +471,12 @@ def _compression(
 
 
 def _by_layer(
-    session: _Session, model: Opened, short: Mapping[str, Pair], references: Mapping[str, Reference],
-    layers: dict[str, dict],
+    session: _Session, model: Opened, whole: Callable[[str], Pair], short: Mapping[str, Pair],
+    references: Mapping[str, Reference], layers: dict[str, dict],
 ) -> None:  # fmt: skip
     with steps("layers", len(short)) as progress:
-        for layer, pair in short.items():
-            with _swapped(model, layer, pair):
+        for layer in short:
+            with _updated(model, partial(_but_one, layer, short, whole), short):
                 found = {
                     name: divergence(reference, model, using=session.engine.autocast)
                     for name, reference in references.items()
@@ -445,16 +485,25 @@ def _by_layer(
             progress.advance()
 
 
+def _but_one(alone: str, short: Mapping[str, Pair], whole: Callable[[str], Pair], layer: str) -> Pair:
+    """A layer's uncompressed update, of one alone the compressed."""
+    return short[layer] if layer == alone else whole(layer)
+
+
 @contextmanager
-def _swapped(model: Opened, layer: str, pair: Pair) -> Iterator[None]:
-    """Another update of no larger rank in one layer of an adapter that is open."""
-    lora: Any = transformer(model).get_submodule(layer)
-    A, B = (side[lora.active_adapters[0]].weight for side in (lora.lora_A, lora.lora_B))
-    kept, rank = (A.detach().clone(), B.detach().clone()), pair.A.shape[0]
-    with torch.no_grad():
-        A.zero_(), B.zero_()
-        A[:rank], B[:, :rank] = pair.A, pair.scale * pair.B / lora.scaling[lora.active_adapters[0]]
-        try:
-            yield
-        finally:
-            A.copy_(kept[0]), B.copy_(kept[1])
+def _updated(base: Opened, update: Callable[[str], Pair], layers: Iterable[str]) -> Iterator[None]:
+    """The base with y += ΔW x in each of the layers, asked for one by one as they are computed, as PEFT computes it."""
+
+    def add(layer: str, module: nn.Module, given: tuple, output: Tensor) -> Tensor:
+        pair, x = update(layer), given[0]
+        A, B = pair.A.to(x.device), pair.B.to(x.device)
+        change = pair.scale * functional.linear(functional.linear(x.to(A.dtype), A), B)
+        return (output + change).to(output.dtype)
+
+    model = transformer(base)
+    handles = [model.get_submodule(layer).register_forward_hook(partial(add, layer)) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -12,7 +12,7 @@ A layer that only some of the updates have is made of those that have it, as in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -42,17 +42,29 @@ def usual_weights(method: str, count: int) -> list[float]:
 def combined(
     updates: Sequence[Layers], method: str, weights: Sequence[float], density: float = 0.5, seed: int = 0
 ) -> dict[str, Pair]:
-    """One update out of several by any method but `fisher`. DARE draws from `seed`."""
+    """One update out of several by a method on factors. DARE draws from `seed`."""
     if method == "sum":
         return weighted(updates, weights)
     if method == "slao":
         return slao(updates)
-    name = method.removesuffix("_svd")
-    operator: Operator = partial(PRUNED[name], density=density) if name in PRUNED else task_arithmetic
-    by = _by_products if method.endswith("_svd") else _by_factors
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return by(updates, weights, operator)
+        return _by_factors(updates, weights, _operator(method, density))
+
+
+def combined_products(
+    updates: Sequence[Layers], method: str, weights: Sequence[float], density: float = 0.5, seed: int = 0
+) -> Iterator[tuple[str, Tensor]]:
+    """Each layer with its merged product (out, in), one at a time, by a method that ends with _svd."""
+    operator = _operator(method.removesuffix("_svd"), density)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for layer, given in _by_layer(updates, weights).items():
+            yield layer, operator([product(pair) for pair, _ in given], torch.tensor([w for _, w in given]))
+
+
+def _operator(name: str, density: float) -> Operator:
+    return partial(PRUNED[name], density=density) if name in PRUNED else task_arithmetic
 
 
 def _by_factors(updates: Sequence[Layers], weights: Sequence[float], operator: Operator) -> dict[str, Pair]:
@@ -65,13 +77,6 @@ def _by_factors(updates: Sequence[Layers], weights: Sequence[float], operator: O
         B = operator([pair.B for pair, _ in given], roots)
         merged[layer] = Pair(A, B, 1.0)
     return merged
-
-
-def _by_products(updates: Sequence[Layers], weights: Sequence[float], operator: Operator) -> dict[str, Pair]:
-    return {
-        layer: of_product(operator([product(pair) for pair, _ in given], torch.tensor([w for _, w in given])))
-        for layer, given in _by_layer(updates, weights).items()
-    }
 
 
 def _by_layer(updates: Sequence[Layers], weights: Sequence[float]) -> dict[str, list[tuple[Pair, float]]]:
@@ -103,8 +108,10 @@ def slao(updates: Sequence[Layers]) -> dict[str, Pair]:
 
 def fisher_mean(
     updates: Sequence[Layers], fishers: Iterable[Mapping[str, Tensor]], weights: Sequence[float]
-) -> dict[str, Pair]:
-    """The mean of the products in which each entry counts by its Fisher information; one update's F is held at once.
+) -> Iterator[tuple[str, Tensor]]:
+    """Each layer with the mean of its products (out, in) in which each entry counts by its Fisher information.
+
+    One update's F is held at once, and the two sums of all layers.
 
     `fishers`: for each update F (out, in) of every layer that any of them changes.
     """
@@ -116,7 +123,8 @@ def fisher_mean(
             zero = torch.zeros_like(counts)
             below[layer] = below.get(layer, zero) + counts
             above[layer] = above.get(layer, zero) + (counts * product(update[layer]) if layer in update else zero)
-    return {layer: of_product(above.pop(layer) / below.pop(layer)) for layer in list(above)}
+    for layer in list(above):
+        yield layer, above.pop(layer) / below.pop(layer)
 
 
 def product(pair: Pair) -> Tensor:

@@ -35,13 +35,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
 from forgetless.auditing.weights import effective_rank
 from forgetless.errors import UsageError
 from forgetless.geometry.collisions import count_collisions
 from forgetless.model.adapters import Pair
+from forgetless.model.identity import json_digest, weights_digest
 from forgetless.progress import steps
+from forgetless.subjects.layouts import short_names
 from forgetless.subjects.models import AdapterFolder, find_adapters, same_model
 from forgetless.subjects.updates import Decomposed, Update, compressed, decomposed, read_update, weighted
 
@@ -185,7 +188,18 @@ def overlap(
         updates = [updates[0], *(increment(before, after) for before, after in pairwise(updates))]
     layers = compare_updates(updates, levels)
     told = {"base": base_is or next((one.base for one in found if one.base), ""), "increments": increments}
-    return told | {"notes": _notes(found, base_is, increments)} | as_record(updates, layers, levels)
+    record = told | {"notes": _notes(found, base_is, increments)} | as_record(updates, layers, levels)
+    for one, adapter in zip(record["adapters"], found, strict=True):
+        one["sha256"] = weights_digest([adapter.folder / SAFETENSORS_WEIGHTS_NAME])
+    return record
+
+
+def usual_folder(record: dict) -> Path:
+    """Named by what is compared: the same adapters again, the same folder."""
+    first, *others = names = [one["name"] for one in record["adapters"]]
+    digest = json_digest([[one["sha256"] for one in record["adapters"]], record["increments"]])
+    name = re.sub(r"[^\w.-]+", "-", short_names(names)[first])
+    return Path(f"runs/overlap-{name}-and-{len(others)}-more-{digest[:6]}")
 
 
 def _checked(thresholds: Sequence[float]) -> list[float]:

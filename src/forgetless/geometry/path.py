@@ -20,9 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from forgetless.errors import UsageError
+from forgetless.geometry.whole import INDEX, copy_others
 from forgetless.model.adapters import Pair
+from forgetless.model.base import load_config
 from forgetless.model.identity import open_tensors, tensor_files, weight_files
-from forgetless.subjects.models import Opened, Subject, find_subjects, opened, other_shape
+from forgetless.subjects.models import Opened, Subject, base_name, find_subjects, opened, other_shape
 from forgetless.subjects.updates import read_update, weighted, write_update
 
 
@@ -41,7 +43,7 @@ class AdapterPath:
 
     def write(self, alpha: float, folder: Path) -> None:
         """A plain PEFT adapter folder."""
-        write_update(self.update(alpha), folder, str(self.after.base))
+        write_update(self.update(alpha), folder, base_name([self.before, self.after]))
 
     def points(
         self, alphas: Sequence[float], folder: Path, dtype: torch.dtype, device: torch.device
@@ -72,9 +74,9 @@ class WeightPath:
         """Whole weights beside the later model's configuration and tokenizer; one file is in memory at a time."""
         folder.mkdir(parents=True, exist_ok=True)
         others = tensor_files(weight_files(self.before.base))
-        for file in self.after.base.iterdir():
-            if file.is_file() and file.suffix != ".safetensors":
-                shutil.copyfile(file, folder / file.name)
+        copy_others(self.after, folder)
+        for index in self.after.base.glob(INDEX):
+            shutil.copyfile(index, folder / index.name)
         for file in weight_files(self.after.base):
             mixed = {}
             with open_tensors(file) as tensors:
@@ -104,6 +106,13 @@ class WeightPath:
 def straight_path(before: Subject, after: Subject) -> AdapterPath | WeightPath:
     """The path between two models. Raises UsageError where there is none."""
     if before.adapter is None and after.adapter is None:
+        tied = [load_config(one.base).get_text_config().tie_word_embeddings for one in (before, after)]
+        if tied[0] != tied[1]:
+            one, other = (before, after) if tied[0] else (after, before)
+            raise UsageError(
+                f"{one.name} reads and predicts with one embedding (tie_word_embeddings), {other.name} with two, so "
+                f"there is no path in weights; save {one.name} with its embeddings untied, then give this"
+            )
         if differing := other_shape(before.base, after.base):
             raise UsageError(
                 f"{before.name} and {after.name}: {differing}; there is no path between models of different "

@@ -102,13 +102,7 @@ def _spread(values: Sequence[float], points: int) -> list[float]:
 
 def in_product(corners: Sequence[Corner], weights: Sequence[float]) -> dict[str, Pair]:
     """Pairs of scale 1 whose product is Σ w_i s_i B_i A_i; all ranks are kept, so that equal corners fit one model."""
-    joined = {}
-    for layer in _layers(corners):
-        parts = [(corner[layer], w) for corner, w in zip(corners, weights, strict=True) if layer in corner]
-        A = torch.cat([pair.A for pair, _ in parts])
-        B = torch.cat([w * pair.scale * pair.B for pair, w in parts], dim=1)
-        joined[layer] = Pair(A, B, 1.0)
-    return joined
+    return weighted(corners, weights, all_ranks=True)
 
 
 def in_factors(corners: Sequence[Corner], weights: Sequence[float]) -> dict[str, Pair]:

@@ -46,7 +46,7 @@ def write_merged(subject: Subject, folder: Path) -> dict[str, dict[str, float]]:
 
 def _write(merged: PreTrainedModel, subject: Subject, folder: Path) -> dict[str, dict[str, float]]:
     tied = _still_tied(merged, subject.base)
-    _copy_others(subject, folder)
+    copy_others(subject, folder)
     _write_config(merged, tied, subject.base, folder)
     return _write_weights(_named_as_stored(merged, tied), _name_of_output(merged), subject.base, folder)
 
@@ -160,7 +160,7 @@ def _write_config(model: PreTrainedModel, tied: bool, base: Path, folder: Path) 
     (folder / CONFIG).write_text(json.dumps(told, indent=2) + "\n")
 
 
-def _copy_others(subject: Subject, folder: Path) -> None:
+def copy_others(subject: Subject, folder: Path) -> None:
     """Everything beside the weights: configuration, generation settings, the tokenizer that the model has."""
     for file in sorted(subject.base.iterdir()):
         if file.suffix in (".json", ".txt", ".model", ".jinja") and not file.name.endswith(".index.json"):

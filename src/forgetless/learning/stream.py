@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from forgetless import __version__
@@ -33,8 +34,21 @@ from forgetless.score.scorers import Scorer, headline
 def learn(config: LearnConfig, base_scores: Path | None = None) -> dict:
     """Learns the stream of `config` and returns the summary that is also in the run folder.
 
-    `base_scores`: another run folder with the same base and stream, whose row of the untouched base is taken over.
+    With budgets (`max_drop`, `max_lost`, `max_kl`) the finished run is blended border by border, and `blends` has each
+    border's record. `base_scores`: another run folder with the same base and stream, whose row of the untouched base
+    is taken over.
     """
+    if not (budgeted := config.as_blend("")):
+        return _learnt(config, base_scores)
+    from forgetless.geometry.borders import blend_run, check_stream
+
+    config.check()
+    check_stream(budgeted)
+    summary = _learnt(config, base_scores)
+    return summary | {"blends": blend_run(replace(budgeted, after=summary["path"]))}
+
+
+def _learnt(config: LearnConfig, base_scores: Path | None) -> dict:
     session = prepare(config)
     with session.signals, session.run.locked() if session.engine.is_main else nullcontext():
         return _learn(session, base_scores)

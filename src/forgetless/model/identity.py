@@ -23,6 +23,7 @@ from forgetless.errors import RunError
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
 _NOT_THE_FUNCTION = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # they decide where answers end, not their probabilities
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -80,6 +81,15 @@ def config_digest(folder: Path) -> str:
     generation = folder / "generation_config.json"
     ends = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id") if generation.is_file() else None
     return json_digest([{key: value for key, value in told.items() if key not in _NOT_THE_FUNCTION}, ends])
+
+
+def other_settings(one: Path, other: Path) -> str:
+    """'rms_norm_eps (1e-06, not 1e-05)' of all settings that make another function of equal weights."""
+    mine, theirs = (json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (one, other))
+    keys = sorted((mine.keys() | theirs.keys()) - {*_NOT_THE_FUNCTION, *_TOKEN_IDS})
+    return ", ".join(
+        f"{key} ({mine.get(key)}, not {theirs.get(key)})" for key in keys if mine.get(key) != theirs.get(key)
+    )
 
 
 def template_digest(template: str | dict[str, str] | None) -> str:

@@ -12,6 +12,7 @@ from rich.text import Text
 from forgetless.auditing.budgets import MAX_DROP, written
 from forgetless.auditing.measures import REFERENCE
 from forgetless.auditing.recovery import NO_LOSS
+from forgetless.auditing.remedies import APART
 from forgetless.auditing.verdict import PASS, REGRESSION, WORSE, Finding, Verdict
 from forgetless.auditing.where import CERTAINTY, DOCUMENTS, DOMAIN, PLACE, TOKEN_TYPE
 from forgetless.forgetting.texts import OWN_ANSWERS
@@ -172,14 +173,28 @@ def remedy_lines(record: dict, model: str) -> list[str]:
         return ["what would help? The same command with --remedies tries it"]
     if not tried:
         return []
+    apart = [
+        f"always possible: {clean(one['words'])}; it needs one adapter a task, and to know the task of a question"
+        for one in tried
+        if one["kind"] == APART
+    ]
+    return [_what_helps([one for one in tried if one["kind"] != APART]), *apart]
+
+
+def _what_helps(tried: list[dict]) -> str:
     helping = [one for one in tried if one["helps"]]
     if not helping:
         names = ", ".join(dict.fromkeys(one["kind"] for one in tried))
-        return [f"what would help: nothing that was tried ({names}) is shown to give back what was lost"]
+        return f"what would help: nothing that was tried ({names}) is shown to give back what was lost"
     best = max(helping, key=lambda one: sum(task["change"] for task in one["tasks"].values()))
     back, costs = gives_back(best), costs_of(best)
     others = f"; on the others: {costs}" if costs else ""
-    return [f"what would help: {remedy_name(best)} gives back: {back}{others}. {clean(best['command'])}"]
+    return f"what would help: {remedy_name(best)} gives back: {back}{others}. {how(best)}"
+
+
+def how(remedy: dict) -> str:
+    """The command that applies it, and words beside it or in its place."""
+    return "; ".join(clean(part) for part in (remedy["command"], remedy["words"]) if part) or "-"
 
 
 def remedy_name(remedy: dict) -> str:
@@ -489,7 +504,7 @@ def remedies_table(model: dict, names: dict[str, str]) -> Table:
             clean(one["why"]) or gives_back(one),
             costs_of(one) or "-",
             ", ".join(f"{clean(text)} {number(kl)}" for text, kl in one["kl"].items()) or "-",
-            clean(one["command"]),
+            how(one),
         ]
         for one in model.get("remedies") or []
     ]

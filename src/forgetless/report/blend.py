@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from forgetless.auditing.budgets import MAX_KL
+from forgetless.auditing.budgets import MAX_KL, MAX_LOST
 from forgetless.report.markdown import escaped, pipe_table
 from forgetless.report.words import clean, figure, number, percent, signed
 from forgetless.subjects.layouts import short_names
@@ -142,5 +142,6 @@ def _learnt(name: str, told: dict, last: dict) -> str:
 
 
 def _too_few(one: dict) -> str:
-    needed = f"at least {one['needed']:,}" if one["needed"] else "no number"
+    exact = one["budget"].startswith(MAX_LOST)
+    needed = f"{'at least' if exact else 'about'} {one['needed']:,}" if one["needed"] else "no number"
     return f"{clean(one['budget'])}: {one['rows']} rows; {needed} that lose nothing would show it"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -288,6 +288,14 @@ def _same_base(adapter: Path, trained_on: str, told: str, base: Path, declared: 
         f"{adapter}: was trained on {trained_on!r}, which {why}, not on {told!r}. On another base its answers mean "
         f"nothing. If both are one model (another name, a 4-bit twin), say base_is={told!r} (--base-is {told})."
     )
+
+
+def base_name(subjects: Sequence[Subject]) -> str:
+    """What their adapters' configurations call their one base; its folder where they differ, or mean another one."""
+    adapters = [one.adapter for one in subjects if one.adapter]
+    names = {adapter_config(adapter).get("base_model_name_or_path") or "" for adapter in adapters}
+    base, found = subjects[0].base, _found_here(min(names)) if len(names) == 1 and "" not in names else None
+    return min(names) if found and found.resolve() == base.resolve() else str(base)
 
 
 def _found_here(name: str) -> Path | None:

@@ -36,7 +36,23 @@ _NOT_A_PRODUCT = {
     "trainable_token_indices": "it brings embeddings of single tokens",
     "layer_replication": "it repeats layers",
     "alora_invocation_tokens": "it acts after certain tokens only",
+    "lora_bias": "B has a bias",
+    "target_parameters": "it changes parameters that are no linear layers",
+    "use_qalora": "its input is pooled",
+    "use_bdlora": "its factors are block-diagonal",
+    "arrow_config": "it routes each token",
+    "kasa_config": "it takes weight out of the base, and has a diagonal between its factors",
+    "monteclora_config": "its factors are drawn anew",
 }
+_STILL_A_PRODUCT = {
+    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"),
+    *("megatron_config", "megatron_core", "ensure_weight_tying", "qalora_group_size"),
+    *("init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),  # starts, looked at below
+    "velora_config",  # another backward pass
+}
+"""Settings of PEFT that leave an update s B A, whatever they are."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +77,11 @@ def read_update(
         raise UsageError(f"{folder}: is no LoRA adapter (peft_type {told.get('peft_type')}); {remedy}")
     if told.get("lora_alpha") is None:
         raise RunError(f"{folder / CONFIG_NAME}: has no lora_alpha, which scales the update; restore it from a copy")
-    for key, why in _NOT_A_PRODUCT.items():
-        if told.get(key) not in (None, False, "none", [], {}):
+    for key, value in told.items():
+        if value and value != "none" and key not in _STILL_A_PRODUCT:
+            why = _NOT_A_PRODUCT.get(key, "a setting that is not known here")
             raise UsageError(
-                f"{folder / CONFIG_NAME}: {key}={told[key]!r}: {why}, so its update is more than a product of two "
+                f"{folder / CONFIG_NAME}: {key}={value!r}: {why}, so its update may be more than a product of two "
                 f"factors; {remedy}"
             )
     if str(start := told.get("init_lora_weights")).startswith(CHANGE_THE_BASE):
@@ -100,15 +117,18 @@ def _pair(sides: dict[str, Tensor], layer: str, told: dict, file: Path) -> Pair:
 # ------------------------------------------------------------------------------------------- arithmetic
 
 
-def weighted(updates: Sequence[Mapping[str, Pair]], weights: Sequence[float]) -> dict[str, Pair]:
+def weighted(
+    updates: Sequence[Mapping[str, Pair]], weights: Sequence[float], all_ranks: bool = False
+) -> dict[str, Pair]:
     """Σ w_i ΔW_i of each layer that any of them changes, as pairs of scale 1; what weighs nothing adds no rank.
 
     A layer that all weigh nothing in keeps a zero pair of the first update's rank, so that the layers stay the same.
+    `all_ranks`: every rank is kept, so that the shapes are the same for all weights.
     """
     summed = {}
     for layer in dict.fromkeys(layer for update in updates for layer in update):
         given = [(update[layer], w) for update, w in zip(updates, weights, strict=True) if layer in update]
-        parts = [(pair, w) for pair, w in given if w] or given[:1]
+        parts = given if all_ranks else [(pair, w) for pair, w in given if w] or given[:1]
         A = torch.cat([pair.A for pair, _ in parts])
         B = torch.cat([w * pair.scale * pair.B for pair, w in parts], dim=1)
         summed[layer] = Pair(A, B, 1.0)

@@ -46,7 +46,8 @@ NOT_HERE = {
     "output_dir": "each run has a folder below the sweep's; give that with --output_dir",
     "dry_run": "forgetless sweep FILE --dry_run",
 } | dict.fromkeys(
-    ("max_drop", "max_lost", "max_kl", "confidence", "borders"), "a sweep blends nothing; `forgetless blend` its runs"
+    ("max_drop", "max_lost", "max_kl", "blend_on", "confidence", "borders"),
+    "a sweep blends nothing; `forgetless blend` its runs",
 )
 OPTIONS = tuple(one.name for one in fields(LearnConfig) if one.name not in NOT_HERE)
 EQUAL = ("stream", "model", "seed", "num_train_epochs", "max_steps", "batch_size", "score_on", "cells")
