@@ -6,6 +6,7 @@ from forgetless.methods.clora import CLoRA
 from forgetless.methods.ewc import EWC
 from forgetless.methods.gem import GEM
 from forgetless.methods.general_replay import GeneralReplay
+from forgetless.methods.hiddenkey import HiddenKey
 from forgetless.methods.ilora import ILoRA
 from forgetless.methods.incremental import Incremental
 from forgetless.methods.inflora import InfLoRA
@@ -45,6 +46,7 @@ METHODS: dict[str, type[Method]] = {
     "oplora": OPLoRA,
     "lori": LoRI,
     "slao": SLAO,
+    "hiddenkey": HiddenKey,
 }
 
 __all__ = ["HOOKS", "METHODS", "Check", "Lesson", "Method", "State"]
