@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import PeftModel
 from test_methods import build
 
 from forgetless.data.batches import collate, weigh
@@ -15,6 +16,8 @@ from forgetless.learning.engine import Engine
 from forgetless.learning.step import TrainSettings, learn_task
 from forgetless.methods.finding import find_method
 from forgetless.methods.hiddenkey import between
+from forgetless.methods.hyplora import exponential, logarithmic
+from forgetless.methods.mtllora import mixed
 from forgetless.model.answers import logits_at
 from forgetless.model.dropping import Drop, dropping
 from forgetless.seeds import generator
@@ -154,3 +157,147 @@ def test_hiddenkey_refuses_what_it_cannot_do(tiny):
     del base.get_decoder().layers[0].mlp
     with pytest.raises(UsageError, match="self_attn and mlp"):
         method.start(method.adapters, method.encoder, 0)
+
+
+# ------------------------------------------------------------------------------------------------------ MTL-LoRA
+
+
+def test_mtllora_mixture_by_hand():
+    w = torch.tensor([0.1, 0.2, 0.0])
+    B = torch.eye(3)[:, :, None]  # B_i = e_i: the mixture shows its shares
+    expected = torch.tensor([0.244728, 0.665241, 0.090031])
+    torch.testing.assert_close(mixed(B, w, 0.1)[:, 0], expected, rtol=0, atol=1e-6)
+
+
+def fill(tensors):
+    torch.manual_seed(0)
+    for one in tensors:
+        one.copy_(0.3 * torch.randn_like(one))
+
+
+def test_mtllora_with_one_projection_and_the_identity_is_lora(tiny):
+    method, plain = build("mtllora", tiny, {"n": 1}), build("sequential", tiny)
+    fill(method.trained)
+    method.begin_task(0)  # Λ = I
+    for name, pair in plain.adapters.pairs().items():
+        pair.B.data.copy_(method.B[name][0])
+    with torch.no_grad():
+        part = part_of(method)
+        torch.testing.assert_close(method.logits(part), plain.logits(part))
+        start = build("mtllora", tiny).logits(part)
+        with method.adapters.disabled():
+            assert torch.equal(method.logits(part), start)  # B = 0: the base
+
+
+def test_mtllora_rows_of_a_mixed_batch_go_by_their_own_task(tiny, two):
+    """Three rows at once, replayed and current, against each by itself with its task's plain pair."""
+    method = learn(build("mtllora", tiny), 0, two)
+    first = {name: (pair.A.detach().clone(), pair.B.detach().clone()) for name, pair in method.export().items()}
+    method.begin_task(1)
+    fill(method.trained)
+    for name, pair in method.adapters.pairs().items():
+        shared = mixed(method.B[name], method.finished[0][1][method.layer[name]], method.tau)
+        first[name] = (pair.A, shared @ method.finished[0][0][method.layer[name]])
+    old = [method.encoder(two.tasks[0].train[i]) for i in (0, 4)]
+    new = [method.encoder(Row("The sky is", " blue very blue"))]  # no task's: the current one's
+    method.prepare([method.encoder(row) for row in two.tasks[1].train])
+    pad = method.encoder.tokenizer.pad_token_id
+    batch = weigh([*old, *new], 1.0)
+    assert method._tasks(collate(batch, pad)) == [0, 0, 1]
+    with torch.no_grad():
+        together = method.loss(collate(batch, pad))
+        alone = method.loss(collate(batch[2:], pad))
+        for i in (0, 1):
+            plain = build("sequential", tiny)
+            for name, pair in plain.adapters.pairs().items():
+                pair.A.data.copy_(first[name][0])
+                pair.B.data.copy_(first[name][1])
+            alone = alone + plain.loss(collate(batch[i : i + 1], pad))
+    torch.testing.assert_close(together, alone)
+
+
+def test_mtllora_finished_tasks_keep_their_own_part(tiny, two):
+    """Replayed rows train the shared factors, not an earlier task's Λ and w."""
+    method = find_method("replay+mtllora")(memory=6)
+    plain = build("sequential", tiny)
+    method.start(plain.adapters, plain.encoder, 0)
+    learn(method, 0, two)
+    kept = [one.clone() for one in method.last.finished[0]]
+    shared = {name: B.detach().clone() for name, B in method.last.B.items()}
+    learn(method, 1, two)
+    assert all(torch.equal(one, other) for one, other in zip(kept, method.last.finished[0], strict=True))
+    assert not any(torch.equal(B.detach(), shared[name]) for name, B in method.last.B.items())
+    assert [method.weights_for(1, task) for task in (0, 1, 2)] == [0, 1, None]
+
+
+# ------------------------------------------------------------------------------------------------------- HypLoRA
+
+
+ONE = torch.tensor(1.0)
+
+
+def test_hyplora_maps_by_hand():
+    """At K = s = 1 they undo one another: arccosh √(sinh² a + 1) = a."""
+    x = torch.tensor([1.8, 2.4])
+    torch.testing.assert_close(exponential(x, ONE, ONE), x / 3 * torch.sinh(torch.tensor(3.0)))
+    torch.testing.assert_close(logarithmic(exponential(x, ONE, ONE), ONE), x)
+    # ||x|| = 15 is cut to 12
+    torch.testing.assert_close(logarithmic(exponential(5 * x, ONE, ONE), ONE), 4 * x)
+
+
+@given(st.floats(0.1, 5), st.floats(0.5, 9), st.floats(0, 6), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_hyplora_maps_are_those_of_the_definition(K, s, length, seed):
+    """In fp64, through arccosh of the time part; both together are x / s."""
+    x = torch.randn(5, generator=generator("test", seed), dtype=torch.float64)
+    x, K, s = length * x / x.norm(), torch.tensor(K).double(), torch.tensor(s).double()
+    y = exponential(x, K, s)
+    if length > 1e-2:
+        a = x.norm() / (s * K.sqrt())
+        torch.testing.assert_close(y, K.sqrt() * torch.sinh(a.clamp_max(12)) * x / x.norm(), rtol=1e-6, atol=0)
+        t = (y.square().sum() + K).sqrt()
+        torch.testing.assert_close(logarithmic(y, K), K.sqrt() * torch.arccosh(t / K.sqrt()) * y / y.norm())
+    if length / (s * K.sqrt()) < 12:
+        torch.testing.assert_close(logarithmic(y, K), x / s, rtol=1e-6, atol=1e-9)
+
+
+def test_hyplora_is_0_at_0_with_a_gradient():
+    """At the start B = 0, so y = 0: no NaN, and B gets a gradient; an input of 0 gives 0."""
+    for f in (lambda v: exponential(v, ONE, ONE), lambda v: logarithmic(v, ONE)):
+        v = torch.zeros(3, requires_grad=True)
+        out = f(v)
+        out.sum().backward()
+        assert not out.any() and torch.allclose(v.grad, torch.ones(3))
+
+
+def test_hyplora_starts_as_the_base_and_keeps_small_gradients_of_k(tiny, two):
+    method = build("hyplora", tiny)
+    part = part_of(method)
+    with torch.no_grad():
+        start = method.logits(part)
+        with method.adapters.disabled():
+            assert torch.equal(method.logits(part), start)
+    method.begin_task(0)
+    method.k.grad = torch.full_like(method.k, 3.0)
+    method.after_backward()
+    assert torch.equal(method.k.grad, torch.full_like(method.k, 0.01))
+    method.k.grad = None
+    k, s = method.curved[0].clone(), method.curved[1].clone()
+    learn(method, 0, two)
+    assert bool((method.k != k).all()) and bool((method.s != s).all())
+    assert all(check.ok for check in method.checks())
+
+
+def test_hyplora_is_not_taken_for_lora(tiny, tmp_path):
+    """PEFT refuses the folder by its type; the method's own way back gives the same answers."""
+    method = build("hyplora", tiny)
+    fill([pair.B.data for pair in method.adapters.pairs().values()])
+    method.adapters.save(tmp_path, method.export())
+    with pytest.raises(KeyError, match="HYPLORA"):
+        PeftModel.from_pretrained(build("sequential", tiny).adapters.model.get_base_model(), tmp_path)
+    method.curved = [one + 0.3 for one in method.curved]
+    again = build("hyplora", tiny)
+    again.resume(again.adapters.load(tmp_path), method.state(), 0)
+    part = part_of(method)
+    with torch.no_grad():
+        assert torch.equal(again.logits(part), method.logits(part))
