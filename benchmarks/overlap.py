@@ -26,8 +26,8 @@ from shared import peak, product_rate, versions
 
 from forgetless.geometry import collisions
 from forgetless.geometry.overlap import THRESHOLDS, overlap
-from forgetless.geometry.updates import decomposed, write_update
 from forgetless.model.adapters import Pair
+from forgetless.subjects.updates import decomposed, write_update
 
 
 def made_up(told, seed: int) -> dict[str, Pair]:

@@ -34,7 +34,6 @@ from forgetless.data.streams import load_stream
 from forgetless.data.tasks import Stream
 from forgetless.errors import ForgetlessError
 from forgetless.forgetting.texts import read_text
-from forgetless.geometry.updates import read_update
 from forgetless.learning.state import load_state
 from forgetless.learning.stream import learn
 from forgetless.report.audit_page import redraw
@@ -45,6 +44,7 @@ from forgetless.runs.folder import MANIFEST, TIMES, RunFolder, check_published, 
 from forgetless.runs.seal import sealed
 from forgetless.runs.shapes import read_run
 from forgetless.subjects.models import find_adapters, find_subjects
+from forgetless.subjects.updates import read_update
 
 POLICY = """
 reference: april

@@ -37,7 +37,6 @@ from forgetless.geometry.points import (
     on_line,
     weight_distances,
 )
-from forgetless.geometry.updates import read_update, write_update
 from forgetless.learning.engine import Engine
 from forgetless.learning.step import TrainSettings, plan
 from forgetless.model.adapters import Pair
@@ -46,6 +45,7 @@ from forgetless.report.interpolation import sentences
 from forgetless.score.intervals import band
 from forgetless.seeds import generator
 from forgetless.subjects import models
+from forgetless.subjects.updates import read_update, write_update
 
 LAYERS = ("q", "v")
 

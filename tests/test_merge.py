@@ -28,11 +28,11 @@ from forgetless.errors import ForgetlessError, RunError, UsageError
 from forgetless.geometry import merging, whole
 from forgetless.geometry.fisher import fisher
 from forgetless.geometry.operators import combined, fisher_mean, of_product, product, slao
-from forgetless.geometry.updates import compressed, read_update, write_update
 from forgetless.geometry.whole import write_merged
 from forgetless.model.adapters import Pair
 from forgetless.runs.folder import read_json
 from forgetless.subjects.models import find_subjects
+from forgetless.subjects.updates import compressed, read_update, write_update
 
 IDS = torch.arange(10, 22).unsqueeze(0)  # (1, 12)
 QV = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]}

@@ -21,12 +21,12 @@ from forgetless.errors import UsageError
 from forgetless.geometry import collisions
 from forgetless.geometry.collisions import count_collisions
 from forgetless.geometry.overlap import THRESHOLDS, as_record, compare_layer, compare_updates, increment, overlap
-from forgetless.geometry.updates import Update, weighted, write_update
 from forgetless.model.adapters import Pair
 from forgetless.report.glossary import OVERLAP_GLOSSARY
 from forgetless.report.overlap import overlap_markdown, sentences, write_overlap
 from forgetless.report.overlap_page import render_overlap
 from forgetless.runs.folder import RunFolder
+from forgetless.subjects.updates import Update, weighted, write_update
 
 ROOT = Path(__file__).parents[1]
 LEVELS = (0.0, 0.1, 1.0)

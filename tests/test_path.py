@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forgetless.errors import UsageError
 from forgetless.geometry.path import straight_path
-from forgetless.geometry.updates import write_update
 from forgetless.model.adapters import Pair
 from forgetless.subjects.models import find_subjects
+from forgetless.subjects.updates import write_update
 
 IDS = torch.arange(3, 12).view(1, 9)
 CPU = torch.device("cpu")

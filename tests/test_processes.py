@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from test_learn import contents
 
 from forgetless.cli import main
 from forgetless.data.batches import Example
@@ -18,22 +22,35 @@ from forgetless.learning.engine import Engine
 CONFIGS = Path(__file__).parents[1] / "examples" / "accelerate"
 
 
-def learn(folder: Path, stream: Path, tiny: str, method: str, processes: int, launch: str = "two-processes") -> dict:
-    flags = ["--stream", str(stream), "--model", tiny, "--method", method, "--output_dir", str(folder), "--r", "4"]
-    flags += ["--batch_size", "6", "--micro_batch_size", "2", "--learning_rate", "1e-3", "--max_length", "64"]
-    flags += ["--device", "cpu", "--precision", "fp32", "--num_train_epochs", "2", "--forgetting_prompts", "2"]
+def learn(
+    folder: Path, stream: Path, tiny: str, method: str, processes: int, *more: str, launch: str = "two-processes"
+) -> dict:
+    """The command's summary; one process is this one."""
+    flags = flags_of(folder, stream, tiny, method, *more)
     if processes == 1:
         assert main(["learn", *flags]) == 0
         return json.loads((folder / "summary.json").read_text())
+    process = launched(flags, launch)
+    told = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, told[-3000:]
+    said = " ".join(told.split())
+    assert "2 processes" in said and ("base in shards" in said) == (launch == "fsdp2"), told[-3000:]
+    return json.loads((folder / "summary.json").read_text())
+
+
+def flags_of(folder: Path, stream: Path, tiny: str, method: str, *more: str) -> list[str]:
+    flags = ["--stream", str(stream), "--model", tiny, "--method", method, "--output_dir", str(folder), "--r", "4"]
+    flags += ["--batch_size", "6", "--micro_batch_size", "2", "--learning_rate", "1e-3", "--max_length", "64"]
+    flags += ["--device", "cpu", "--precision", "fp32", "--num_train_epochs", "2", "--forgetting_prompts", "2"]
+    return [*flags, *more]
+
+
+def launched(flags: list[str], launch: str = "two-processes") -> subprocess.Popen:
     # the configuration starts several processes; --device cpu keeps them off the GPU
     accelerate = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{launch}.yaml")]
     command = [sys.executable, *accelerate, "--main_process_port", "0", "-m", "forgetless", "learn", *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    said = " ".join(done.stderr.split())
-    assert "2 processes" in said and ("base in shards" in said) == (launch == "fsdp2"), done.stderr[-3000:]
-    return json.loads((folder / "summary.json").read_text())
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +96,7 @@ def test_two_processes_equal_one(method, stream, tiny, tmp_path):
 @pytest.mark.parametrize("method", ["olora", "ilora"])  # one pass a micro-batch, and several
 def test_a_base_in_shards_gives_what_a_whole_one_gives(method, stream, tiny, tmp_path):
     one = learn(tmp_path / "one", stream, tiny, method, 1)
-    both = learn(tmp_path / "two", stream, tiny, method, 2, "fsdp2")
+    both = learn(tmp_path / "two", stream, tiny, method, 2, launch="fsdp2")
     same_adapters_and_scores(one, both, tmp_path)
 
 
@@ -94,3 +111,19 @@ def test_in_shards_every_process_makes_as_many_passes(shards, rank, mine):
     assert sum(part[0].weight for part in found) == (5.0 if rank == 0 else 2.0)
     engine.repeats = True
     assert engine.parts(parts) == parts and engine.mine(parts) == (parts if shards else parts[rank::2])
+
+
+@pytest.mark.slow
+def test_two_processes_stop_at_the_same_step_and_go_on(stream, tiny, tmp_path):
+    """SIGTERM to the launcher reaches both; the same command again gives the uninterrupted bytes."""
+    more = ("--save_steps", "2", "--num_train_epochs", "15")
+    learn(tmp_path / "whole", stream, tiny, "ilora", 2, *more)
+    parts = launched(flags_of(tmp_path / "parts", stream, tiny, "ilora", *more))
+    until = time.monotonic() + 240
+    while not list((tmp_path / "parts").glob("checkpoints/*/step-*")) and time.monotonic() < until:
+        time.sleep(0.02)
+    parts.send_signal(signal.SIGTERM)
+    told = parts.communicate(timeout=60)[1]
+    assert parts.returncode and re.search(r"Step \d+ of 0\d-\w+ is saved", " ".join(told.split())), told[-3000:]
+    learn(tmp_path / "parts", stream, tiny, "ilora", 2, *more)
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")

@@ -13,8 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from forgetless.errors import RunError, UsageError
-from forgetless.geometry.updates import compressed, difference, inner, norm, read_update, weighted, write_update
 from forgetless.model.adapters import Pair
+from forgetless.subjects.updates import compressed, difference, inner, norm, read_update, weighted, write_update
 
 ranks = st.integers(1, 5)
 

@@ -1,15 +1,16 @@
 """The command line. One verb = parse, call one function, print where the files are.
 
-Exit codes: 0 done; 1 an error, usage errors too. An audit: 0 pass or no budget, 2 regression, 3 insufficient evidence.
-`check`: 2 where a clause fails.
-`doctor`: 2 a problem was found.
+Exit codes: 0 done; 1 an error, usage errors too; 130 and 143 stopped by SIGINT and SIGTERM. An audit: 0 pass or no
+budget, 2 regression, 3 insufficient evidence. `check`: 2 where a clause fails. `doctor`: 2 a problem was found.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from forgetless.config import LearnConfig
 
+FROM = "from_adapters"  # --from on the command line
 LISTS = ("report_to", "max_drop", "max_lost", "max_kl")  # options of learn that take a,b
 LEARN_EPILOG = """
 A stream file:                                     A configuration file gives the same options by name:
@@ -28,6 +30,7 @@ A stream file:                                     A configuration file gives th
 
   forgetless learn --stream support.yaml --method replay --method.memory 10% --learning_rate 5e-4
   forgetless learn --config support-replay.yaml --dry_run
+  forgetless learn --stream june.yaml --from april=./trl-april may=./trl-may --method olora
 """
 
 
@@ -48,7 +51,7 @@ MERGE_EPILOG = """
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the `forgetless` command."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    from forgetless.errors import ForgetlessError, UsageError, nearest
+    from forgetless.errors import ForgetlessError, Stopped, UsageError, nearest
     from forgetless.progress import console
 
     try:
@@ -65,6 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left
         sys.stderr.close()
         return 1
+    except Stopped as stopped:
+        console.print(f"stopped. {stopped}", markup=False, soft_wrap=True)
+        return 128 + stopped.number
     except KeyboardInterrupt:
         what = {"learn": "tasks", "interpolate": "points", "sweep": "runs"}.get(arguments[0])
         kept = f" Finished {what} are kept: the same command goes on after the last of them." if what else ""
@@ -207,6 +213,8 @@ def _read_options(file: Path) -> dict:
         raise UsageError(f"{file}: {strange[0]!r} is no option's name")
     if not isinstance(options.get("method", {}), dict):
         options["method"] = {"name": options["method"] or "sequential"}
+    if "from" in options:
+        options[FROM] = _listed_adapters(options.pop("from"))
     for name in LISTS:
         if isinstance(options.get(name), str):
             options[name] = [options[name]]
@@ -227,16 +235,27 @@ def _read_flags(arguments: list[str]) -> tuple[dict[str, str], str | None]:
             raise UsageError(f"unexpected {word!r}: options are given as --name value")
         name, given, value = word[2:].partition("=")
         name = name.replace("-", "_")
-        name = "method.name" if name == "method" else name
+        name = {"method": "method.name", "from": FROM}.get(name, name)
         if not given:
             bare = not rest or rest[0].startswith("--")
             if bare and name not in switches and not name.startswith("method."):
                 raise UsageError(f"--{name} needs a value")
             value = "true" if bare else rest.pop(0)
+        if name == FROM:
+            more = list(takewhile(lambda word: not word.startswith("--"), rest))
+            rest = rest[len(more) :]
+            value = json.dumps([value, *more])
         if name in LISTS and not value.startswith("["):
             value = f"[{value}]"
         flags[name] = value
     return flags, flags.pop("config", None)
+
+
+def _listed_adapters(told: Any) -> Any:
+    """`from:` of a YAML file, a list of NAME=PLACE or a mapping of names to places, as a list."""
+    if isinstance(told, dict):
+        return [f"{name}={place}" for name, place in told.items()]
+    return [told] if isinstance(told, str) else told
 
 
 def _formatter() -> type:
@@ -258,7 +277,6 @@ def _flat(options: dict) -> list[str]:
 
 def _methods(arguments: list[str]) -> int:
     import argparse
-    import json
 
     from forgetless.methods import METHODS
     from forgetless.methods.finding import installed_methods
@@ -677,6 +695,33 @@ def _audit_report(told: argparse.Namespace) -> int:
     return 0
 
 
+def _forget_rows(arguments: list[str]) -> int:
+    import argparse
+
+    from forgetless.learning.forget_rows import forget_rows
+    from forgetless.progress import out
+    from forgetless.runs.folder import FORGOTTEN_ROWS
+
+    parser = argparse.ArgumentParser(
+        prog="forgetless forget-rows", description=VERBS["forget-rows"][0], exit_on_error=False, allow_abbrev=False,
+        epilog="What the adapters learnt from the rows stays in their weights. The next task replays the others only.",
+    )  # fmt: skip
+    parser.add_argument("run", type=Path, metavar="RUN", help="a folder that `forgetless learn` wrote")
+    parser.add_argument(
+        "task", metavar="TASK", help="the task whose kept rows, and answers to its test rows, are deleted"
+    )
+    told = _parsed(parser, arguments)
+    if told is None:
+        return 0
+    record = forget_rows(told.run, told.task)
+    folders = ", ".join(f"{name} {count}" for name, count in record["rows"].items()) or "none were kept"
+    out.print(f"rows of {told.task} deleted from the memory of: {folders}", markup=False, highlight=False)
+    if record["texts"]:
+        out.print(f"texts deleted from {record['texts']} records of predictions", markup=False, highlight=False)
+    out.print(f"record: {told.run / FORGOTTEN_ROWS}", soft_wrap=True, markup=False, highlight=False)
+    return 0
+
+
 def _merge(arguments: list[str]) -> int:
     told = _parsed(_merge_parser(), arguments)
     if told is None:
@@ -1009,6 +1054,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "sweep": ("a grid of runs: methods x orders x seeds x options, on equal terms; here, in a queue or on Ray", _sweep),
     "demo": ("see a model forget, and forget less: two methods on three small tasks", _demo),
     "doctor": ("is it whole, whose is it, of use? an environment, a run folder, an adapter, a model", _doctor),
+    "forget-rows": ("delete a task's rows from a run's replay memory, with a record", _forget_rows),
     "report": ("draw the report of one or several run folders again", _report),
     "compare": ("methods over seeds and orders: intervals, paired tests, learning against forgetting, cost", _compare),
     "forecast": ("how much will be forgotten at a rank and a number of steps, and how far a budget goes", _forecast),

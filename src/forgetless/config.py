@@ -10,18 +10,21 @@ from typing import Any
 from forgetless.data.tasks import Stream
 from forgetless.errors import UsageError, nearest
 from forgetless.forgetting.texts import PROMPTS
+from forgetless.learning.checkpoint import SaveSettings
 from forgetless.learning.engine import DEVICES, PRECISIONS
-from forgetless.learning.step import TrainSettings
+from forgetless.learning.step import ON_NAN, TrainSettings
 from forgetless.methods import Method
 from forgetless.methods.finding import code_of, find_method, label_of, options_of
 from forgetless.model.adapters import LoraSettings
 
 CHOICES: dict[str, Collection[str]] = {
     "cells": ("all", "seen", "ends", "last"),
+    "from_kind": ("continued", "summed"),
     "score_on": ("test", "validation"),
     "precision": PRECISIONS,
     "device": DEVICES,
     "on_bad_row": ("error", "skip"),
+    "on_nan": ON_NAN,
     "lr_scheduler_type": ("linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"),
 }
 _ABOVE_0 = (lambda value: value > 0, "above 0")
@@ -39,6 +42,10 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "warmup_ratio": _SHARE,
     "weight_decay": _NOT_BELOW_0,
     "max_grad_norm": _NOT_BELOW_0,
+    "max_skipped": _NOT_BELOW_0,
+    "save_steps": _NOT_BELOW_0,
+    "save_minutes": _NOT_BELOW_0,
+    "save_total_limit": _ABOVE_0,
     "max_length": _ABOVE_0,
     "score_batch_tokens": _ABOVE_0,
     "forgetting_prompts": _NOT_BELOW_0,
@@ -49,7 +56,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 
 
 @dataclass(frozen=True)
-class LearnConfig(TrainSettings, LoraSettings):
+class LearnConfig(SaveSettings, TrainSettings, LoraSettings):
     """Learn a stream of tasks, one after another, and score every task after each."""
 
     stream: Any = ""
@@ -83,6 +90,15 @@ class LearnConfig(TrainSettings, LoraSettings):
     points; 0: at the end of each task only"""
     forgetting_text: str = ""
     """a file to be measured on instead: JSONL, JSON or Parquet rows, or plain text whose documents empty lines part"""
+    from_adapters: list[str] = field(default_factory=list)
+    """--from april=./trl-april may=./trl-may: LoRA adapters of any trainer that become the first tasks of the run, in
+    this order (`from: {april: ./trl-april}` in YAML). With rows in the stream, a task of that name is scored too and
+    fills a replay memory (docs/again.md)"""
+    from_kind: str = "continued"
+    """continued: each adapter was trained on from the one before it, so the last one holds them all; summed: each was
+    trained by itself on the base, and their updates are added"""
+    base_is: str = ""
+    """the base of the adapters in --from is this model, whatever name they give it; say it where that cannot be seen"""
     report_to: list[str] = field(default_factory=list)
     """trackers: tensorboard, wandb, trackio, ..."""
     max_drop: list[str] = field(default_factory=list)
@@ -155,9 +171,17 @@ class LearnConfig(TrainSettings, LoraSettings):
             "stream",
             "model",
             "on_bad_row",
+            "on_nan",
+            "max_skipped",
+            "save_steps",
+            "save_minutes",
+            "save_total_limit",
             "forgetting_prompts",
             "forgetting_every",
             "forgetting_text",
+            "from_adapters",
+            "from_kind",
+            "base_is",
             "max_drop",
             "max_lost",
             "max_kl",

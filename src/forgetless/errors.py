@@ -32,6 +32,14 @@ class DownloadError(ForgetlessError):
     """Something that must be fetched and could not be, or is not what it should be."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A run was told to stop by SIGINT or SIGTERM; the text says what is kept and how to go on."""
+
+    def __init__(self, number: int, told: str):
+        super().__init__(told)
+        self.number = number  # of the signal
+
+
 _quoting = ContextVar("quoting", default=True)
 
 

@@ -17,11 +17,11 @@ out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # re
 class Steps:
     """Told about each step; shows it."""
 
-    def __init__(self, label: str, total: int, bar: Progress | None = None, show: bool = True):
+    def __init__(self, label: str, total: int, bar: Progress | None = None, show: bool = True, before: int = 0):
         self.label, self.total, self.bar, self.show = label, total, bar, show
-        self.done, self.tokens, self.began, self.said = 0, 0, time.monotonic(), 0.0
+        self.done, self.before, self.tokens, self.began, self.said = before, before, 0, time.monotonic(), 0.0
         if bar is not None:
-            self.id = bar.add_task(label, total=total, note="")
+            self.id = bar.add_task(label, total=total, completed=before, note="")
 
     def advance(self, tokens: int = 0, loss: float | None = None) -> None:
         self.done += 1
@@ -33,13 +33,13 @@ class Steps:
             self.bar.update(self.id, advance=1, note=note)
         elif self.show and (self.done == self.total or seconds - self.said > 20):
             self.said = seconds
-            left = seconds / self.done * (self.total - self.done)
+            left = seconds / (self.done - self.before) * (self.total - self.done)
             console.print(f"{self.label}: {self.done}/{self.total}  {note}  {left:.0f} s left")
 
 
 @contextmanager
-def steps(label: str, total: int, *, show: bool = True) -> Iterator[Steps]:
-    """Shows `total` steps of work called `label`."""
+def steps(label: str, total: int, *, show: bool = True, before: int = 0) -> Iterator[Steps]:
+    """Shows `total` steps of work called `label`, of which `before` were done earlier."""
     if show and sys.stderr.isatty():
         columns = (
             TextColumn("{task.description}"),
@@ -51,9 +51,9 @@ def steps(label: str, total: int, *, show: bool = True) -> Iterator[Steps]:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=console) as bar:
-            yield Steps(label, total, bar)
+            yield Steps(label, total, bar, before=before)
     else:
-        yield Steps(label, total, show=show)
+        yield Steps(label, total, show=show, before=before)
 
 
 def seconds_of(act: Callable[[], object]) -> float:

@@ -12,13 +12,13 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from forgetless.checkup.findings import Finding, checked, note, ok, problem
 from forgetless.errors import ForgetlessError, RunError, UsageError
-from forgetless.geometry.updates import norm, read_update
 from forgetless.learning.engine import Engine
 from forgetless.model.base import load_config, load_tokenizer
 from forgetless.model.identity import open_tensors, tensor_files, weight_files, weights_digest
 from forgetless.runs.folder import check_published, read_json
 from forgetless.subjects.layouts import ADAPTER_CONFIG, Place, locate
 from forgetless.subjects.models import Subject, adapter_config, find_subjects, opened
+from forgetless.subjects.updates import norm, read_update
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 PROMPT = "The three primary colours are"

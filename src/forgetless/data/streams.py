@@ -67,6 +67,8 @@ class TaskConfig:
     test_limit: int | None = None
     # Length of a generated answer; default 32, and 16 where there are options.
     max_new_tokens: int | None = None
+    # "gone": its rows are no longer here. For a task that the run in output_dir has learnt, or that is adopted.
+    rows: str | None = None
 
     @property
     def layout(self) -> tuple[str, str] | None:
@@ -75,13 +77,22 @@ class TaskConfig:
 
 
 EVAL = "eval"  # `validation:` of a folder that has an eval.json
+GONE = "gone"  # the one value of `rows:`
+TASK_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,78}[A-Za-z0-9_-])?"  # it names a folder
 FIELDS = tuple(field.name for field in dataclasses.fields(TaskConfig))
 
 
 def load_stream(
-    source: str | Path | dict | list, *, on_bad_row: str = "error", base_dir: str | Path | None = None
+    source: str | Path | dict | list,
+    *,
+    on_bad_row: str = "error",
+    base_dir: str | Path | None = None,
+    keep_gone: bool = False,
 ) -> Stream:
     """The stream of a YAML or JSON file, of a name ("demo", "order-1"), of a dict with `tasks`, or of a list of tasks.
+
+    `keep_gone`: tasks marked `rows: gone`, and those whose files are not there, are in the stream without rows
+    (`Task.gone`). By default marked tasks are left out, and a missing file is an error.
 
     >>> load_stream([{"name": "a", "train": "a.jsonl", "test": "a-test.jsonl", "limit": 400}]).tasks[0].name
     'a'
@@ -97,7 +108,16 @@ def load_stream(
     name, entries = _entries(told, name, place)
     configs = [_config(entry, f"{place}: task {n}", folder) for n, entry in enumerate(entries, start=1)]
     _distinct_names(configs, place)
-    return Stream(name, tuple(_load(config, place, on_bad_row, folder) for config in configs))
+    gone = {config.name: _gone(config, folder, also_missing=keep_gone) for config in configs}
+    tasks = [
+        Task(config.name, (), (), (), gone=gone[config.name])
+        if gone[config.name] else _load(config, place, on_bad_row, folder)
+        for config in configs
+    ]  # fmt: skip
+    kept = [task for task in tasks if keep_gone or not task.gone]
+    if not kept:
+        raise DataError(f"{place}: every task is marked `rows: gone`, so there are no rows")
+    return Stream(name, tuple(kept))
 
 
 def _load(config: TaskConfig, place: str, on_bad_row: str, folder: Path) -> Task:
@@ -108,6 +128,16 @@ def _load(config: TaskConfig, place: str, on_bad_row: str, folder: Path) -> Task
         if not str(error).startswith("task "):
             raise
         raise type(error)(f"{place}: {error}") from error
+
+
+def _gone(config: TaskConfig, folder: Path, *, also_missing: bool) -> str:
+    """Why a task has no rows here; empty where it has some, or an error will say what is wrong with them."""
+    if config.rows == GONE:
+        return "the stream says `rows: gone`"
+    told = [config.layout[1]] if config.layout else [config.train or "", config.test or ""]
+    places = [_path(folder, one) for one in told if not one.startswith("hub:")]
+    missing = [str(place) for place in places if not place.exists()]
+    return f"{missing[0]} is not there" if also_missing and missing else ""
 
 
 def load_task(
@@ -265,6 +295,7 @@ def _config(entry: Any, place: str, folder: Path) -> TaskConfig:
         entry,
         'a path, a number of rows or a share such as "10%"',
     )
+    _require(entry.get("rows") in (None, GONE), place, "rows", entry, f"{GONE!r}, or left out")
     config = TaskConfig(**{key: value for key, value in entry.items() if value is not None})
     if config.layout and not config.name:
         config = dataclasses.replace(config, name=_path(folder, config.layout[1]).resolve().name)
@@ -287,7 +318,7 @@ def _as_the_benchmark(config: TaskConfig, folder: Path, *, told: bool) -> TaskCo
 
 
 def _sources(config: TaskConfig, place: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", config.name) or config.name.endswith("."):
+    if not re.fullmatch(TASK_NAME, config.name):
         raise UsageError(
             f"{place}: the name {config.name!r} cannot name a folder; use letters, digits, '-', '_' and "
             "'.', beginning with a letter or digit, at most 80"
@@ -297,7 +328,7 @@ def _sources(config: TaskConfig, place: str) -> None:
         raise UsageError(
             f"{place} ({config.name}): `{folders[0]}:` brings its own train, test and columns; remove the others"
         )
-    if not folders and not (config.train and config.test):
+    if not folders and config.rows != GONE and not (config.train and config.test):
         missing = "train" if not config.train else "test"
         raise UsageError(
             f"{place} ({config.name}): `{missing}:` is missing; give `train:` and `test:`, or `olora:`, `trace:` or "

@@ -77,18 +77,29 @@ class Task:
     scorers: tuple[str | Scoring, ...] = ("exact_match",)
     max_new_tokens: int = 32
     notes: tuple[str, ...] = ()  # counted warnings: dropped rows, overlap, ...
+    gone: str = ""  # why its rows are no longer here; then it has none, and what was learnt of it is in a run's folder
 
     @cached_property
     def fingerprint(self) -> str:
         """Names the task by what is learnt and scored; notes and file places do not count."""
         told = {
             "name": self.name,
-            "rows": [[row.key for row in rows] for rows in (self.train, self.validation, self.test)],
+            "rows": [[row.key for row in rows] for rows in self.splits.values()],
             "options": self.options,
             "scorers": self.scoring,
             "max_new_tokens": self.max_new_tokens,
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def splits(self) -> dict[str, tuple[Row, ...]]:
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Sixteen hex digits for the rows of each split: they say which of them have changed."""
+        keys = {split: " ".join(row.key for row in rows) for split, rows in self.splits.items()}
+        return {split: hashlib.sha256(told.encode()).hexdigest()[:16] for split, told in keys.items()}
 
     @property
     def scoring(self) -> list:

@@ -40,7 +40,7 @@ def check_stream(config: BlendConfig) -> None:
             "budgets are held to in one process: learn without them, then `forgetless blend MODEL RUN --tasks STREAM "
             "--score_on validation` with them"
         )
-    tasks = load_stream(config.tasks or "").tasks
+    tasks = load_stream(config.tasks or "", keep_gone=True).tasks
     names = [task.name for task in tasks]
     budgets = flag_budgets(config.max_drop, config.max_kl, config.max_lost)
     for budget in budgets:
@@ -48,7 +48,11 @@ def check_stream(config: BlendConfig) -> None:
             last = "; it is the last task, and nothing is learnt after it" if budget.name in names else ""
             raise UsageError(f"{budget}: no earlier task {budget.name!r}{last or nearest(budget.name, names[:-1])}")
     for task in tasks:
-        if not getattr(task, config.score_on):
+        if task.gone and task.name in {budget.name for budget in budgets}:
+            raise DataError(
+                f"{config.tasks}: a budget on {task.name} needs its rows: {task.gone}; leave the budget out"
+            )
+        if not task.gone and not getattr(task, config.score_on):
             raise DataError(f"{config.tasks}: task {task.name} has no {config.score_on} rows, on which to blend")
 
 

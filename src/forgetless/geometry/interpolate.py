@@ -38,7 +38,6 @@ from forgetless.geometry.connectivity import TaskRows, barrier, concave, linear_
 from forgetless.geometry.curve import CurveSettings, as_factors, straight_middle, trained_middle
 from forgetless.geometry.path import AdapterPath, straight_path
 from forgetless.geometry.points import FACTORS, PRODUCT, WHOLE, Corner, Distances, Placed, Plane, Weights
-from forgetless.geometry.updates import read_update, write_update
 from forgetless.learning.engine import Engine
 from forgetless.learning.session import fit_rows
 from forgetless.model.answers import logits_at, token_losses
@@ -49,6 +48,7 @@ from forgetless.runs.folder import RunFolder, complete, json_text, make_folder, 
 from forgetless.score.scorers import Scorer, headline
 from forgetless.subjects.layouts import short_names
 from forgetless.subjects.models import Opened, Subject, compare, find_subjects, opened
+from forgetless.subjects.updates import read_update, write_update
 from forgetless.versions import versions
 
 A, B, C, MIDDLE = "a", "b", "c", "middle"

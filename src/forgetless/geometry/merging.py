@@ -37,7 +37,6 @@ from forgetless.forgetting.sides import kept_side, side_in
 from forgetless.forgetting.texts import LONGEST, Text, general_prompts, own_prompts, read_text
 from forgetless.geometry.fisher import fisher
 from forgetless.geometry.operators import FISHER, combined, fisher_mean, usual_weights
-from forgetless.geometry.updates import Update, compressed, difference, norm, read_update, write_update
 from forgetless.geometry.whole import copy_tokenizer, write_merged
 from forgetless.learning.engine import Engine
 from forgetless.learning.session import fit_rows
@@ -51,6 +50,7 @@ from forgetless.score.intervals import mean_interval, ratio_intervals, wilson
 from forgetless.score.scorers import RIGHT_OR_WRONG, Scorer, headline
 from forgetless.subjects.layouts import short_names
 from forgetless.subjects.models import Opened, Subject, find_subjects, opened
+from forgetless.subjects.updates import Update, compressed, difference, norm, read_update, write_update
 from forgetless.versions import versions
 
 FORMAT = 1

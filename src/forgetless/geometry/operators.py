@@ -20,9 +20,9 @@ from peft.utils.merge_utils import dare_linear, dare_ties, task_arithmetic, ties
 from torch import Tensor
 
 from forgetless.errors import UsageError
-from forgetless.geometry.updates import weighted
 from forgetless.methods.slao import merged as slao_merge
 from forgetless.model.adapters import Pair
+from forgetless.subjects.updates import weighted
 
 Layers = Mapping[str, Pair]
 Operator = Callable[[list[Tensor], Tensor], Tensor]  # (one tensor an update, their weights) -> one

@@ -40,10 +40,10 @@ from torch import Tensor
 from forgetless.auditing.weights import effective_rank
 from forgetless.errors import UsageError
 from forgetless.geometry.collisions import count_collisions
-from forgetless.geometry.updates import Decomposed, Update, compressed, decomposed, read_update, weighted
 from forgetless.model.adapters import Pair
 from forgetless.progress import steps
 from forgetless.subjects.models import AdapterFolder, find_adapters, same_model
+from forgetless.subjects.updates import Decomposed, Update, compressed, decomposed, read_update, weighted
 
 THRESHOLDS = (0.0, 0.01, 0.1, 0.5, 1.0, 2.0)  # k, times the rms entry of an update in a layer
 SHOWN_AT = 1.0  # the threshold that maps show: entries larger than is usual in their layer

@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from forgetless.errors import UsageError
-from forgetless.geometry.updates import read_update, weighted, write_update
 from forgetless.model.adapters import Pair
 from forgetless.model.identity import open_tensors, tensor_files, weight_files
 from forgetless.subjects.models import Opened, Subject, find_subjects, opened, other_shape
+from forgetless.subjects.updates import read_update, weighted, write_update
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from peft import PeftModel
 from torch import Tensor
 
 from forgetless.errors import UsageError
-from forgetless.geometry.updates import inner, weighted
 from forgetless.model.adapters import Pair, pairs_of
 from forgetless.model.identity import open_tensors, tensor_files, weight_files
 from forgetless.subjects.models import Subject
+from forgetless.subjects.updates import inner, weighted
 
 PRODUCT, FACTORS, WHOLE = "product", "factors", "weights"
 

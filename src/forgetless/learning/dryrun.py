@@ -21,6 +21,7 @@ from forgetless.learning.borders import NO_ONE_MODEL
 from forgetless.learning.cells import scored_columns
 from forgetless.learning.session import Session, prepare
 from forgetless.learning.step import TrainSettings, count_steps, plan
+from forgetless.methods import Lesson
 from forgetless.progress import out, seconds_of
 from forgetless.score.scorers import Scorer
 
@@ -36,7 +37,7 @@ def plan_run(config: LearnConfig) -> None:
     session = prepare(config)
     table = Table("lesson", "rows", "tokens a pass", "steps", "validation", "test", "options")
     tasks = session.stream.tasks
-    for lesson in session.lessons:
+    for lesson in _trained(session):
         examples = [session.encoder(row) for row in lesson.rows]
         steps = count_steps(len(examples), config.part(TrainSettings), lesson.tasks)
         task = next((task for task in tasks if task.name == lesson.name), None)
@@ -63,7 +64,7 @@ def plan_run(config: LearnConfig) -> None:
         "scored": f"{len(_cells(session))} cells of the matrix (cells={config.cells}), {costs.scored_rows:,} rows",
         "forgetting": _forgetting(session),
         "time": f"about {minutes(training + costs.scoring + costs.forgetting)}: "
-                f"{total_steps} steps x {training / total_steps:.2f} s + {costs.scored_rows:,} rows x "
+                f"{total_steps} steps x {training / max(total_steps, 1):.2f} s + {costs.scored_rows:,} rows x "
                 f"{costs.row_seconds:.3f} s" + (f" x {learners} learners" if learners > 1 else "")
                 + (f" + {minutes(costs.forgetting)} for forgetting" if costs.forgetting else ""),
         "memory": f"peak so far {_peak_gib(session):.1f} GiB, steps and one scoring batch included",
@@ -79,7 +80,7 @@ def plan_run(config: LearnConfig) -> None:
 class Estimate:
     """What a run would cost on this machine. Seconds are measured; adapters' bytes are exact, predictions' a guess."""
 
-    rows: list[int]  # of each lesson
+    rows: list[int]  # of each lesson that is trained
     tasks: list[int]  # in each lesson
     step_seconds: list[float]  # of a step of each lesson
     scored_rows: int
@@ -106,8 +107,8 @@ def estimate(session: Session) -> Estimate:
     step_seconds, row_seconds = _time_steps(session), _time_scoring(session)
     scored_rows = sum(len(session.stream.tasks[j].test) for _, j in _cells(session))
     return Estimate(
-        rows=[len(lesson.rows) for lesson in session.lessons],
-        tasks=[lesson.tasks for lesson in session.lessons],
+        rows=[len(lesson.rows) for lesson in _trained(session)],
+        tasks=[lesson.tasks for lesson in _trained(session)],
         step_seconds=step_seconds,
         scored_rows=scored_rows,
         row_seconds=row_seconds,
@@ -115,6 +116,11 @@ def estimate(session: Session) -> Estimate:
         forgetting=_time_forgetting(session),
         disk=_disk(session),
     )
+
+
+def _trained(session: Session) -> list[Lesson]:
+    """The lessons that need training in this run: adopted ones, and those whose rows are gone, do not."""
+    return [lesson for lesson in session.lessons[len(session.adopted) :] if lesson.rows]
 
 
 def _time_steps(session: Session) -> list[float]:
@@ -137,7 +143,7 @@ def _time_steps(session: Session) -> list[float]:
         optimizer.zero_grad()
 
     medians = []
-    for number, lesson in enumerate(session.lessons):
+    for number, lesson in enumerate(_trained(session)):
         if number < 2:
             method.begin_task(number)
         batches = plan([session.encoder(row) for row in lesson.rows], settings, config.seed, 0)
@@ -155,10 +161,10 @@ def _time_scoring(session: Session) -> float:
     scorer = Scorer(session.adapters.model, session.encoder, session.engine, session.stream.options, size)
     seconds, rows = 0.0, 0
     for task in session.stream.tasks:
-        sample = task.test[:16]
+        sample = task.test[:16]  # none where a task's rows are gone
         seconds += seconds_of(partial(scorer, task, sample))
         rows += len(sample)
-    return seconds / rows
+    return seconds / max(rows, 1)
 
 
 def _forgetting(session: Session) -> str:
@@ -197,14 +203,15 @@ def _cells(session: Session) -> list[tuple[int, int]]:
 
 
 def _disk(session: Session) -> float:
-    """Bytes: adapters in fp32 (joined ones grow with the task), method state, predictions."""
+    """Bytes at most: adapters in fp32 (joined ones grow with the task), method state, checkpoints, predictions."""
     pair = 4 * sum(parameter.numel() for parameter in session.adapters.parameters())
     lessons = len(session.lessons)
     joined = bool(session.adapters.past())  # the second task's steps have been timed
     adapters = pair * (lessons * (lessons + 1) / 2 + lessons if joined else lessons + 1)
     more = lessons * sum(tensor.nbytes for tensor in session.method.state().tensors.values())
     rows = sum(len(session.stream.tasks[j].test) for _, j in _cells(session))
-    return adapters + more + 600 * rows
+    checkpoint = 3 * pair + more / lessons  # the trainable pair, AdamW's two moments, the method's tensors
+    return adapters + more + checkpoint * (session.config.save_total_limit + 1) + 600 * rows
 
 
 def _peak_gib(session: Session) -> float:

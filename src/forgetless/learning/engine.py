@@ -130,6 +130,14 @@ class Engine:
         broadcast_object_list(box)
         return box[0]
 
+    def most(self, value: int) -> int:
+        """The largest of the processes' numbers, on every process."""
+        if self.processes == 1:
+            return value
+        box = torch.tensor(value, device=self.device)
+        dist.all_reduce(box, op=dist.ReduceOp.MAX)
+        return int(box)
+
     def wait(self) -> None:
         self.accelerator.wait_for_everyone()
 

@@ -14,14 +14,18 @@ from forgetless.data.tasks import Row, Stream, Task
 from forgetless.errors import DataError, UsageError, quoted
 from forgetless.forgetting.reference import Reference
 from forgetless.forgetting.texts import Text, general_prompts, own_prompts, read_text
+from forgetless.learning.adopt import Adopted, check_adopted, read_adopted
+from forgetless.learning.again import with_earlier_tasks
 from forgetless.learning.engine import Engine
 from forgetless.learning.sharding import shard_base
+from forgetless.learning.signals import Signals
 from forgetless.methods import Lesson, Method
 from forgetless.methods.finding import label_of
 from forgetless.model.adapters import Adapters, LoraSettings
 from forgetless.model.base import Base, load_base
 from forgetless.progress import console
 from forgetless.runs.folder import RunFolder
+from forgetless.runs.shapes import read_run
 from forgetless.score.rules import check_row, rules_of
 
 
@@ -40,8 +44,12 @@ class Session:
     notes: list[str]
     run: RunFolder
     text: Text | None  # on which forgetting is measured at task borders
+    adopted: list[Adopted] = field(default_factory=list)  # the first lessons, which another trainer learnt
+    stored: dict | None = None  # run.json as it was found
+    history: list[dict] = field(default_factory=list)  # what it was learnt with, from which lesson on
     steps_before: list[int] = field(default_factory=list)  # of each lesson trained in this session
     side: Reference | None = None  # the base's, once it was needed
+    signals: Signals = field(default_factory=Signals)
 
     def say(self, text: str) -> None:
         if self.engine.is_main:
@@ -54,21 +62,25 @@ def prepare(config: LearnConfig) -> Session:
     method = config.build_method()
     stream = config.stream
     if not isinstance(stream, Stream):
-        stream = load_stream(stream, on_bad_row=config.on_bad_row)
-    for task in stream.tasks:  # a wrong pattern or a missing package is said before the model is loaded
+        stream = load_stream(stream, on_bad_row=config.on_bad_row, keep_gone=True)
+    run = RunFolder(Path(config.output_dir or f"runs/{stream.name}-{label_of(config.method)}-seed{config.seed}"))
+    stored = read_run(run.root) if run.config.exists() else None
+    adopted = read_adopted(config, stored, run)
+    stream = with_earlier_tasks(stream, stored, run, [one.name for one in adopted])
+    here = [task for task in stream.tasks if not task.gone]
+    for task in here:  # a wrong pattern or a missing package is said before the model is loaded
         try:
             rules_of(task)
         except UsageError as error:
             place = "stream" if isinstance(config.stream, Stream) else config.stream
             raise UsageError(f"{place}: {error}") from error
-    without = [task.name for task in stream.tasks if not task.validation]
+    without = [task.name for task in here if not task.validation]
     if config.score_on == "validation" and without:
         raise UsageError(
             f"score_on=validation: no validation rows in {', '.join(without)}; cut some from train in a stream "
             "file (`validation: 10%`), or score on test rows"
         )
-    folder = Path(config.output_dir or f"runs/{stream.name}-{label_of(config.method)}-seed{config.seed}")
-    engine = Engine(config.device, config.precision, config.report_to, str(folder / "trackers"))
+    engine = Engine(config.device, config.precision, config.report_to, str(run.root / "trackers"))
     base = load_base(config.model, engine.dtype, engine.device, in_shards=engine.shards)
     if base.context and config.max_length > base.context:
         raise UsageError(
@@ -91,7 +103,9 @@ def prepare(config: LearnConfig) -> Session:
                                      "`forgetless audit` does it afterwards"]  # fmt: skip
     method.start(adapters, encoder, config.seed)
     lessons = method.lessons(stream)
-    return Session(config, stream, method, engine, base, encoder, adapters, lessons, notes, RunFolder(folder), text)
+    session = Session(config, stream, method, engine, base, encoder, adapters, lessons, notes, run, text, adopted)
+    check_adopted(session)
+    return session
 
 
 def _forgetting_text(config: LearnConfig, chat: bool) -> Text | None:
@@ -117,8 +131,16 @@ def fit_rows(
         if names.count(name) > 1:
             raise DataError(f"two tasks are called {name!r}; give each its own name")
     notes: list[str] = []
-    tasks = tuple(_fit_task(task, stream.options, encoder, on_bad_row, splits, notes) for task in stream.tasks)
+    tasks = tuple(
+        _without_rows(task, notes) if task.gone else _fit_task(task, stream.options, encoder, on_bad_row, splits, notes)
+        for task in stream.tasks
+    )
     return Stream(stream.name, tasks), notes
+
+
+def _without_rows(task: Task, notes: list[str]) -> Task:
+    notes.append(f"{task.name}: {task.gone}, so it is not scored any more; what is known of it stays")
+    return task
 
 
 def _fit_task(

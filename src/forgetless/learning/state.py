@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from safetensors.torch import save_file
+from typing import TYPE_CHECKING
 
 from forgetless.data.tasks import Row
+from forgetless.learning.checkpoint import save_tensors
 from forgetless.learning.memory import Memory
-from forgetless.learning.session import Session
 from forgetless.methods import State
 from forgetless.model.identity import read_tensors
 from forgetless.runs.folder import write_json, write_lines
 from forgetless.runs.shapes import KEPT_ROW, read, read_records
 
+if TYPE_CHECKING:
+    from forgetless.learning.session import Session
+
 
 def save_state(folder: Path, state: State) -> None:
     """method.safetensors, method.json, and memory/ for kept rows."""
     if state.tensors:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-        save_file(tensors, folder / "method.safetensors", metadata={"format": "pt"})
+        save_tensors(state.tensors, folder / "method.safetensors")
     write_json(folder / "method.json", state.values)
     if state.memory is not None:
         (folder / "memory").mkdir()

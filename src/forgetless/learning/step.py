@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
-from torch.nn.utils import clip_grad_norm_
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 from transformers import get_scheduler
 
 from forgetless.data.batches import Example, collate, split
 from forgetless.errors import DivergedError
+from forgetless.learning.checkpoint import Checkpoints
 from forgetless.learning.engine import Engine
 from forgetless.methods.base import Method
 from forgetless.seeds import generator, seed_for
+
+ON_NAN = ("stop", "skip")
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,10 @@ class TrainSettings:
     """compute activations again in the backward pass instead of keeping them"""
     group_by_length: bool = True
     """batches of rows of similar length (drawn from windows of 8 batches): less padding"""
+    on_nan: str = "stop"
+    """a step whose loss or gradient is NaN or infinite: stop, or skip it (it moves no weight, and is told)"""
+    max_skipped: int = 10
+    """steps of a task that may be skipped; one more stops the run"""
 
 
 def count_steps(rows: int, settings: TrainSettings, tasks: int = 1) -> int:
@@ -84,17 +93,24 @@ def learn_task(
     task: int,
     tasks: int = 1,
     log: Callable[[dict], None],
+    checkpoints: Checkpoints | None = None,
 ) -> None:
-    """Trains `method`'s adapters on one task's examples. `log` gets a record per step."""
+    """Trains `method`'s adapters on one task's examples. `log` gets a record per step.
+
+    With `checkpoints` it goes on at the newest of them, and after each step they are saved where it is time.
+    """
     method.prepare(examples)
     model, parameters = method.adapters.model, method.adapters.parameters()
     steps = count_steps(len(examples), settings, tasks)
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     warmup = math.ceil(settings.warmup_ratio * steps)
-    schedule = get_scheduler(settings.lr_scheduler_type, optimizer, warmup, steps)
+    schedule = get_scheduler(settings.lr_scheduler_type, optimizer, warmup, steps).lr_lambdas[0]  # a function of step
+    done = checkpoints.restore(optimizer) if checkpoints else 0
+    skipped = sum("skipped" in record for record in checkpoints.records) if checkpoints else 0
     model.train()
     # ------------------------------------------------------------------------------------------------
-    for step, rows in zip(range(steps), plan(examples, settings, seed, task), strict=False):
+    for step, rows in islice(zip(range(steps), plan(examples, settings, seed, task), strict=False), done, None):
+        rate = optimizer.param_groups[0]["lr"] = settings.learning_rate * schedule(step)
         batch = method.batch(rows, step)  # the whole step at once: replay joins here, weights are fixed
         total = torch.zeros((), device=engine.device)
         size = min(settings.micro_batch_size, math.ceil(len(batch) / engine.processes))  # work for every process
@@ -109,21 +125,46 @@ def learn_task(
         penalty = method.penalty()  # once a step, the same on every process
         if penalty is not None:
             share = engine.add_gradient(penalty, parameters)
-        method.after_backward()  # the whole gradient, before clipping
-        norm = clip_grad_norm_(parameters, settings.max_grad_norm or math.inf)
-        if not math.isfinite(float(total) + float(norm)):
-            raise DivergedError(
-                f"task {task + 1}, step {step + 1}: loss {float(total)}, gradient norm {float(norm)}. "
-                "Nothing of this task was saved. Lower learning_rate, or look at the rows of this step."
-            )
-        optimizer.step()
-        optimizer.zero_grad()
-        method.after_step(optimizer)
+        tokens = sum(len(example.ids) for example in batch)
+        record: dict = {"step": step + 1, "steps": steps, "learning_rate": rate, "tokens": tokens}
+        if fault := not_finite(total, parameters):
+            skipped += 1
+            record["skipped"] = allowed_fault(f"task {task + 1}, step {step + 1}: {fault}", skipped, settings)
+            optimizer.zero_grad()
+        else:
+            method.after_backward()  # the whole gradient, before clipping
+            norm = clip_grad_norm_(parameters, settings.max_grad_norm or math.inf)
+            optimizer.step()
+            optimizer.zero_grad()
+            method.after_step(optimizer)
+            record["loss"] = float(total)
+            if penalty is not None:
+                record |= {"penalty": float(penalty.detach()), "penalty_share": share}
+            record |= {"gradient_norm": float(norm)} | method.told()
         # --------------------------------------------------------------------------------------------
-        record = {"step": step + 1, "loss": float(total), "learning_rate": schedule.get_last_lr()[0]}
-        schedule.step()
-        if penalty is not None:
-            record |= {"penalty": float(penalty.detach()), "penalty_share": share}
-        record |= {"gradient_norm": float(norm)} | method.told()
-        log(record | {"tokens": sum(len(example.ids) for example in batch), "steps": steps})
+        log(record)
+        if checkpoints:
+            checkpoints.after_step(step + 1, optimizer)
     model.eval()
+
+
+def not_finite(loss: Tensor, parameters: list[Tensor]) -> str:
+    """'loss nan, gradient norm nan' where either is no finite number, else nothing."""
+    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return "" if math.isfinite(float(loss) + float(norm)) else f"loss {float(loss)}, gradient norm {float(norm)}"
+
+
+def allowed_fault(told: str, skipped: int, settings: TrainSettings) -> str:
+    """What a step that is skipped tells; DivergedError where it may not be skipped."""
+    kept = "The tasks before and this task's checkpoints are as they were."
+    if settings.on_nan == "stop":
+        raise DivergedError(
+            f"{told}. {kept} Look at the rows of this step; then give the same command with --on_nan skip, which "
+            "leaves such steps out, or a lower learning_rate and another output_dir."
+        )
+    if skipped > settings.max_skipped:
+        raise DivergedError(
+            f"{told}. {kept} max_skipped={settings.max_skipped} steps of this task were skipped already. The training "
+            "has diverged: lower learning_rate, in another output_dir, or raise max_skipped."
+        )
+    return told

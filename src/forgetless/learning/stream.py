@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
-import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from forgetless import __version__
 from forgetless.config import LearnConfig
-from forgetless.errors import RunError
+from forgetless.data.tasks import Task
+from forgetless.learning.adopt import adopt_lesson
+from forgetless.learning.again import check_continues, described, log_command, versions_here
 from forgetless.learning.borders import is_measured, measure_base, measure_lesson, measure_step
 from forgetless.learning.cells import is_scored, score_base, score_lesson
+from forgetless.learning.checkpoint import Checkpoints, SaveSettings, fingerprint, refuse_nan
 from forgetless.learning.session import Session, prepare
 from forgetless.learning.state import resume, save_state
 from forgetless.learning.step import TrainSettings, count_steps, learn_task
 from forgetless.methods import Lesson
 from forgetless.methods.base import penalty_acts
 from forgetless.methods.finding import label_of
-from forgetless.model.identity import check_same
+from forgetless.model.adapters import named
 from forgetless.progress import steps
 from forgetless.report.files import write_report
 from forgetless.report.summary import matrix_record, summarise, summary_record
 from forgetless.runs.folder import FORMAT, TIMES, write_json, write_lines
 from forgetless.runs.seal import sealed
-from forgetless.runs.shapes import LEARNED, read, read_run
+from forgetless.runs.shapes import LEARNED, read
 from forgetless.score.scorers import Scorer, headline
-from forgetless.versions import versions
-
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors")
 
 
 def learn(config: LearnConfig, base_scores: Path | None = None) -> dict:
@@ -37,9 +36,7 @@ def learn(config: LearnConfig, base_scores: Path | None = None) -> dict:
     `base_scores`: another run folder with the same base and stream, whose row of the untouched base is taken over.
     """
     session = prepare(config)
-    if not session.engine.is_main:
-        return _learn(session, base_scores)
-    with session.run.locked():
+    with session.signals, session.run.locked() if session.engine.is_main else nullcontext():
         return _learn(session, base_scores)
 
 
@@ -49,10 +46,11 @@ def _learn(session: Session, base_scores: Path | None) -> dict:
     session.say(f"{config.model} on {session.engine.told} -> {run.root}")
     for note in session.notes:
         session.say(f"note: {note}")
-    finished = _check_continues(session)
+    finished = check_continues(session)
     session.engine.wait()
     if session.engine.is_main:
         run.write(run.config, sealed(_describe(session, "running")))
+        log_command(run, f"learn: {finished} of {len(session.lessons)} lessons were finished")
     _init_trackers(session)
     scorer = Scorer(
         session.adapters.model, session.encoder, session.engine, session.stream.options, config.score_batch_tokens
@@ -66,8 +64,13 @@ def _learn(session: Session, base_scores: Path | None) -> dict:
                 resume(session, folder, number)
             session.say(f"{folder.name}: already learnt")
             session.steps_before.append(read(folder / "learned.json", LEARNED)["steps"])
+        elif number < len(session.adopted):
+            adopt_lesson(session, number, folder)
+            session.steps_before.append(0)
         else:
             _learn_lesson(session, number, lesson, folder)
+        if session.engine.is_main:
+            run.drop_checkpoints(number + 1, lesson.name)
         score_lesson(session, scorer, number)
         measure_lesson(session, number)
         _finish(session, "running")
@@ -85,22 +88,34 @@ def _learn_lesson(session: Session, number: int, lesson: Lesson, folder: Path) -
     method, engine, config = session.method, session.engine, session.config
     examples = [session.encoder(row) for row in lesson.rows]
     settings = config.part(TrainSettings)
-    records: list[dict] = []
-    began, cpu_began = time.monotonic(), time.process_time()
+    before = session.run.task(number, session.lessons[number - 1].name) if number else None
+    checkpoints = Checkpoints(
+        session.run, number + 1, lesson.name, method, engine, config.part(SaveSettings),
+        follows=fingerprint(before), signals=session.signals, say=session.say,
+    )  # fmt: skip
+    records = checkpoints.records
     method.begin_task(number)
-    with steps(
-        f"learn {folder.name}", count_steps(len(examples), settings, lesson.tasks), show=engine.is_main
-    ) as progress:
+    total = count_steps(len(examples), settings, lesson.tasks)
+    with (
+        steps(f"learn {folder.name}", total, show=engine.is_main, before=len(records)) as progress,
+        session.signals.held(),
+    ):
 
         def log(record: dict) -> None:
             measure_step(session, record)
             records.append(record)
-            progress.advance(record["tokens"], record["loss"])
+            progress.advance(record["tokens"], record.get("loss"))
+            if "skipped" in record:
+                session.say(f"WARNING: {lesson.name}: a step was skipped. {record['skipped']}")
             if config.report_to:
-                told = {f"{lesson.name}/{key}": value for key, value in record.items() if key != "step"}
+                figures = record.keys() - {"step", "skipped"}
+                told = {f"{lesson.name}/{key}": record[key] for key in sorted(figures)}
                 engine.accelerator.log(told, step=sum(session.steps_before) + record["step"])
 
-        learn_task(method, examples, settings, engine, seed=config.seed, task=number, tasks=lesson.tasks, log=log)
+        learn_task(
+            method, examples, settings, engine,
+            seed=config.seed, task=number, tasks=lesson.tasks, log=log, checkpoints=checkpoints,
+        )  # fmt: skip
     session.steps_before.append(len(records))
     method.end_task(number, lesson.rows)
     shares = [record["penalty_share"] for record in records if "penalty_share" in record]
@@ -111,55 +126,20 @@ def _learn_lesson(session: Session, number: int, lesson: Lesson, folder: Path) -
                 f"WARNING: {config.method} did not act on {lesson.name}: {check['name']} = {check['value']:.4g} "
                 f"({check['meaning']})"
             )
+    pairs, state = method.export(), method.state()
+    refuse_nan(named(pairs) | state.tensors, folder)
     if engine.is_main:
         with session.run.publish(folder) as temporary:
-            session.adapters.save(temporary / "adapter", method.export())
+            session.adapters.save(temporary / "adapter", pairs)
             (temporary / "adapter" / "README.md").write_text(_card(session, number))
-            save_state(temporary, method.state())
+            save_state(temporary, state)
             write_lines(temporary / "log.jsonl", records)
             write_json(
                 temporary / "learned.json",
                 {"lesson": lesson.name, "rows": len(lesson.rows), "steps": len(records), "checks": checks},
             )
-            spent = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu_began}
-            write_json(temporary / f"{TIMES}.json", spent)
+            write_json(temporary / f"{TIMES}.json", checkpoints.spent())
     engine.wait()
-
-
-def _check_continues(session: Session) -> int:
-    """How many lessons are finished; refuses to mix another configuration, stream or base into a run."""
-    run = session.run
-    if not run.config.exists():
-        if run.root.exists() and any(not path.name.startswith(".") for path in run.root.iterdir()):
-            raise RunError(f"{run.root}: holds other files and no run.json; give an empty or new output_dir")
-        return 0
-    stored = read_run(run.root)
-    check_same(stored["base"], session.base.identity, run.config)
-    mine = session.config.decides()
-    for option, value in stored["decides"].items():
-        if mine.get(option) != value:
-            raise RunError(
-                f"{run.config}: this run was begun with {option}={value!r}, now it is {mine.get(option)!r}; "
-                "give the old value, or another output_dir"
-            )
-    for kind, old, new in (
-        ("task", [[one["name"], one["fingerprint"]] for one in stored["tasks"]],
-         [[task.name, task.fingerprint] for task in session.stream.tasks]),
-        ("lesson", [[one["name"], one["last_task"]] for one in stored["lessons"]],
-         [[lesson.name, lesson.last_task] for lesson in session.lessons]),
-    ):  # fmt: skip
-        for number, told in enumerate(old):
-            if number >= len(new) or new[number] != told:
-                now = repr(new[number][0]) if number < len(new) else "gone"
-                raise RunError(
-                    f"{run.config}: {kind} {number + 1} of this run is {told[0]!r}, now it is {now} or its "
-                    "rows, options or scoring have changed. A run goes on with a longer stream of the "
-                    "same beginning; for anything else give another output_dir."
-                )
-    precision = _precision(session)
-    if stored["precision"] != precision:
-        session.say(f"note: this run was begun in {stored['precision']} and goes on in {precision}")
-    return len(run.finished([lesson.name for lesson in session.lessons]))
 
 
 # ---------------------------------------------------------------------------------------- the record
@@ -168,6 +148,7 @@ def _check_continues(session: Session) -> int:
 def _describe(session: Session, status: str) -> dict:
     """run.json: all that the numbers depend on."""
     config = session.config.plain()
+    adopted = [one.record for one in session.adopted]
     return {
         "format": FORMAT,
         "status": status,
@@ -189,24 +170,16 @@ def _describe(session: Session, status: str) -> dict:
         },
         "precision": _precision(session),
         "tasks": [
-            {
-                "name": task.name,
-                "fingerprint": task.fingerprint,
-                "train": len(task.train),
-                "validation": len(task.validation),
-                "test": len(task.test),
-                "options": list(task.options),
-                "scorers": task.scoring,
-                "headline": headline(task),
-                "max_new_tokens": task.max_new_tokens,
-                "majority": {"label": most[0], "share": most[1]} if (most := task.majority()) else None,
-                "notes": [note for note in session.notes if note.startswith(f"{task.name}: ")],
-            }
-            for task in session.stream.tasks
+            described(task, session.stored, headline(task), _notes(session, task)) for task in session.stream.tasks
         ],
         "lessons": [{"name": lesson.name, "last_task": lesson.last_task} for lesson in session.lessons],
-        "versions": {"forgetless": __version__, "python": platform.python_version()} | versions(*PACKAGES),
-    }
+        "versions": versions_here(),
+        "history": session.history,
+    } | ({"adopted": adopted} if adopted else {})
+
+
+def _notes(session: Session, task: Task) -> list[str]:
+    return [note for note in session.notes if note.startswith(f"{task.name}: ")]
 
 
 def _precision(session: Session) -> str:

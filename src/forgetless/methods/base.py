@@ -26,6 +26,7 @@ from torch import Tensor
 
 from forgetless.data.batches import Encoder, Example, Part, weigh
 from forgetless.data.tasks import Row, Stream
+from forgetless.errors import UsageError
 from forgetless.learning.memory import Memory
 from forgetless.model.adapters import Adapters, Pair
 from forgetless.model.answers import logits_at, token_losses
@@ -92,7 +93,11 @@ class Method:
     # on the first alone it is `plain` without being switched off; a text: why neither can be
     example: ClassVar[Options] = {}  # options that suit a model of a few thousand weights
     growth: ClassVar[str] = ""  # how a step's cost grows with the number of tasks; empty: it does not
-    within_task: ClassVar[tuple[str, ...]] = ()  # attributes that change within a task
+
+    # Attributes that change between `begin_task` and `end_task`: numbers, texts, tensors, or lists and dicts of these.
+    # A checkpoint inside a task holds them (tensors come back on the model's device); what `begin_task` sets once is
+    # set again by it.
+    within_task: ClassVar[tuple[str, ...]] = ()
 
     adapters: Adapters
     encoder: Encoder
@@ -161,6 +166,26 @@ class Method:
         """Goes on after `task`, whose deployed adapter and state these are."""
         self.adapters.set_current(adapter)
         self.restore(state)
+
+    def adopt(self, task: int, pairs: dict[str, Pair], rows: tuple[Row, ...] | None) -> dict[str, Pair]:
+        """Takes over a task that another trainer learnt; gives the pairs to deploy after it, whose update is that of
+        `pairs` (layers and ranks of their own). By default the trainable pair goes on from them, and what the end of a
+        task makes of its rows is made of `rows`: the task's training rows, None where they are not given.
+        """
+        self.refuse_adoption_without(rows)
+        self.begin_task(task)
+        self.adapters.take(pairs, task)
+        self.end_task(task, rows or ())
+        return self.export()
+
+    def refuse_adoption_without(self, rows: tuple[Row, ...] | None) -> None:
+        """A method that makes something of a task's rows when it ends cannot do without them."""
+        if rows is None and type(self).end_task is not Method.end_task:
+            raise UsageError(
+                f"{type(self).__name__} keeps something of each task's rows ({self.extra_memory}), and this task's are "
+                "not given: list the task with its rows first in the stream, under the name that --from gives it, or "
+                "choose a method that keeps nothing of them, such as olora"
+            )
 
     # ------------------------------------------------------------------------------ does it act?
 

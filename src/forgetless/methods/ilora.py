@@ -53,6 +53,7 @@ class ILoRA(Replay):
     under_any = False
     plain = Replay
     off = {"gamma": 0.0, "deploy": "fast"}
+    within_task = (*Replay.within_task, "slow", "k", "compared", "consistency")
 
     def __init__(
         self,
@@ -183,6 +184,12 @@ class ILoRA(Replay):
             "consistency": self.step_consistency,
             "slow_fast_distance": distance(self.slow, named(self.adapters.pairs())),
         }
+
+    def adopt(self, task: int, pairs: dict[str, Pair], rows: tuple[Row, ...] | None) -> dict[str, Pair]:
+        """Both learners begin at the adopted adapter: its trainer kept no average of its steps."""
+        super().adopt(task, pairs, rows)
+        self.slow = self.adapters.snapshot()
+        return self.export()
 
     def checks(self) -> list[Check]:
         still = self.lam == 1.0  # by choice

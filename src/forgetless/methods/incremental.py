@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from forgetless.data.tasks import Row
 from forgetless.methods.base import Check, Method, State
 from forgetless.model.adapters import Pair
 
@@ -34,6 +35,15 @@ class Incremental(Method):
         self.adapters.reset(task + 1)
         self._trained = False
         self.restore(state)
+
+    def adopt(self, task: int, pairs: dict[str, Pair], rows: tuple[Row, ...] | None) -> dict[str, Pair]:
+        """Pairs of any rank are the past of the next task."""
+        self.refuse_adoption_without(rows)
+        self.task = task
+        past = self.adapters.filled(pairs)
+        self.resume(past, State({}, {}), task)
+        self.end_task(task, rows or ())
+        return past
 
     def checks(self) -> list[Check]:
         frozen = len(self.adapters.past())

@@ -8,6 +8,8 @@ replay and L = CE(current rows).
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from forgetless.data.batches import Example, weigh
 from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
@@ -33,6 +35,7 @@ class Replay(Method):
     under_any = True
     off = {"memory": 0}
     example = {"memory": 6}
+    within_task: ClassVar[tuple[str, ...]] = ("replayed",)
 
     def __init__(self, memory: int | str = "10%", policy: str = "reservoir", replay_rows: int = 0):
         if replay_rows < 0:

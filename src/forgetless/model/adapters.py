@@ -90,7 +90,7 @@ class Adapters:
 
     def __init__(self, base: PreTrainedModel, settings: LoraSettings, base_name: str, seed: int):
         self.settings, self.base_name, self.seed = settings, base_name, seed
-        self.model = _wrap(base, settings)
+        self.model = _wrap(base, settings).eval()  # PEFT's new dropout would be active until a first task is learnt
         prefix = "base_model.model."
         self._layers = {
             name.removeprefix(prefix): module
@@ -167,6 +167,32 @@ class Adapters:
         shape = _pair(self._layers[layer], CURRENT).A.shape
         fresh = torch.rand(shape, generator=generator("init", self.seed, task, *part, layer))
         return (2 * fresh - 1) / math.sqrt(shape[1])
+
+    def take(self, pairs: dict[str, Pair], task: int) -> None:
+        """A trainable pair that computes as `pairs` do, each of this rank or less; what they leave free is fresh."""
+        self.reset(task)
+        for name, mine in self.pairs().items():
+            if name in pairs:
+                given, rank = pairs[name], pairs[name].A.shape[0]
+                if rank > self.settings.r:
+                    raise UsageError(f"{name} has rank {rank}, the pair that is trained has rank {self.settings.r}")
+                with torch.no_grad():
+                    mine.A[:rank].copy_(given.A)
+                    mine.B[:, :rank].copy_(given.B * (given.scale / mine.scale))
+
+    def filled(self, pairs: dict[str, Pair]) -> dict[str, Pair]:
+        """The same update as a pair for every layer, of one rank and this model's scale; zeros fill them up."""
+        rank = max(pair.A.shape[0] for pair in pairs.values())
+        whole = {}
+        for name, mine in self.pairs().items():
+            A = torch.zeros(rank, mine.A.shape[1])
+            B = torch.zeros(mine.B.shape[0], rank)
+            if name in pairs:
+                own = pairs[name].A.shape[0]
+                A[:own] = pairs[name].A
+                B[:, :own] = pairs[name].B * (pairs[name].scale / mine.scale)
+            whole[name] = Pair(A, B, mine.scale)
+        return whole
 
     def finish(self, task: int) -> None:
         """Freezes the trainable pair into the past and starts a fresh one; the function is unchanged."""

@@ -178,7 +178,9 @@ def memory(summary: dict) -> str:
     if "kept rows" not in found:
         return "No rows of earlier tasks were kept for replay."
     replayed = sum(c["value"] for one in summary["acts"] for c in one["checks"] if c["name"] == "replayed rows")
-    kept = words.figure(found["kept rows"])
+    last = f"{len(summary['learned']):02d}-{summary['learned'][-1]}"
+    deleted = sum(one["rows"].get(last, 0) for one in summary.get("forgotten_rows", []))
+    kept = words.figure(found["kept rows"] - deleted)
     return f"{kept} rows of the tasks so far are kept; old rows were replayed {words.figure(replayed)} times in all."
 
 

@@ -70,7 +70,7 @@ def _run(summary: dict, label: str, bounds: list[dict]) -> dict:
         "method_did": {"checks": [_checks(one) for one in summary["acts"]], "logged": contents.logged(summary)},
         **{key: summary[key] for key in ("warnings", "test_rows", "config", "versions")},
     }
-    return told | ({"texts": summary["texts"]} if "texts" in summary else {})
+    return told | {key: summary[key] for key in ("adopted", "history", "forgotten_rows", "texts") if key in summary}
 
 
 def _below(summary: dict) -> list[dict]:

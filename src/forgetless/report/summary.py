@@ -6,22 +6,22 @@ import hashlib
 from pathlib import Path
 
 from forgetless.errors import RunError
-from forgetless.runs.folder import FORGETTING, RunFolder, complete
+from forgetless.runs.folder import FORGETTING, FORGOTTEN_ROWS, RunFolder, complete
 from forgetless.runs.shapes import (
     FORGOTTEN,
+    LABELS,
     LEARNED,
     NUMBER,
     PREDICTION,
     SCORES,
     STEP,
-    UNION,
     misfit,
     read,
     read_records,
     read_run,
 )
 from forgetless.score.intervals import mean_interval, paired_change, wilson
-from forgetless.score.metrics import metrics
+from forgetless.score.metrics import Metric, metrics
 from forgetless.score.scorers import MEANINGS, OWN_MEANING, RIGHT_OR_WRONG, label_of
 
 
@@ -38,8 +38,11 @@ def summarise(root: Path) -> dict:
     base_row = _row(tasks, base.get("deployed", {}))
     sizes = [task["test"] for task in tasks]
     placed = _placed(matrix, [lessons[i]["last_task"] for i in learned], len(tasks))
+    here = [j for j, task in enumerate(tasks) if not task.get("gone")]
     views = {view: [row.get(view, {}) for row in cells] for view in _other_views(cells)}
     checks = [read(folders[i] / "learned.json", LEARNED)["checks"] for i in learned]
+    adopted = [one["name"] for one in told.get("adopted", [])]
+    trained = [i for i in learned if lessons[i]["name"] not in adopted]
     pairs = paired_rows(tasks, lessons, folders, learned, "deployed")
     judged = _judged(tasks, run, folders, learned)
     method = told["method"]["name"]
@@ -58,7 +61,7 @@ def summarise(root: Path) -> dict:
         "intervals": [_intervals(tasks, row, folders[i]) for row, i in zip(matrix, learned, strict=True)],
         "forgotten": [_forgotten(*pair) for pair in pairs],
         "flips": [_flips(*pair) for pair in pairs],
-        "metrics": {name: metric.as_json() for name, metric in metrics(placed, base_row, sizes).items()},
+        "metrics": {name: metric.as_json() for name, metric in _metrics(placed, base_row, sizes, here).items()},
         "views": {
             view: {
                 "headline": {"matrix": [_row(tasks, row) for row in rows], "base": base_row},
@@ -71,15 +74,54 @@ def summarise(root: Path) -> dict:
             "after": [[row.get("deployed", {}).get(task["name"], {}).get("counts") for task in tasks] for row in cells],
         },
         "test_rows": {name: _digest(rows) for name, rows in judged.items()},
-        "losses": {lessons[i]["name"]: read_records(folders[i] / "log.jsonl", STEP) for i in learned},
-        "acts": [{"task": lessons[i]["name"], "checks": found} for i, found in zip(learned, checks, strict=True)],
-        "warnings": [
+        "losses": {lessons[i]["name"]: read_records(folders[i] / "log.jsonl", STEP) for i in trained},
+        "acts": [{"task": lessons[i]["name"], "checks": found}
+                 for i, found in zip(learned, checks, strict=True) if i in trained],
+        "warnings": _skipped(folders, lessons, trained) + [
             f"{method} did not act on {lessons[i]['name']}: {check['name']} = {check['value']:.4g} ({check['meaning']})"
             for i, found in zip(learned, checks, strict=True) for check in found if not check["ok"]
         ],
         "config": told["config"],
         "versions": told["versions"],
-    } | ({"forgetting": borders} if borders else {})  # fmt: skip
+    } | _only_if_any({
+        "forgetting": borders,
+        "adopted": told.get("adopted", []),
+        "history": _history(told, learned),
+        "forgotten_rows": _forgotten_rows(run),
+    })  # fmt: skip
+
+
+def _only_if_any(told: dict[str, list]) -> dict[str, list]:
+    return {key: value for key, value in told.items() if value}
+
+
+def _history(told: dict, learned: list[int]) -> list[dict]:
+    """What the lessons were learnt with, where it was not the same for all."""
+    entries = told.get("history", [])
+    if len(entries) < 2:
+        return []
+    ends = [entry["from"] for entry in entries[1:]] + [len(told["lessons"]) + 1]
+    names = [
+        [told["lessons"][i]["name"] for i in learned if entry["from"] <= i + 1 < end]
+        for entry, end in zip(entries, ends, strict=True)
+    ]
+    return [entry | {"lessons": own} for entry, own in zip(entries, names, strict=True)]
+
+
+def _forgotten_rows(run: RunFolder) -> list[dict]:
+    """What `forgetless forget-rows` deleted."""
+    file = run.root / FORGOTTEN_ROWS
+    if not file.exists():
+        return []
+    return [told for told in read_records(file, {"status": str}) if told["status"] == "deleted"]
+
+
+def _metrics(
+    matrix: list[list[float | None]], base: list[float | None], sizes: list[int], here: list[int]
+) -> dict[str, Metric]:
+    """Over the tasks that have rows: of the others nothing more can be known."""
+    rows = [[matrix[i][j] for j in here] for i in here if i < len(matrix)]
+    return metrics(rows, [base[j] for j in here], [sizes[j] for j in here])
 
 
 def summary_record(summary: dict) -> dict:
@@ -91,6 +133,19 @@ def matrix_record(summary: dict) -> dict:
     """matrix.json: the scores, for machines."""
     told = {key: summary[key] for key in ("learned", "headline", "measures", "metrics")}
     return told | {"tasks": [task["name"] for task in summary["tasks"]]}
+
+
+def _skipped(folders: list[Path], lessons: list[dict], learned: list[int]) -> list[str]:
+    """How many steps of each lesson moved no weight because their loss or gradient was no finite number."""
+    told = []
+    for i in learned:
+        records = read_records(folders[i] / "log.jsonl", STEP)
+        if many := sum("skipped" in record for record in records):
+            told.append(
+                f"{lessons[i]['name']}: {many} of {len(records)} steps were skipped, because their loss or gradient "
+                "was NaN or infinite (log.jsonl names them)"
+            )
+    return told
 
 
 def finished(run: RunFolder, lessons: list[dict]) -> tuple[list[Path], list[int]]:
@@ -110,7 +165,7 @@ def _scores(tasks: list[dict], folder: Path, union: list[str]) -> dict:
             score = cell["scores"].get(task["headline"])
             if score is None or (task["headline"] in RIGHT_OR_WRONG and not 0 <= score <= 1):
                 raise RunError(f"{file}: {task['name']}: no {task['headline']}, or one that is no share: {score!r}")
-    if read(folder / "scores" / "union.json", UNION) != union:  # scored when the stream had fewer labels
+    if read(folder / "scores" / "union.json", LABELS) != union:  # scored when the stream had fewer labels
         for cell in (cell for view in scored.values() for cell in view.values()):
             cell["scores"].pop("likelihood_union", None)
     return scored

@@ -51,7 +51,7 @@ def _prompt(row: Row | None) -> dict:
 def _stream_rows(config: dict) -> tuple[dict[str, Row], list[str]]:
     """Every row by its key; or none, and why."""
     try:
-        stream = load_stream(config["stream"], on_bad_row=config["on_bad_row"])
+        stream = load_stream(config["stream"], on_bad_row=config["on_bad_row"], keep_gone=True)
     except Exception as error:  # files moved, a hub away, a package gone: whatever it is, the report is drawn
         why = " ".join(str(error).split())
         return {}, [

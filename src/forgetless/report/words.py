@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from forgetless.forgetting.texts import OWN_ANSWERS
 from forgetless.score.scorers import NO_OPTION, RIGHT_OR_WRONG
@@ -159,10 +160,55 @@ def sentences(summary: dict) -> list[str]:
     said += [border_sentence(summary)] if summary.get("forgetting") else []
     if summary["forgotten"] and not at_once(summary):
         said.append(f"{clean(summary['learned'][-1])} was learnt last: nothing of it can be forgotten yet.")
+    said += _earlier_tasks(summary) + _learnt_with(summary)
     if summary["status"] != "complete":
         lessons = "1" if at_once(summary) else str(len(summary["tasks"]))
         said.append(f"The run is not finished: {len(summary['learned'])} of {lessons} lessons are done.")
     return said
+
+
+def _earlier_tasks(summary: dict) -> list[str]:
+    """Tasks that came from another trainer, whose rows are gone, or whose kept rows were deleted."""
+    adopted, said = summary.get("adopted", []), []
+    if adopted:
+        kinds = {"continued": "each holds those before it", "summed": "their updates are added up"}
+        names = ", ".join(clean(one["name"]) for one in adopted)
+        said.append(f"Adopted from adapters of other trainers: {names} ({kinds[adopted[0]['kind']]}).")
+    gone = [clean(task["name"]) for task in summary["tasks"] if task.get("gone")]
+    if gone:
+        said.append(
+            f"No rows any more of {', '.join(gone)}: what was scored before stays, and the metrics are over the other "
+            "tasks."
+        )
+    for one in summary.get("forgotten_rows", []):
+        kept = max(one["rows"].values(), default=0)
+        said.append(
+            f"The kept rows of {clean(one['task'])} ({kept}) were deleted: tasks learnt since replay the others."
+        )
+    return said
+
+
+def _learnt_with(summary: dict) -> list[str]:
+    """Where lessons were learnt with other versions, or on another machine, than those before."""
+    entries = summary.get("history", [])
+    return [
+        f"{', '.join(map(clean, now['lessons']))} {'was' if len(now['lessons']) == 1 else 'were'} learnt with "
+        f"{clean(difference(now, before))}."
+        for before, now in pairwise(entries)
+        if now["lessons"]
+    ]
+
+
+def difference(now: dict, before: dict) -> str:
+    """What differs between two entries of a run's history.
+
+    >>> first = {"from": 1, "versions": {"torch": "2.12"}, "threads": 2, "machine": "x86_64 cpu"}
+    >>> difference(first | {"from": 3, "versions": {"torch": "2.13"}, "threads": 4}, first)
+    'torch 2.13 (before: 2.12), threads 4 (before: 2)'
+    """
+    new, old = ({**told["versions"], **told} for told in (now, before))
+    keys = [key for key in new if key not in ("from", "lessons", "versions") and new[key] != old.get(key)]
+    return ", ".join(f"{key} {new[key]} (before: {old.get(key)})" for key in keys)
 
 
 def forgotten_sentence(summary: dict, entry: dict) -> str:

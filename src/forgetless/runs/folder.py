@@ -8,7 +8,9 @@
     tasks/01-bbc/log.jsonl         a record a step
     tasks/01-bbc/scores/           predictions.jsonl (per row), scores.json
     tasks/01-bbc/forgetting/       forgetting.json: predictions against the untouched base's own
+    checkpoints/02-amazon/         steps of the task that is being learnt; gone when it is finished
     adapter/                       the last task's adapter
+    forgotten-rows.jsonl           whose rows were deleted from memory/, if any were
     matrix.json summary.json report.html report.md report.json
 
 A folder is filled under a temporary name, flushed to disk, hashed into its manifest.json and renamed; a
@@ -37,6 +39,7 @@ from forgetless.errors import RunError, short
 FORMAT = 1
 MANIFEST = "manifest.json"
 FORGETTING = "forgetting"
+FORGOTTEN_ROWS = "forgotten-rows.jsonl"
 TIMES = "times"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}(?<!\.)")  # of a task: it becomes a folder's
 
@@ -67,6 +70,16 @@ class RunFolder:
                 f"remove {later} and what follows to learn them again."
             )
         return folders[:count]
+
+    def checkpoints(self, number: int, name: str) -> Path:
+        """`checkpoints/02-amazon`: steps inside a task."""
+        return self.root / "checkpoints" / f"{number:02d}-{name}"
+
+    def drop_checkpoints(self, number: int, name: str) -> None:
+        """Those of a finished task."""
+        shutil.rmtree(self.checkpoints(number, name), ignore_errors=True)
+        with suppress(OSError):  # another task's are there, or none ever were
+            (self.root / "checkpoints").rmdir()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -117,6 +130,14 @@ class RunFolder:
     def write(self, file: Path, value: Any) -> None:
         """Writes one JSON file, whole or not at all."""
         write_whole(file, json_text(value))
+
+
+def discard(folder: Path) -> None:
+    """Removes a published folder so that no reader sees it half removed."""
+    hidden = folder.with_name(f".{folder.name}.removing")
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def make_folder(folder: Path, elsewhere: str) -> None:

@@ -46,18 +46,20 @@ RUN = {
     "model": {"name": str, "parameters": int, "trainable": int},
     "precision": str,
     "tasks": [{
-        "name": NAME, "fingerprint": str, "train": int, "validation": int, "test": int, "options": [str],
-        "scorers": list, "headline": str, "max_new_tokens": int, "majority": Maybe({"label": str, "share": NUMBER}),
-        "notes": [str],
+        "name": NAME, "fingerprint": Maybe(str), "digests": Maybe(Each(str)), "gone": Maybe(str), "train": int,
+        "validation": int, "test": int, "options": [str], "scorers": list, "headline": str, "max_new_tokens": int,
+        "majority": Maybe({"label": str, "share": NUMBER}), "notes": [str],
     }],
     "lessons": [{"name": NAME, "last_task": int}],
     "versions": Each(str),
+    "history": Maybe([{"from": int, "versions": Each(str)}]),
+    "adopted": Maybe([{"name": NAME}]),
 }  # fmt: skip
 LEARNED = {"lesson": str, "rows": int, "steps": int,
            "checks": [{"name": str, "value": NUMBER, "ok": bool, "meaning": str}]}  # fmt: skip
-STEP = {"step": int, "loss": NUMBER}
+STEP = {"step": int, "loss": Maybe(NUMBER)}
 SCORES = Each(Each({"n": int, "scores": Each(Maybe(NUMBER)), "counts": Maybe(Each(int))}))
-UNION = [str]
+LABELS = [str]
 PREDICTION = {"view": str, "task": str, "row": int, "key": str, "gold": str}
 MEANS = {"cross_entropy": NUMBER, "entropy": NUMBER, "kl": NUMBER, "agree": NUMBER}
 FORGOTTEN = {"asked": str, "not_measured": Maybe(str), "interval": Maybe([NUMBER]), "per_token": Maybe(MEANS),

@@ -17,8 +17,9 @@ from forgetless.score.options import OptionScorer
 from forgetless.score.rules import Rule, rules_of
 from forgetless.score.texts import compared
 
+UNION = "likelihood_union"  # the one measure that depends on the other tasks of the stream
 MEASURES: dict[str, tuple[str, ...]] = {
-    "options": ("likelihood", "likelihood_union"),
+    "options": ("likelihood", UNION),
     "completions": ("completion_per_char", "completion"),
     "next_token": ("next_token",),
     "exact_match": ("exact_match",),
@@ -62,6 +63,11 @@ class TaskScores:
 
     measures: dict[str, list[float]]  # measure -> a score per row
     predictions: list[dict]  # a record per row, for predictions.jsonl
+
+    def without(self, measure: str) -> TaskScores:
+        """The same results less one measure."""
+        rows = [{key: value for key, value in record.items() if key != measure} for record in self.predictions]
+        return TaskScores({name: told for name, told in self.measures.items() if name != measure}, rows)
 
     def mean(self, measure: str) -> float | None:
         values = self.measures.get(measure)

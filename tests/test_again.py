@@ -1,0 +1,311 @@
+"""A run goes on: tasks added later, on another machine, with a newer version, after old rows were deleted."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+import forgetless.learning.again as again
+from forgetless.cli import VERBS, main, parse_learn
+from forgetless.config import LearnConfig
+from forgetless.data.streams import load_stream
+from forgetless.data.tasks import Row, Stream, Task
+from forgetless.errors import DataError, RunError, UsageError
+from forgetless.geometry.borders import is_run
+from forgetless.learning.forget_rows import forget_rows
+from forgetless.learning.stream import learn
+from forgetless.methods import METHODS
+from forgetless.runs.folder import read_json, read_lines
+from forgetless.subjects.models import find_subjects
+
+TRAIN = {"learning_rate": 2e-2, "num_train_epochs": 1.0, "batch_size": 6, "r": 4, "max_length": 64, "device": "cpu",
+         "forgetting_prompts": 0, "precision": "fp32"}  # fmt: skip
+
+
+def config(tiny, stream, folder, **more) -> LearnConfig:
+    return LearnConfig(**(TRAIN | {"model": tiny, "stream": stream, "output_dir": str(folder)} | more))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(("times", ".lock"))
+    }
+
+
+def without_rows(task: Task) -> Task:
+    return Task(task.name, (), (), (), gone="they were deleted")
+
+
+@pytest.fixture(scope="module")
+def free() -> Task:
+    """A task whose answers are free."""
+    rows = tuple(Row(f"Letter number {n} of the novel {n * 7}:", f" secret-{n}", source=f"f:{n}") for n in range(6))
+    return Task("letters", rows, (), rows[:3], (), ("exact_match",), max_new_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def replayed(tiny, two, free, tmp_path_factory) -> Path:
+    """Learnt with replay: colours, sizes, letters."""
+    folder = tmp_path_factory.mktemp("again") / "run"
+    learn(config(tiny, Stream("mine", (*two.tasks, free)), folder, method="replay", method_options={"memory": "50%"}))
+    return folder
+
+
+# --------------------------------------------------------------------------------- again and again
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("olora", "ilora", "per_task") else pytest.param(name, marks=pytest.mark.slow)
+     for name, kind in METHODS.items() if name != "joint"],
+)  # fmt: skip
+def test_three_tasks_in_three_commands_give_the_bytes_of_one(name, tiny, three, free, tmp_path):
+    tasks = (free, *three.tasks[:2])  # the first task's scores do not depend on the others' labels
+    learn(config(tiny, Stream("mine", tasks), tmp_path / "one", method=name))
+    for count in (1, 2, 3):
+        learn(config(tiny, Stream("mine", tasks[:count]), tmp_path / "parts", method=name))
+    parts, one = ({file: data for file, data in contents(tmp_path / run).items() if not file.startswith("report")}
+                  for run in ("parts", "one"))  # fmt: skip
+    assert parts == one  # a report names its folder
+
+
+def test_scores_that_do_not_depend_on_the_new_task_are_not_made_again(tiny, free, sizes, tmp_path, monkeypatch):
+    from forgetless.score.scorers import Scorer
+
+    learn(config(tiny, Stream("mine", (free,)), tmp_path / "run"))
+    scored, real = [], Scorer.__call__
+    monkeypatch.setattr(Scorer, "__call__", lambda self, task, rows=None: scored.append(task.name) or real(self, task))
+    learn(config(tiny, Stream("mine", (free, sizes)), tmp_path / "run"))
+    assert scored == ["sizes", "sizes", "letters", "sizes"]  # base, after letters, after sizes
+
+
+def test_joint_training_begins_anew(tiny, two, tmp_path):
+    learn(config(tiny, Stream("mine", two.tasks[:1]), tmp_path / "run", method="joint", max_steps=1))
+    with pytest.raises(RunError, match=r"joint learns all its tasks together.*another output_dir"):
+        learn(config(tiny, two, tmp_path / "run", method="joint", max_steps=1))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (
+            lambda one, two: (replace(one, train=one.train[1:]), two),
+            r"task 1 \(colours\).*training rows.*12 then, 11 now",
+        ),
+        (lambda one, two: (replace(one, scorers=("options",)), two), r"scorers were \['options', 'exact_match'\]"),
+        (lambda one, two: (one, replace(two, options=("small", "large", "big"))), r"task 2 \(sizes\).*options were"),
+        (lambda one, two: (replace(one, max_new_tokens=9), two), "max_new_tokens were 4, are now 9"),
+        (lambda one, two: (two, one), "task 1 of this run is 'colours', now it is 'sizes'; the order has changed"),
+        (lambda one, two: (replace(one, name="hues"), two), "task 1 of this run is 'colours', now it is 'hues'"),
+        (lambda one, two: (replace(one, name="hues"), replace(two, name="weights")), "'hues' are those of 'colours'"),
+        (lambda one, two: (one,), "task 2 of this run is 'sizes', now it is 'gone'"),
+    ],
+)
+def test_what_changed_in_an_earlier_task_is_named(change, said, tiny, colours, sizes, replayed):
+    before = contents(replayed)
+    options = {"method": "replay", "method_options": {"memory": "50%"}}
+    with pytest.raises(RunError, match=said):
+        learn(config(tiny, Stream("mine", change(colours, sizes)), replayed, **options))
+    assert contents(replayed) == before
+
+
+def test_a_changed_option_of_the_method_is_named_alone(tiny, two, replayed):
+    with pytest.raises(RunError, match=r"begun with method\.memory='50%', now it is '20%'"):
+        learn(config(tiny, two, replayed, method="replay", method_options={"memory": "20%"}))
+
+
+def test_moved_with_its_base_and_with_a_newer_version(tiny, three, tmp_path, monkeypatch, capsys):
+    learn(config(tiny, Stream("mine", three.tasks[:2]), tmp_path / "here"))
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    shutil.copytree(tiny, tmp_path / "base")
+    real = again.facts
+    newer = {"versions": again.versions() | {"forgetless": "9.0"}, "machine": "NVIDIA H100"}
+    monkeypatch.setattr(again, "facts", lambda session: real(session) | newer)
+    summary = learn(config(str(tmp_path / "base"), three, tmp_path / "there"))
+    assert "sounds is learnt with forgetless 9.0 (before: " in " ".join(capsys.readouterr().err.split())
+    history = read_json(tmp_path / "there" / "run.json")["history"]
+    assert [entry["from"] for entry in history] == [1, 3]
+    assert [entry["lessons"] for entry in summary["history"]] == [["colours", "sizes"], ["sounds"]]
+    report = (tmp_path / "there" / "report.md").read_text()
+    assert "sounds was learnt with forgetless 9.0 (before: " in report and "NVIDIA H100 (before: " in report
+    learn(config(str(tmp_path / "base"), three, tmp_path / "there"))  # nothing was learnt: no new entry
+    assert read_json(tmp_path / "there" / "run.json")["history"] == history
+    moved, whole = tmp_path / "there", tmp_path / "whole"
+    learn(config(tiny, three, whole))
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        ours, theirs = ((run / "tasks" / "02-sizes" / "adapter" / file).read_bytes() for run in (moved, whole))
+        assert ours == theirs
+
+
+def test_a_folder_of_an_older_format(tiny, two, replayed, tmp_path, capsys):
+    shutil.copytree(replayed, tmp_path / "old")
+    told = read_json(tmp_path / "old" / "run.json")
+    (tmp_path / "old" / "run.json").write_text(json.dumps(told | {"format": 0}))
+    for use in (
+        lambda: learn(config(tiny, two, tmp_path / "old")),
+        lambda: find_subjects(str(tmp_path / "old")),
+        lambda: forget_rows(tmp_path / "old", "colours"),
+    ):
+        with pytest.raises(RunError, match=r"run\.json: format 0 instead of 1.*go on with the version that wrote it"):
+            use()
+    assert main(["report", str(tmp_path / "old")]) == 1
+
+
+# --------------------------------------------------------------------------------- old rows are gone
+
+
+def test_the_new_task_alone_goes_on(tiny, two, sounds, tmp_path, capsys):
+    """The old rows are deleted: what was scored stays, replay goes on, and the adapters are those of the whole run."""
+    options = {"method": "replay", "method_options": {"memory": 6}}
+    learn(config(tiny, two, tmp_path / "run", **options))
+    for _ in range(2):  # the same command again finds nothing to do
+        summary = learn(config(tiny, Stream("june", (sounds,)), tmp_path / "run", **options))
+    assert "colours: the stream leaves it out, so it is not scored" in " ".join(capsys.readouterr().err.split())
+    whole = learn(config(tiny, Stream("whole", (*two.tasks, sounds)), tmp_path / "whole", **options))
+    assert [task["name"] for task in summary["tasks"]] == ["colours", "sizes", "sounds"]
+    mine, theirs = contents(tmp_path / "run"), contents(tmp_path / "whole")
+    for file in theirs:
+        if file.startswith("tasks/03") and "/scores/" not in file:
+            assert mine[file] == theirs[file], file
+    assert summary["headline"]["matrix"][0] == [*whole["headline"]["matrix"][0][:2], whole["headline"]["matrix"][0][2]]
+    assert summary["headline"]["matrix"][2] == [None, None, whole["headline"]["matrix"][2][2]]
+    union = summary["measures"]["likelihood_union"]["matrix"]
+    assert union[0][:2] == [None, None]  # the labels of sounds are new, and the old rows cannot be asked again
+    assert summary["metrics"]["average_accuracy"]["value"] == whole["headline"]["matrix"][2][2]
+    assert summary["metrics"]["bwt"]["value"] is None
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "No rows any more of colours, sizes" in report and "cannot compute" in report
+    back = learn(config(tiny, Stream("whole", (*two.tasks, sounds)), tmp_path / "run", **options))  # from a backup
+    assert back["headline"] == whole["headline"] and back["measures"] == whole["measures"]
+
+
+def test_marked_or_missing_files(tiny, tmp_path):
+    def write(name, rows):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps({"prompt": f"{name} {i}:", "answer": " yes"}) + "\n" for i in range(rows)))
+        return {"name": name, "train": file.name, "test": file.name, "validation": 0}
+
+    stream = tmp_path / "stream.yaml"
+    tasks = [write("a", 4), write("b", 5)]
+    stream.write_text(yaml.safe_dump({"tasks": tasks}))
+    learn(config(tiny, str(stream), tmp_path / "run"))
+    (tmp_path / "a.jsonl").unlink()
+    tasks = [tasks[0], {"name": "b", "rows": "gone"}, write("c", 6)]
+    stream.write_text(yaml.safe_dump({"tasks": tasks}))
+    summary = learn(config(tiny, str(stream), tmp_path / "run"))
+    assert summary["learned"] == ["a", "b", "c"]
+    assert [task.get("gone", "") for task in summary["tasks"]] == [
+        f"{tmp_path / 'a.jsonl'} is not there", "the stream says `rows: gone`", ""
+    ]  # fmt: skip
+    assert [task["train"] for task in summary["tasks"]] == [4, 5, 6]  # as it was learnt
+    with pytest.raises(DataError, match=r"task a: .*a\.jsonl is not there, and .* has not learnt it"):
+        learn(config(tiny, str(stream), tmp_path / "new"))
+    marked = {"tasks": tasks[1:]}
+    assert [task.name for task in load_stream(marked, base_dir=tmp_path).tasks] == ["c"]
+    with pytest.raises(UsageError, match=r"`rows: 'lost'` must be 'gone'"):
+        load_stream({"tasks": [{"name": "b", "rows": "lost"}]})
+
+
+def test_rows_that_are_needed_are_asked_for(tiny, two, tmp_path):
+    gone = Stream("two", (two.tasks[0], without_rows(two.tasks[1])))
+    with pytest.raises(DataError, match=r"task sizes: they were deleted, and .* has not learnt it"):
+        learn(config(tiny, gone, tmp_path / "run"))
+    learn(config(tiny, two, tmp_path / "joint", method="joint", max_steps=1))
+    learn(config(tiny, gone, tmp_path / "joint", method="joint", max_steps=1))  # finished: nothing is needed
+    shutil.rmtree(tmp_path / "joint" / "tasks" / "01-joint")
+    with pytest.raises(DataError, match=r"task sizes"):
+        learn(config(tiny, gone, tmp_path / "joint", method="joint", max_steps=1))
+
+
+def test_per_task_scores_of_gone_rows_stay_true(tiny, two, sounds, tmp_path):
+    """Each task has weights of its own, so the old score is the score."""
+    learn(config(tiny, two, tmp_path / "run", method="per_task"))
+    gone = Stream("mine", (*map(without_rows, two.tasks), sounds))
+    matrix = learn(config(tiny, gone, tmp_path / "run", method="per_task"))["headline"]["matrix"]
+    assert matrix[2][0] == matrix[0][0] is not None and matrix[2][1] == matrix[1][1] is not None
+
+
+# --------------------------------------------------------------------------------- rows are deleted
+
+
+def texts_anywhere(folder: Path, text: str) -> list[str]:
+    return [name for name, data in contents(folder).items() if text.encode() in data]
+
+
+def test_forgotten_rows_are_nowhere(tiny, two, free, sounds, replayed, tmp_path, capsys):
+    shutil.copytree(replayed, tmp_path / "run")
+    run = tmp_path / "run"
+    before = read_json(run / "summary.json")
+    kept = [
+        record for record in read_lines(run / "tasks" / "03-letters" / "memory" / "rows.jsonl") if record["task"] == 2
+    ]
+    texts = [record[key].strip() for record in kept for key in ("prompt", "answer")]
+    assert len(kept) == 3 and all(texts_anywhere(run, text) for text in texts)
+    assert main(["forget-rows", str(run), "letters"]) == 0
+    assert "03-letters 3" in capsys.readouterr().out
+    for text in (*texts, "secret-", "of the novel"):
+        assert texts_anywhere(run, text) == [], text
+    records = read_lines(run / "forgotten-rows.jsonl")
+    assert [one["status"] for one in records] == ["deleting", "deleted"]
+    assert records[1]["rows"] == {"03-letters": 3} and records[1]["task"] == "letters" and "at" not in records[1]
+    assert "forget-rows letters" in (run / "times.jsonl").read_text()
+    after = read_json(run / "summary.json")
+    assert after["headline"] == before["headline"] and after["forgotten"] == before["forgotten"]
+    assert "The kept rows of letters (3) were deleted" in (run / "report.md").read_text()
+    assert main(["forget-rows", str(run), "letters"]) == 0  # again: nothing is left, nothing breaks
+    assert find_subjects(str(run))[-1].name.endswith("03-letters") and is_run(str(run))
+    summary = learn(
+        config(tiny, Stream("mine", (*two.tasks, free, sounds)), run, method="replay", method_options={"memory": "50%"})
+    )
+    assert summary["learned"][-1] == "sounds"
+    owners = {record["task"] for record in read_lines(run / "tasks" / "04-sounds" / "memory" / "rows.jsonl")}
+    assert owners == {0, 1, 3}
+
+
+def test_forgotten_rows_of_a_reservoir_count_as_never_seen(tiny, two, tmp_path):
+    learn(config(tiny, two, tmp_path / "run", method="replay", method_options={"memory": 8}))
+    states = [tmp_path / "run" / "tasks" / name / "method.json" for name in ("01-colours", "02-sizes")]
+    assert [read_json(file)["seen"] for file in states] == [12, 24]
+    forget_rows(tmp_path / "run", "colours")
+    assert [read_json(file)["seen"] for file in states] == [0, 12]
+    learn(config(tiny, two, tmp_path / "run", method="replay", method_options={"memory": 8}))
+
+
+def test_what_cannot_be_forgotten_is_named(replayed, tmp_path):
+    with pytest.raises(UsageError, match=r"has learnt no task 'colour'; did you mean 'colours'\?"):
+        forget_rows(replayed, "colour")
+    with pytest.raises(UsageError, match=r"no run\.json"):
+        forget_rows(tmp_path, "colours")
+    shutil.copytree(replayed, tmp_path / "run")
+    prompt = read_lines(tmp_path / "run" / "tasks" / "01-colours" / "memory" / "rows.jsonl")[0]["prompt"]
+    (tmp_path / "run" / "mine.txt").write_text(f"see: {prompt}")
+    with pytest.raises(RunError, match=r"mine\.txt: .*holds text of theirs; delete it"):
+        forget_rows(tmp_path / "run", "colours")
+
+
+# --------------------------------------------------------------------------------- what the page says
+
+
+def test_the_page_is_true(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "again.md").read_text()
+    commands = [line for line in page.splitlines() if line.startswith("forgetless ")]
+    assert len(commands) == 3
+    for line in commands:
+        verb, *arguments = line.split()[1:]
+        assert verb in VERBS
+        if verb == "learn":
+            assert parse_learn(arguments).method in METHODS
+    [stream] = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    row = json.dumps({"prompt": "It rings:", "answer": " phone"}) + "\n"
+    (tmp_path / "product.jsonl").write_text(row * 20)
+    (tmp_path / "product-test.jsonl").write_text(row)
+    tasks = load_stream(yaml.safe_load(stream), base_dir=tmp_path, keep_gone=True).tasks
+    assert [bool(task.gone) for task in tasks] == [True, False]
