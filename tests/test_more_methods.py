@@ -7,20 +7,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
+from test_learn import config
 from test_methods import build
 
-from forgetless.data.batches import collate, weigh
+from forgetless.data.batches import Encoder, collate, weigh
 from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
 from forgetless.learning.engine import Engine
 from forgetless.learning.step import TrainSettings, learn_task
+from forgetless.learning.stream import learn as learn_stream
 from forgetless.methods.finding import find_method
 from forgetless.methods.hiddenkey import between
 from forgetless.methods.hyplora import exponential, logarithmic
 from forgetless.methods.mtllora import mixed
+from forgetless.model.adapters import Adapters, LoraSettings
 from forgetless.model.answers import logits_at
+from forgetless.model.base import load_base
 from forgetless.model.dropping import Drop, dropping
 from forgetless.seeds import generator
+from forgetless.subjects.updates import read_update
 
 SHORT = TrainSettings(learning_rate=2e-2, max_steps=4, batch_size=4, micro_batch_size=4)
 
@@ -301,3 +306,44 @@ def test_hyplora_is_not_taken_for_lora(tiny, tmp_path):
     part = part_of(method)
     with torch.no_grad():
         assert torch.equal(again.logits(part), method.logits(part))
+
+
+def test_a_run_says_that_hyplora_is_no_stock_adapter(tiny, two, tmp_path):
+    learn_stream(config(tiny, two, tmp_path, method="hyplora", cells="last"))
+    card = (tmp_path / "tasks" / "02-sizes" / "adapter" / "README.md").read_text()
+    assert "no stock PEFT adapter" in card and "from_pretrained" not in card
+    with pytest.raises(UsageError, match="HYPLORA"):
+        read_update(tmp_path / "adapter")
+
+
+# --------------------------------------------------------------------------------------------- late layers only
+
+
+def kept_bytes(model, part):
+    """Bytes that autograd keeps for the backward pass while each block computes."""
+    kept, now = {}, [None]
+
+    def pack(tensor):
+        kept[now[0]] = kept.get(now[0], 0) + tensor.numel() * tensor.element_size()
+        return tensor
+
+    hooks = []
+    for i, block in enumerate(model.get_decoder().layers):
+        hooks.append(block.register_forward_pre_hook(lambda _, __, i=i: now.__setitem__(0, i)))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        logits_at(model, part.keep, input_ids=part.ids, attention_mask=part.mask)
+    for hook in hooks:
+        hook.remove()
+    return kept
+
+
+def test_adapters_on_late_layers_keep_no_activations_of_early_ones(tiny):
+    base = load_base(tiny, torch.float32)
+    encoder = Encoder(base.tokenizer, 64)
+    part = collate([encoder(Row("The sky is", " blue"))], base.tokenizer.pad_token_id)
+    late = Adapters(base.model, LoraSettings(r=4, target_modules=r".*layers\.1\..*_proj"), tiny, 0)
+    assert len(late.pairs()) == 7
+    kept = kept_bytes(late.model.get_base_model(), part)
+    assert 0 not in kept and kept[1] > 0
+    everywhere = build("sequential", tiny).adapters.model.get_base_model()
+    assert kept_bytes(everywhere, part)[0] > 0

@@ -141,6 +141,17 @@ class MTLLoRA(Method):
         self.trained = [*(state.tensors[f"{name}.B"] for name in self.B), *self.finished[task]]
         self.task_of = dict(state.tensors["task_of_row"].tolist())
 
+    def adopt(self, task: int, pairs: dict[str, Pair], rows: tuple[Row, ...] | None) -> dict[str, Pair]:
+        """Λ = I, and the up-projection with the largest share holds all of B."""
+        self.begin_task(task)
+        self.adapters.take(pairs, task)
+        self.prepare([self.encoder(row) for row in rows or ()])
+        for (name, pair), w in zip(self.adapters.pairs().items(), self.w.detach(), strict=True):
+            share, i = torch.softmax(w / self.tau, 0).max(0)
+            self.B[name].detach().zero_()[i] = pair.B.detach() / share
+        self.end_task(task, rows or ())
+        return self.export()
+
     def checks(self) -> list[Check]:
         start = torch.eye(self.Lambda.shape[-1], device=self.Lambda.device)
         moved = float((self.Lambda.detach() - start).square().mean().sqrt())
