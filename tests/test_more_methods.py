@@ -16,9 +16,11 @@ from forgetless.errors import UsageError
 from forgetless.learning.engine import Engine
 from forgetless.learning.step import TrainSettings, learn_task
 from forgetless.learning.stream import learn as learn_stream
+from forgetless.methods.duallora_reconstructed import projected, shared_directions
 from forgetless.methods.finding import find_method
 from forgetless.methods.hiddenkey import between
 from forgetless.methods.hyplora import exponential, logarithmic
+from forgetless.methods.inflora import extended
 from forgetless.methods.mtllora import mixed
 from forgetless.model.adapters import Adapters, LoraSettings
 from forgetless.model.answers import logits_at
@@ -27,7 +29,7 @@ from forgetless.model.dropping import Drop, dropping
 from forgetless.seeds import generator
 from forgetless.subjects.updates import read_update
 
-SHORT = TrainSettings(learning_rate=2e-2, max_steps=4, batch_size=4, micro_batch_size=4)
+SHORT = TrainSettings(learning_rate=2e-2, max_steps=4, batch_size=4, micro_batch_size=4, weight_decay=0.1)
 
 
 def part_of(method, *repeats):
@@ -347,3 +349,51 @@ def test_adapters_on_late_layers_keep_no_activations_of_early_ones(tiny):
     assert 0 not in kept and kept[1] > 0
     everywhere = build("sequential", tiny).adapters.model.get_base_model()
     assert kept_bytes(everywhere, part)[0] > 0
+
+
+# ------------------------------------------------------------------------------------- DualLoRA, reconstructed
+
+
+def test_duallora_projections_by_hand():
+    e1 = torch.eye(2)[:1]
+    A = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    torch.testing.assert_close(projected(A, e1.T, e1.T), torch.tensor([[0.0, 2.0], [3.0, 0.0]]))
+    torch.testing.assert_close(projected(A, e1.T, torch.zeros(2, 0)), torch.tensor([[0.0, 2.0], [0.0, 4.0]]))
+    C = torch.diag(torch.tensor([6.0, 3.0, 1.0]))
+    U = torch.eye(3)[:, 1:]  # the task's leading direction was never read before
+    torch.testing.assert_close(shared_directions(C, U, 1).abs(), torch.eye(3)[:, 1:2])
+    assert not shared_directions(C, U, 3)[:, 2].any()  # U has two
+
+
+@given(st.integers(2, 6), st.integers(1, 4), st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_duallora_projections_are_projections(width, old, seed):
+    draw = generator("test", seed)
+    X, Y = torch.randn(width, min(old, width), generator=draw), torch.randn(width, 9, generator=draw)
+    U = extended(X @ X.T, None, 1.0)
+    V = shared_directions(Y @ Y.T, U, 2)
+    once = projected(torch.randn(4, width, generator=draw), U, V)
+    torch.testing.assert_close(projected(once, U, V), once, rtol=0, atol=1e-4)
+    torch.testing.assert_close(U @ (U.T @ V), V, rtol=0, atol=1e-4)  # the residual part reads old directions only
+    assert float((once[:2] @ X).norm()) < 2e-2 * float(X.norm())
+
+
+def test_duallora_orthogonal_part_answers_old_inputs_as_before(tiny, two):
+    """At every step, weight decay included; without a residual part the whole update leaves old inputs alone."""
+    method = learn(build("duallora_reconstructed", tiny, {"energy": 0.5}), 0, two)
+    project, worst = method.after_step, []
+
+    def after_step(optimizer):
+        project(optimizer)
+        worst.append(max(max(method._astray(name, pair)) for name, pair in method.adapters.pairs().items()))
+
+    method.after_step = after_step
+    learn(method, 1, two)
+    assert len(worst) == 4 and max(worst) < 1e-4
+    assert all(check.ok for check in method.checks())
+    alone = learn(build("duallora_reconstructed", tiny, {"energy": 0.5, "residual": 0.0}), 0, two)
+    U = dict(alone.U)
+    learn(alone, 1, two)
+    for name, pair in alone.adapters.pairs().items():
+        A, B = pair.A.detach(), pair.B.detach()
+        assert float((B @ A @ U[alone.first[name]]).norm()) < 1e-4 * float(B.norm())

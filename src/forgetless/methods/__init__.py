@@ -3,6 +3,7 @@
 from forgetless.methods.agem import AGEM
 from forgetless.methods.base import HOOKS, Check, Lesson, Method, State
 from forgetless.methods.clora import CLoRA
+from forgetless.methods.duallora_reconstructed import DualLoRAReconstructed
 from forgetless.methods.ewc import EWC
 from forgetless.methods.gem import GEM
 from forgetless.methods.general_replay import GeneralReplay
@@ -51,6 +52,7 @@ METHODS: dict[str, type[Method]] = {
     "hiddenkey": HiddenKey,
     "mtllora": MTLLoRA,
     "hyplora": HypLoRA,
+    "duallora_reconstructed": DualLoRAReconstructed,
 }
 
 __all__ = ["HOOKS", "METHODS", "Check", "Lesson", "Method", "State"]
