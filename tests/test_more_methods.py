@@ -16,6 +16,7 @@ from forgetless.errors import UsageError
 from forgetless.learning.engine import Engine
 from forgetless.learning.step import TrainSettings, learn_task
 from forgetless.learning.stream import learn as learn_stream
+from forgetless.methods import METHODS
 from forgetless.methods.duallora_reconstructed import projected, shared_directions
 from forgetless.methods.finding import find_method
 from forgetless.methods.hiddenkey import between
@@ -164,6 +165,12 @@ def test_hiddenkey_refuses_what_it_cannot_do(tiny):
     del base.get_decoder().layers[0].mlp
     with pytest.raises(UsageError, match="self_attn and mlp"):
         method.start(method.adapters, method.encoder, 0)
+
+
+def test_under_a_method_that_cannot_be_switched_off():
+    """Without the part under it, it is that method."""
+    kind = find_method("hiddenkey+inflora")
+    assert kind.off == {"key_drop": 0.0, "hidden_drop": 0.0} and kind.plain is METHODS["inflora"]
 
 
 # ------------------------------------------------------------------------------------------------------ MTL-LoRA

@@ -241,7 +241,7 @@ class Adapters:
         """
         self._beside, self._kind = parameters, kind
         for name, layer in self._layers.items():
-            layer.forward = partial(_computed, layer, partial(update, name))  # type: ignore[method-assign]
+            layer.forward = partial(_computed, layer, partial(update, name))  # type: ignore[attr-defined]
 
     def set_current(self, pairs: dict[str, Pair]) -> None:
         """Overwrites the trainable tensors; names and shapes must be those of this model."""
