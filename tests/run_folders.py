@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 from forgetless.runs.folder import RunFolder, write_json, write_lines
+from forgetless.runs.seal import sealed
 
 OPTIONS = ["yes", "no"]
-SETTINGS = {"score_on": "test", "r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear",
+SETTINGS = {"score_on": "test", "on_bad_row": "error", "r": 8, "lora_alpha": 16, "lora_dropout": 0.0,
+            "target_modules": "all-linear",
             "learning_rate": 1e-3, "num_train_epochs": 1.0, "max_steps": -1, "batch_size": 8, "warmup_ratio": 0.0,
             "lr_scheduler_type": "linear", "weight_decay": 0.0, "max_grad_norm": 1.0, "max_length": 64}  # fmt: skip
 
@@ -30,13 +32,13 @@ def made_run(
          "majority": {"label": "yes", "share": 0.5}, "notes": []}
         for name in order
     ]  # fmt: skip
-    write_json(run.config, {
+    write_json(run.config, sealed({
         "format": 1, "status": status, "stream": "made-up", "config": SETTINGS | {"seed": seed}, "decides": {},
         "method": {"name": method, "options": options or {}, "summary": method, "stock_peft": True, "deployed": "last"},
         "base": {"weights": base, "tokenizer": "t", "chat_template": "c"}, "precision": "float32", "tasks": tasks,
         "model": {"name": "tiny", "parameters": 10_000, "trainable": 800},
         "lessons": [{"name": name, "last_task": i} for i, name in enumerate(order)], "versions": {"forgetless": "0"},
-    })  # fmt: skip
+    }))  # fmt: skip
     _scored(run, 0, "base", order, rows, {name: 0.4 for name in order})
     for i, name in enumerate(order):
         with run.publish(run.task(i + 1, name)) as folder:
@@ -54,8 +56,8 @@ def made_run(
         with run.publish(run.task(i + 1, name) / "forgetting") as folder:
             means = {"kl": 0.1 * (i + 1), "cross_entropy": 1.6, "entropy": 1.5, "agree": 0.9}
             write_json(folder / "forgetting.json", {
-                "per_token": means, "per_document": means, "interval": [0.05, 0.5],
-                "text": {"name": "t", "sha256": "s"},
+                "asked": "a", "per_token": means, "per_document": means, "interval": [0.05, 0.5],
+                "text": {"name": "t", "source": "s", "documents": 2, "tokens": 9, "sha256": "s"},
             })  # fmt: skip
     return root
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from records import run_record
 
 from forgetless.cli import main
 from forgetless.errors import DataError, UsageError
@@ -32,6 +33,7 @@ from forgetless.forecasting.forecast import _last_within, fit_laws, linear_law, 
 from forgetless.forecasting.laws import LAWS, linear, published_form, shifted_power
 from forgetless.forecasting.points import read_points
 from forgetless.runs.folder import RunFolder, write_json, write_lines
+from forgetless.runs.seal import sealed
 
 PER_RANK = 2_498_560  # Llama-2-7B, all linear layers
 PUBLISHED = {
@@ -383,10 +385,10 @@ def run_folder(root, rank: int, steps: int = 30, every: int = 0) -> None:
     """A run of one lesson: step losses 2, 1.9, ...; KL 0.01 a step at its end and, with `every`, within."""
     run = RunFolder(root)
     root.mkdir(parents=True)
-    write_json(run.config, {
-        "lessons": [{"name": "a", "last_task": 0}], "base": {"weights": "ab"}, "method": {"name": "sequential"},
-        "model": {"trainable": 100 * rank}, "config": {"r": rank, "learning_rate": 1e-3, "target_modules": "all"},
-    })  # fmt: skip
+    told = run_record("some/base", ["a"], {"weights": "ab", "tokenizer": "", "chat_template": ""})
+    told["model"]["trainable"] = 100 * rank
+    told["config"] |= {"r": rank, "learning_rate": 1e-3, "target_modules": "all"}
+    write_json(run.config, sealed(told))
     with run.publish(run.task(1, "a")) as folder:
         records = [{"step": i, "loss": 2 - i / 100} for i in range(1, steps + 1)]
         for record in records:

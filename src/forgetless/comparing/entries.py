@@ -18,6 +18,7 @@ from forgetless.report.contents import COMPARED
 from forgetless.report.summary import summarise
 from forgetless.runs.folder import RunFolder, complete, json_text, read_json, read_lines
 from forgetless.runs.search import run_folders
+from forgetless.runs.shapes import read_run
 from forgetless.score.metrics import metrics
 
 FORMAT = 1
@@ -50,7 +51,7 @@ def _entries_of(path: Path) -> list[dict]:
 
 def entry_of(folder: Path) -> dict:
     """The entry of a run folder, whose parts are checked against their hashes."""
-    told, summary = read_json(folder / "run.json"), summarise(folder)
+    told, summary = read_run(folder), summarise(folder)
     kind = METHODS.get(told["method"]["name"])
     lessons = [RunFolder(folder).task(i + 1, one["name"]) for i, one in enumerate(told["lessons"])]
     done = [one for one in lessons if complete(one)]

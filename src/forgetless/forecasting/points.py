@@ -17,6 +17,7 @@ from pathlib import Path
 from forgetless.errors import DataError, RunError, nearest
 from forgetless.runs.folder import FORGETTING, RunFolder, complete, read_json, read_lines
 from forgetless.runs.search import RUN, folders_with
+from forgetless.runs.shapes import read_run
 
 STATE = "trainer_state.json"
 KL, LOSS = "forgetting/kl", "loss"  # as the callback logs them
@@ -138,7 +139,7 @@ def from_run(folder: Path) -> list[Point]:
     Each step whose record in log.jsonl has `forgetting/kl`, and the lesson's end from forgetting.json.
     """
     run = RunFolder(folder)
-    told = read_json(run.config)
+    told = read_run(folder)
     lesson = told["lessons"][0]["name"]
     place = run.task(1, lesson)
     if not complete(place):

@@ -353,7 +353,7 @@ class Attached(Adapters):
     def load(self, folder: Path) -> dict[str, Pair]:
         try:
             return super().load(folder)
-        except (OSError, KeyError, ValueError, SafetensorError) as error:
+        except (OSError, KeyError, ValueError, SafetensorError, RunError) as error:
             raise UsageError(
                 f"{folder}: no LoRA adapter on the {len(self._layers)} layers that are trained ({short(str(error))}); "
                 "give a folder that PEFT wrote, of an adapter with the same target_modules"
