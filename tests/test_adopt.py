@@ -138,7 +138,7 @@ def test_a_continued_adapter_holds_those_before_it(tiny, april, may, sounds, tmp
 @pytest.mark.parametrize(
     "name",
     [name if name in ("sequential", "ilora") else pytest.param(name, marks=pytest.mark.slow)
-     for name in METHODS if name != "joint"],
+     for name in METHODS if name not in ("joint", "hyplora")],
 )  # fmt: skip
 def test_every_method_deploys_what_it_adopted_and_goes_on(name, tiny, april, two, tmp_path):
     """With the adopted task's rows in the stream: it is scored, kept for replay, and learnt on from."""
@@ -198,6 +198,7 @@ def other_base(tiny, folder) -> str:
         (lambda tiny, to: [trained(tiny, to / "a", r=2)], "replay",
          "--from a: Replay keeps something of each task's rows .*list the task with its rows first in the stream"),
         (lambda tiny, to: [trained(tiny, to / "a", r=2)], "joint", "a method that learns one task after another"),
+        (lambda tiny, to: [trained(tiny, to / "a", r=2)], "hyplora", "--from a: .*an adopted one does not"),
         (lambda tiny, to: ["a=x", "y/a"], "olora", "two adapters are called 'a'"),
         (lambda tiny, to: ["a b=x"], "olora", "'a b=x' cannot name a task"),
         (lambda tiny, to: [str(to / "nothing")], "olora", "no such folder"),

@@ -223,13 +223,15 @@ def _card(session: Session, number: int) -> str:
     tasks, method, name = session.stream.tasks, session.method, label_of(session.config.method)
     learnt = [task.name for j, task in enumerate(tasks[: session.lessons[number].last_task + 1])
               if method.weights_for(number, j) == number]  # fmt: skip
+    use = "Load it with `PeftModel.from_pretrained(base, folder)`" if method.stock_peft else (
+        f"It is no stock PEFT adapter: {method.remedy}")  # fmt: skip
     return f"""---
 library_name: peft
 base_model: {session.base.name}
 tags: [peft, lora, "base_model:adapter:{session.base.name}", forgetless]
 ---
 LoRA adapter for {", ".join(learnt)}, learnt in this order with `{name}` (forgetless {__version__}).
-Load it with `PeftModel.from_pretrained(base, folder)`. sha256 of the base's weights: {session.base.identity.weights}
+{use}. sha256 of the base's weights: {session.base.identity.weights}
 """
 
 

@@ -3,15 +3,19 @@
 from forgetless.methods.agem import AGEM
 from forgetless.methods.base import HOOKS, Check, Lesson, Method, State
 from forgetless.methods.clora import CLoRA
+from forgetless.methods.duallora_reconstructed import DualLoRAReconstructed
 from forgetless.methods.ewc import EWC
 from forgetless.methods.gem import GEM
 from forgetless.methods.general_replay import GeneralReplay
+from forgetless.methods.hiddenkey import HiddenKey
+from forgetless.methods.hyplora import HypLoRA
 from forgetless.methods.ilora import ILoRA
 from forgetless.methods.incremental import Incremental
 from forgetless.methods.inflora import InfLoRA
 from forgetless.methods.joint import Joint
 from forgetless.methods.lori import LoRI
 from forgetless.methods.lwf import LwF
+from forgetless.methods.mtllora import MTLLoRA
 from forgetless.methods.nlora import NLoRA
 from forgetless.methods.ogd import OGD
 from forgetless.methods.olora import OLoRA
@@ -45,6 +49,10 @@ METHODS: dict[str, type[Method]] = {
     "oplora": OPLoRA,
     "lori": LoRI,
     "slao": SLAO,
+    "hiddenkey": HiddenKey,
+    "mtllora": MTLLoRA,
+    "hyplora": HypLoRA,
+    "duallora_reconstructed": DualLoRAReconstructed,
 }
 
 __all__ = ["HOOKS", "METHODS", "Check", "Lesson", "Method", "State"]

@@ -136,7 +136,12 @@ def together(kinds: dict[str, type[Method]]) -> type[Together]:
     def renamed(options: str) -> Options:
         """The parts' `off` or `example` as options of the whole."""
         told = {name: getattr(kind, options) for name, kind in kinds.items()}
-        return {of_part[name, own]: value for name, one in told.items() if one for own, value in one.items()}
+        return {
+            of_part[name, own]: value
+            for name, one in told.items()
+            if isinstance(one, dict)
+            for own, value in one.items()
+        }
 
     def listed(attribute: str) -> str:
         told = dict.fromkeys(getattr(kind, attribute) for kind in kinds.values())

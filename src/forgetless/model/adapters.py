@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -77,11 +77,16 @@ class Magnitudes:
         return self.values[layer if len(self.values) > 1 else 0].repeat_interleave(ranks)
 
 
+Update = Callable[[str, Tensor], Tensor]  # a layer's name, its input (..., in) -> what is added to W x + b
+
+
 class Adapters:
     """A base model with LoRA pairs of our making; `model` is a plain `PeftModel`."""
 
     _trained = "AB"  # the factors of the trainable pairs that are trained
     _magnitudes: Magnitudes | None = None
+    _beside: Sequence[nn.Parameter] = ()  # trained with the pairs
+    _kind = "LORA"  # what PEFT is told that a saved adapter is
 
     def __init__(self, base: PreTrainedModel, settings: LoraSettings, base_name: str, seed: int):
         self.settings, self.base_name, self.seed = settings, base_name, seed
@@ -128,7 +133,7 @@ class Adapters:
     def parameters(self) -> list[Tensor]:
         """The trainable tensors, in a fixed order."""
         trained = [getattr(pair, side) for pair in self.pairs().values() for side in self._trained]
-        return trained + ([self._magnitudes.values] if self._magnitudes else [])
+        return trained + ([self._magnitudes.values] if self._magnitudes else []) + [*self._beside]
 
     def base_parameters(self) -> int:
         """How many parameters the base has, without any adapter's."""
@@ -228,6 +233,16 @@ class Adapters:
         for i, layer in enumerate(self.layers().values()):
             layer.lora_A[PAST].register_forward_hook(partial(_magnified, magnitudes, i))
 
+    def compute_by(self, update: Update, parameters: Sequence[nn.Parameter] = (), kind: str = "LORA") -> None:
+        """Every layer computes W x + b + update(layer, x) from now on; `parameters` are trained beside the pairs.
+
+        `kind`: PEFT's name for what is saved, "LORA" where the pairs that are saved give what `update` gives. Another
+        name keeps PEFT from loading the folder as something that it is not.
+        """
+        self._beside, self._kind = parameters, kind
+        for name, layer in self._layers.items():
+            layer.forward = partial(_computed, layer, partial(update, name))  # type: ignore[attr-defined]
+
     def set_current(self, pairs: dict[str, Pair]) -> None:
         """Overwrites the trainable tensors; names and shapes must be those of this model."""
         mine = self.pairs()
@@ -265,7 +280,7 @@ class Adapters:
         folder.mkdir(parents=True, exist_ok=True)
         told = self._config(pairs, self.settings.lora_dropout).to_dict()
         told = {key: sorted(value) if isinstance(value, set) else value for key, value in told.items()}
-        told |= {"inference_mode": True, "base_model_name_or_path": self.base_name}
+        told |= {"peft_type": self._kind, "inference_mode": True, "base_model_name_or_path": self.base_name}
         (folder / CONFIG_NAME).write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
         tensors = {}
         for name, pair in pairs.items():
@@ -338,7 +353,7 @@ class Attached(Adapters):
     def load(self, folder: Path) -> dict[str, Pair]:
         try:
             return super().load(folder)
-        except (OSError, KeyError, ValueError, SafetensorError) as error:
+        except (OSError, KeyError, ValueError, SafetensorError, RunError) as error:
             raise UsageError(
                 f"{folder}: no LoRA adapter on the {len(self._layers)} layers that are trained ({short(str(error))}); "
                 "give a folder that PEFT wrote, of an adapter with the same target_modules"
@@ -443,6 +458,12 @@ def _forward(layer: Linear, name: str, joined: dict[str, tuple[Tensor, Tensor]],
     current = _pair(layer, CURRENT)
     both = joined[name] if PAST in active else None
     return lora_linear(x, linear.weight, linear.bias, current.A, current.B, current.scale, both)
+
+
+def _computed(layer: LoraLayer, update: Callable[[Tensor], Tensor], x: Tensor, *args, **kwargs) -> Tensor:
+    """A layer's forward with an update of a method's own."""
+    y = layer.get_base_layer()(x, *args, **kwargs)
+    return y if layer.disable_adapters else y + update(layer.lora_dropout[CURRENT](x)).to(y.dtype)
 
 
 def _magnified(magnitudes: Magnitudes, layer: int, A: nn.Module, given: tuple, inner: Tensor) -> Tensor:

@@ -44,14 +44,15 @@ def logits_at(
     position_ids: Tensor | None = None,
     sees: Tensor | None = None,
     hidden: bool = False,
+    pack_rows: bool = True,
 ):
     """Logits (kept, vocabulary) at the True positions of `keep` (batch, length), in row-major order.
 
     Rows are right-padded, `attention_mask` (batch, length) is 1 where there is a token. `position_ids` and `sees`
-    (batch, 1, length, length) are for rows that branch, as in `pack`. A model that can is given the rows packed.
-    With `hidden=True` returns `(logits, hidden_states)`, the latter a tuple of (batch, length, width).
+    (batch, 1, length, length) are for rows that branch, as in `pack`. A model that can is given the rows packed, unless
+    not `pack_rows`. With `hidden=True` returns `(logits, hidden_states)`, the latter a tuple of (batch, length, width).
     """
-    packed = pack(input_ids, attention_mask, position_ids, sees) if packs(model) else None
+    packed = pack(input_ids, attention_mask, position_ids, sees) if pack_rows and packs(model) else None
     if packed:
         inputs = packed.inputs
 
