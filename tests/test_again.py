@@ -64,9 +64,8 @@ def replayed(tiny, two, free, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in ("olora", "ilora", "per_task") else pytest.param(name, marks=pytest.mark.slow)
-     for name, kind in METHODS.items() if name != "joint"],
-)  # fmt: skip
+    ["ilora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("olora", "per_task", "sdlora"))],
+)
 def test_three_tasks_in_three_commands_give_the_bytes_of_one(name, tiny, three, free, tmp_path):
     tasks = (free, *three.tasks[:2])  # the first task's scores do not depend on the others' labels
     learn(config(tiny, Stream("mine", tasks), tmp_path / "one", method=name))

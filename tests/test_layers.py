@@ -10,8 +10,6 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "forgetless"
 EVERY = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} | {"config"}
 LAST = {"checkup", "comparing", "contract", "forecasting", "sweeping"} & EVERY  # nothing but the command stands on them
-LAST = {"checkup", "comparing", "contract", "forecasting", "sweeping"} & EVERY  # nothing but the command stands on them
-LAST = {"checkup", "comparing", "contract", "forecasting", "sweeping"} & EVERY  # nothing but the command stands on them
 STANDS_ON = {
     "runs": set(),
     "data": {"runs"},
@@ -21,7 +19,7 @@ STANDS_ON = {
     "forgetting": {"data", "model", "runs", "score", "subjects"},
     "methods": {"data", "forgetting", "learning", "model"},
     "geometry": EVERY - LAST,
-    "learning": EVERY - {"auditing", "geometry"} - LAST,
+    "learning": EVERY - {"auditing"} - LAST,
     "auditing": EVERY - LAST,
     "contract": {"data", "learning", "methods", "model"},
     "forecasting": {"runs"},
