@@ -286,6 +286,7 @@ class Attached(Adapters):
 
     def __init__(self, model: PeftModel, folders: Sequence[Path], seed: int):
         self.model, self.seed = model, seed
+        self._trained, self._magnitudes = "AB", None
         self._name = model.active_adapters[0]
         self._layers = {
             name.removeprefix("base_model.model."): module
@@ -311,7 +312,7 @@ class Attached(Adapters):
     def load(self, folder: Path) -> dict[str, Pair]:
         try:
             return super().load(folder)
-        except (OSError, KeyError, ValueError, SafetensorError) as error:
+        except (OSError, KeyError, ValueError, SafetensorError, RunError) as error:
             raise UsageError(
                 f"{folder}: no LoRA adapter on the {len(self._layers)} layers that are trained ({short(str(error))}); "
                 "give a folder that PEFT wrote, of an adapter with the same target_modules"
