@@ -32,6 +32,10 @@ class DownloadError(ForgetlessError):
     """Something that must be fetched and could not be, or is not what it should be."""
 
 
+class EndpointError(ForgetlessError):
+    """A served model that cannot be reached, or does not answer as it should."""
+
+
 _quoting = ContextVar("quoting", default=True)
 
 

@@ -318,7 +318,7 @@ class Attached(Adapters):
                 "give a folder that PEFT wrote, of an adapter with the same target_modules"
             ) from error
 
-    def reset(self, task: int) -> None:
+    def reset(self, task: int, *part: int) -> None:
         raise UsageError("this method begins tasks with adapters of its own, which a trainer does not give it")
 
     def set_past(self, pairs: dict[str, Pair]) -> None:
