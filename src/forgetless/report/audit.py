@@ -246,7 +246,7 @@ def _moved(record: dict, told: dict, finding: Finding) -> str:
 
 def _concentrated(record: dict, told: dict, finding: Finding) -> list[str]:
     """The domain or type of token that holds far more of the change than of the tokens, beyond its interval."""
-    if finding.against != REFERENCE or finding.loss is None:
+    if finding.against != REFERENCE or finding.name not in told["divergence"]:
         return []
     dense = [
         (kind, group)
