@@ -50,7 +50,8 @@ def _print_plan(session: AuditSession) -> None:
     texts = {name: rows[name] * seconds[name] for name in session.text_names}
     scored = sum(rows[name] * seconds[name] for name in rows if name not in texts)
     total = (roles + models) * scored + (roles * PASSES + models * roles) * sum(texts.values())
-    out.print(f"models: {models}, compared with {', '.join(session.roles)} on {session.engine.told}", markup=False)
+    roles_told = ", ".join(session.roles)
+    out.print(f"models: {len(session.audited)}, compared with {roles_told} on {session.engine.told}", markup=False)
     out.print(f"time: about {_minutes(total)}, less where the reference was measured before", markup=False)
     for one in session.endpoints:
         asked = sum(len(task.test) for task in session.rows_of if task not in session.scored or is_read(task))

@@ -125,7 +125,9 @@ def sentences(record: dict, model: str, verdict: Verdict) -> Iterator[tuple[Find
     about = next(one for one in record["models"] if one["name"] == model)
     quiet = 0
     for finding in verdict.findings:
-        if finding.option != MAX_DROP:
+        if finding.loss is None:
+            pass  # `needed` says so
+        elif finding.option != MAX_DROP:
             yield finding, _moved(record, about, finding)
             for sentence in _concentrated(record, about, finding):
                 yield None, sentence
@@ -231,8 +233,6 @@ def _before_and_after(record: dict, told: dict, finding: Finding) -> str:
 
 
 def _moved(record: dict, told: dict, finding: Finding) -> str:
-    if finding.loss is None:
-        return f"{named(finding)}: not measured"
     if finding.against != REFERENCE:
         return f"{named(finding)}: predictions moved by {amount(finding, finding.loss or 0)}{_judged(record, finding)}"
     means = told["divergence"][finding.name]["per_token"]

@@ -98,7 +98,7 @@ def needed(finding: Finding) -> str:
         return ""
     name, needed = named(finding), finding.rows_needed
     if not finding.rows:
-        return f"{name}: not measured, so nothing is shown"
+        return f"{name}: no rows, so nothing is shown"
     if needed is None and finding.clipped:
         return f"{name}: documents moved further than the clip, so no number of rows would show a small loss"
     if needed is None:
