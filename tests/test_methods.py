@@ -20,7 +20,7 @@ from forgetless.methods import METHODS, Method
 from forgetless.model.adapters import Adapters, LoraSettings, named
 from forgetless.model.base import load_base
 
-FAST = TrainSettings(learning_rate=2e-2, num_train_epochs=8, batch_size=4, micro_batch_size=4)
+FAST = TrainSettings(learning_rate=2e-2, num_train_epochs=4, batch_size=4, micro_batch_size=4)
 every_method = pytest.mark.parametrize("name", METHODS)
 
 

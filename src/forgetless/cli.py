@@ -445,7 +445,7 @@ def _verify(file: str) -> int:
 def _audit_parser() -> argparse.ArgumentParser:
     import argparse
 
-    from forgetless.config import TEMPLATES, AuditConfig
+    from forgetless.config import ENDPOINT_APIS, TEMPLATES, AuditConfig
     from forgetless.learning.engine import DEVICES, PRECISIONS
 
     parser = argparse.ArgumentParser(
@@ -456,17 +456,19 @@ def _audit_parser() -> argparse.ArgumentParser:
 
     parser.add_argument(
         "names", nargs="*", metavar="REFERENCE MODEL", help="the earlier model, then those to audit: packaged models, "
-        "hub names, folders with full weights or adapters, BASE+ADAPTER, run folders; with --policy only MODEL ...",
+        "hub names, folders with full weights or adapters, BASE+ADAPTER, run folders; a MODEL may be served: "
+        "http://host:port/v1#NAME; with --policy only MODEL ...",
     )  # fmt: skip
-    for name in ("tasks", "output_dir", "base_is", "policy"):
+    for name in ("tasks", "output_dir", "base_is", "policy", "system_prompt", "api_key_env"):
         add(name)
+    add("endpoint_api", choices=ENDPOINT_APIS)
     add("score_on", choices=("test", "validation"))
     for name in ("text", "probes", "judge", "max_kl", "max_drop"):
         add(name, nargs="+")
     for name in ("allow_pickle", "weights", "remedies", "show_text"):
         add(name, action="store_true")
     add("confidence", type=float)
-    for name in ("window", "stride", "limit"):
+    for name in ("window", "stride", "limit", "concurrency"):
         add(name, type=int)
     add("recover", type=int, metavar="STEPS")
     add("recover_rows", type=int, metavar="ROWS")

@@ -198,6 +198,7 @@ class LearnConfig(SaveSettings, TrainSettings, LoraSettings):
 
 
 TEMPLATES = ("own", "reference")
+ENDPOINT_APIS = ("own", "chat")
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,14 @@ class AuditConfig:
     takes as long as several models"""
     show_text: bool = False
     """write the prompts and answers of the rows that turned into texts.jsonl"""
+    system_prompt: str | None = None
+    """of served models: a text file whose content stands before a chat that has no system turn of its own"""
+    endpoint_api: str = "own"
+    """of served models: own asks chat rows as chat and prompts as they stand; chat asks a prompt as a user's turn"""
+    api_key_env: str | None = None
+    """of served models: the name of the environment variable that holds the key; the key is written nowhere"""
+    concurrency: int = 8
+    """of served models: requests under way at a time"""
     chat_template: str = "own"
     """own: each model is prompted in its own chat template; reference: all in the reference's"""
     precision: str = "auto"
@@ -269,7 +278,9 @@ class AuditConfig:
             raise UsageError(f"score_on: no {self.score_on!r}{nearest(self.score_on, CHOICES['score_on'])}")
         if self.chat_template not in TEMPLATES:
             raise UsageError(f"chat_template: no {self.chat_template!r}{nearest(self.chat_template, TEMPLATES)}")
-        for name in ("window", "stride", "limit"):
+        if self.endpoint_api not in ENDPOINT_APIS:
+            raise UsageError(f"endpoint_api: no {self.endpoint_api!r}{nearest(self.endpoint_api, ENDPOINT_APIS)}")
+        for name in ("window", "stride", "limit", "concurrency"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UsageError(f"{name} must be 1 or above, not {value}")
         if self.recover < 0 or self.recover_rows < 1:

@@ -40,6 +40,10 @@ class Stopped(KeyboardInterrupt):
         self.number = number  # of the signal
 
 
+class EndpointError(ForgetlessError):
+    """A served model that cannot be reached, or does not answer as it should."""
+
+
 _quoting = ContextVar("quoting", default=True)
 
 

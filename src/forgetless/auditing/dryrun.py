@@ -11,6 +11,7 @@ from rich.table import Table
 from forgetless.auditing.budgets import Budget
 from forgetless.auditing.measuring import ask
 from forgetless.auditing.recovery import seconds_of_steps, treatment_of, untouched_base
+from forgetless.auditing.served import is_read
 from forgetless.auditing.session import AuditSession, prepare
 from forgetless.auditing.verdict import plan
 from forgetless.config import AuditConfig
@@ -49,8 +50,12 @@ def _print_plan(session: AuditSession) -> None:
     texts = {name: rows[name] * seconds[name] for name in session.text_names}
     scored = sum(rows[name] * seconds[name] for name in rows if name not in texts)
     total = (roles + models) * scored + (roles * PASSES + models * roles) * sum(texts.values())
-    out.print(f"models: {models}, compared with {', '.join(session.roles)} on {session.engine.told}", markup=False)
+    roles_told = ", ".join(session.roles)
+    out.print(f"models: {len(session.audited)}, compared with {roles_told} on {session.engine.told}", markup=False)
     out.print(f"time: about {_minutes(total)}, less where the reference was measured before", markup=False)
+    for one in session.endpoints:
+        asked = sum(len(task.test) for task in session.rows_of if task not in session.scored or is_read(task))
+        out.print(f"{one.name}: {asked + len(session.prompts):,} requests, whose time is the server's", markup=False)
     if session.config.recover:
         most = _seconds_of_recovery(session, rows, seconds)
         out.print(f"recovery: at most {_minutes(most)} more, if every model lost every task", markup=False)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 from forgetless.auditing import measures
+from forgetless.auditing.budgets import MAX_DROP, MAX_KL
 from forgetless.auditing.judges import (
     LIKELIHOOD,
     PATTERNS,
@@ -21,6 +22,7 @@ from forgetless.auditing.judges import (
 )
 from forgetless.auditing.measures import REFERENCE, Measure
 from forgetless.auditing.probes import Probe, content_hash
+from forgetless.auditing.served import answered, is_read
 from forgetless.auditing.session import AuditSession
 from forgetless.auditing.yardstick import yardstick
 from forgetless.data.tasks import Row, Task
@@ -35,7 +37,8 @@ from forgetless.model.head import Head, Using
 from forgetless.progress import console, steps
 from forgetless.score.generation import Answer
 from forgetless.score.options import OptionScorer
-from forgetless.score.scorers import Scorer, TaskScores, headline
+from forgetless.score.scorers import Scorer, TaskScores, headline, scores_of
+from forgetless.subjects.endpoint import Endpoint
 from forgetless.subjects.models import Opened, Subject, opened
 
 
@@ -82,6 +85,9 @@ def measure(session: AuditSession) -> Found:
         else:
             console.print(f"model: {subject.name}", markup=False)
             measure_model(session, subject, model, found)
+    for endpoint in session.endpoints:
+        console.print(f"model: {endpoint.name}", markup=False)
+        found.rows[endpoint.name] = _served_rows(session, endpoint)
     if session.judged:
         _judge(session, found)
     session.check_time()
@@ -109,10 +115,18 @@ def measure_model(session: AuditSession, subject: Subject, model: Opened, found:
 
 
 def measures_of(session: AuditSession, found: Found, model: str) -> list[Measure]:
-    """What is judged of a model: every task, probe and text against the reference, and against the anchor if any."""
+    """What is judged of a model: every task, probe and text against the reference, and against the anchor if any.
+
+    What cannot be measured of a served model has no rows where a budget asks for it: insufficient evidence.
+    """
     told: list[Measure] = []
     for role, side in found.sides.items():
+        budgets = session.terms.budgets if role == REFERENCE else session.terms.anchor_budgets
+        budgeted = {(one.option, one.name) for one in budgets}
         for task in session.scored:
+            if task.name not in found.rows[model].scores:
+                told += [measures.Scores(task.name, (), (), role)] if (MAX_DROP, task.name) in budgeted else []
+                continue
             before, after = (rows.scores[task.name].measures[headline(task)] for rows in (side.rows, found.rows[model]))
             told.append(measures.Scores(task.name, tuple(before), tuple(after), role))
         for probe in session.judged:
@@ -124,6 +138,10 @@ def measures_of(session: AuditSession, found: Found, model: str) -> list[Measure
                 )
                 told.append(measures.Scores(name, tuple(before), tuple(after), role))
         for text in found.texts:
+            if model not in found.divergences:
+                nothing = measures.Divergence(text, (), (), session.kl_clip, role)
+                told += [nothing] if (MAX_KL, text) in budgeted else []
+                continue
             sums = found.divergences[model][role, text].documents
             nats, tokens = tuple(sums.kl.tolist()), tuple(sums.tokens.tolist())
             told.append(measures.Divergence(text, nats, tokens, session.kl_clip, role))
@@ -161,6 +179,26 @@ def _rows(session: AuditSession, subject: Subject, model: Opened) -> Rows:
             progress.advance()
         if prompts:
             given[OWN_ANSWERS] = ask(session, subject, model, prompts, ANSWER_TOKENS)
+            progress.advance()
+    return Rows(scores, given)
+
+
+def _served_rows(session: AuditSession, endpoint: Endpoint) -> Rows:
+    """A served model's answers: scored where a task reads answers, to be judged, and to the general prompts."""
+    scores, given, room = {}, {}, session.max_length // 2
+    prompts = [asked(prompt, "", session.chat) for prompt in session.prompts]
+    read = [task for task in session.scored if is_read(task)]
+    with steps("rows", len(read) + len(session.judged) + bool(prompts)) as progress:
+        for task in read:
+            told = answered(endpoint, task.test, task.max_new_tokens, session.check_time)
+            scores[task.name] = scores_of(task, [one.text for one in told])
+            progress.advance()
+        for probe in session.judged:
+            most = min(probe.task.max_new_tokens, room)
+            given[probe.task.name] = answered(endpoint, probe.task.test, most, session.check_time)
+            progress.advance()
+        if prompts:
+            given[OWN_ANSWERS] = answered(endpoint, prompts, min(ANSWER_TOKENS, room), session.check_time)
             progress.advance()
     return Rows(scores, given)
 

@@ -20,6 +20,7 @@ from forgetless.forgetting.texts import OWN_ANSWERS, Text, prompt_of
 from forgetless.score.intervals import paired_change
 from forgetless.score.metrics import metrics
 from forgetless.score.scorers import TaskScores, headline
+from forgetless.subjects.endpoint import Endpoint
 from forgetless.subjects.models import Subject
 
 FORMAT = 1
@@ -44,7 +45,7 @@ def audit_record(session: AuditSession, found: Found, evidence: dict) -> dict:
         "reference_scores": {name: _means(one) for name, one in side.rows.scores.items()},
         "reference_refusals": _refusals(session, side.rows, evidence),
         "reference_sanity": _sanity(session, side.rows),
-        "models": [_model(session, found, one, verdicts[one.name], evidence, groups) for one in session.models],
+        "models": [_model(session, found, one, verdicts[one.name], evidence, groups) for one in session.audited],
         "judges": {name: _judge(error, evidence) for name, error in found.judge_errors.items()},
         "metrics": _metrics(session, found),
         "treatment": asdict(treatment_of(session)) if session.config.recover else None,
@@ -53,17 +54,19 @@ def audit_record(session: AuditSession, found: Found, evidence: dict) -> dict:
 
 
 def _model(
-    session: AuditSession, found: Found, subject: Subject, judged: dict, evidence: dict,
+    session: AuditSession, found: Found, subject: Subject | Endpoint, judged: dict, evidence: dict,
     groups: dict[str, dict[str, Breakdown]],
 ) -> dict:  # fmt: skip
     rows, side = found.rows[subject.name], found.sides[REFERENCE]
-    divergences = {name: one for (role, name), one in found.divergences[subject.name].items() if role == REFERENCE}
+    told = found.divergences.get(subject.name, {})
+    divergences = {name: one for (role, name), one in told.items() if role == REFERENCE}
+    scored = [task for task in session.scored if task.name in rows.scores]
     return subject.as_json() | {
         "outcome": judged["outcome"],
         "findings": judged["findings"],
         "scores": {name: _means(one) for name, one in rows.scores.items()},
-        "changes": {task.name: _change(task, side.rows, rows, judged["confidence"]) for task in session.scored},
-        "agreement": {task.name: _agreement(task, side.rows, rows) for task in session.scored},
+        "changes": {task.name: _change(task, side.rows, rows, judged["confidence"]) for task in scored},
+        "agreement": {task.name: _agreement(task, side.rows, rows) for task in scored},
         "divergence": {name: _divergence(one) for name, one in divergences.items()},
         "where": {
             name: _where(found.texts[name], one, groups[name], judged["confidence"])
@@ -74,7 +77,14 @@ def _model(
         **_weights(session, subject),
         "recovery": found.recovered.get(subject.name, {}),
         "remedies": found.remedies.get(subject.name) if session.config.remedies else None,
+        "not_measured": _not_measured(session, found, rows) if isinstance(subject, Endpoint) else [],
     }
+
+
+def _not_measured(session: AuditSession, found: Found, rows: Rows) -> list[str]:
+    """What a server does not give."""
+    likelihoods = [f"likelihoods of {task.name}" for task in session.scored if task.name not in rows.scores]
+    return [*likelihoods, *(f"predictions on {text}" for text in found.texts), "weights"]
 
 
 def _column(session: AuditSession, task: Task) -> dict:
@@ -151,10 +161,10 @@ def _sanity(session: AuditSession, rows: Rows) -> dict[str, dict[str, int]]:
     }
 
 
-def _weights(session: AuditSession, subject: Subject) -> dict:
+def _weights(session: AuditSession, subject: Subject | Endpoint) -> dict:
     """The update by kind of module and by layer, and the model that it is an update of."""
     none: dict = {"weights": [], "layers": [], "update_of": None}
-    if not session.config.weights:
+    if not session.config.weights or isinstance(subject, Endpoint):
         return none
     try:
         updates = weight_updates(subject, session.reference, session.engine.device)
@@ -198,6 +208,7 @@ def turned_texts(session: AuditSession, found: Found) -> list[dict]:
         }
         for model, rows in found.rows.items()
         for task in session.scored
+        if task.name in rows.scores
         for row, before, after in zip(
             task.test, side.rows.scores[task.name].predictions, rows.scores[task.name].predictions, strict=True
         )

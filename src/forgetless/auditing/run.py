@@ -61,7 +61,7 @@ def _measured(session: AuditSession, earlier: list[dict]) -> tuple[dict, dict]:
         found.recovered = recoveries(session, found)
     if session.config.remedies:
         found.remedies = remedies(session, found)
-    measured = {one.name: measures_of(session, found, one.name) for one in session.models}
+    measured = {one.name: measures_of(session, found, one.name) for one in session.audited}
     data = {name: states.windows.content for name, states in found.sides[REFERENCE].states.items()}
     evidence = make_evidence(measured, session.terms, session.facts(data))
     record = audit_record(session, found, evidence)

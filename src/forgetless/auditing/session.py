@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from forgetless.auditing.judges import OwnJudge, judged_names, own_judges
 from forgetless.auditing.measures import ANCHOR, KL_CLIP, REFERENCE
 from forgetless.auditing.policy import Policy, read_policy
 from forgetless.auditing.probes import Probe, content_hash, load_probes
+from forgetless.auditing.served import answers_only
 from forgetless.auditing.verdict import Terms, over_the_clip
 from forgetless.config import AuditConfig
 from forgetless.data.batches import Encoder
@@ -35,6 +37,7 @@ from forgetless.learning.engine import Engine
 from forgetless.learning.session import fit_rows
 from forgetless.model.identity import json_digest
 from forgetless.score.rules import rules_of
+from forgetless.subjects.endpoint import Endpoint, find_endpoint, is_endpoint
 from forgetless.subjects.layouts import short_names
 from forgetless.subjects.models import Subject, compare, find_subjects
 from forgetless.versions import versions
@@ -62,11 +65,17 @@ class AuditSession:
     chat: bool  # whether prompts stand in chat templates
     notes: list[str]
     folder: Path
+    endpoints: list[Endpoint] = field(default_factory=list)  # served models, of which there are answers only
     began: float = field(default_factory=time.monotonic)
 
     @property
     def reference(self) -> Subject:
         return self.roles[REFERENCE]
+
+    @property
+    def audited(self) -> list[Subject | Endpoint]:
+        """The models that are opened here, then the served ones."""
+        return [*self.models, *self.endpoints]
 
     @property
     def scored(self) -> tuple[Task, ...]:
@@ -170,7 +179,9 @@ def prepare(config: AuditConfig) -> AuditSession:
     config.check()
     policy = _policy(config)
     roles, models, notes = _subjects(config, policy)
-    weights = _weights(roles, models)
+    endpoints = _endpoints(config)
+    notes += [f"{one.name}: the server's word is all that is known of which weights answer" for one in endpoints]
+    weights = _weights(roles, [*models, *endpoints])
     folder = Path(config.output_dir or _usual_folder(config, roles, weights))
     if (policy or config).chat_template == REFERENCE:
         roles = {role: _prompted_as(one, roles[REFERENCE]) for role, one in roles.items()}
@@ -184,22 +195,29 @@ def prepare(config: AuditConfig) -> AuditSession:
     prompts = () if texts or policy else general_prompts(config.limit)
     judges = _judges(config, policy, probes)
     tasks, probes = _fitting(tasks, probes, Encoder(roles[REFERENCE].tokenizer, max_length), notes)
+    if endpoints:
+        tasks = tuple(answers_only(task, notes) for task in tasks)
+        probes = tuple(
+            probe if probe.kind in JUDGED else replace(probe, task=answers_only(probe.task, notes)) for probe in probes
+        )
+    notes += _without_system_prompt(endpoints, [*tasks, *(probe.task for probe in probes)])
     _check_templates(everyone, (*tasks, *(probe.task for probe in probes)), max_length)
     engine = Engine(config.device, config.precision)
     if engine.processes > 1:
         raise UsageError("an audit runs in one process; start it without accelerate launch")
     session = AuditSession(
         config, engine, policy, roles, models, weights, tasks, probes, texts, prompts, judges,
-        Terms(datetime.date.today()), max_length, chat, notes, folder,
+        Terms(datetime.date.today()), max_length, chat, notes, folder, endpoints,
     )  # fmt: skip
     session.terms = _terms(session)
     _check_texts(session)
     return session
 
 
-def _weights(roles: dict[str, Subject], models: list[Subject]) -> dict[str, str]:
-    named = roles | {f"model {number}": one for number, one in enumerate(models, start=1)}
-    return {name: json_digest(one.decided_by) for name, one in named.items()}
+def _weights(roles: dict[str, Subject], models: Sequence[Subject | Endpoint]) -> dict[str, str]:
+    named = {f"model {number}": one.decided_by for number, one in enumerate(models, start=1)}
+    named |= {role: one.decided_by for role, one in roles.items()}
+    return {name: json_digest(told) for name, told in named.items()}
 
 
 # ---------------------------------------------------------------- models
@@ -210,11 +228,39 @@ def _subjects(config: AuditConfig, policy: Policy | None) -> tuple[dict[str, Sub
     roles = {REFERENCE: _one(policy.reference if policy else config.reference, config, policy)}
     if policy and policy.anchor:
         roles[ANCHOR] = _one(policy.anchor, config, policy)
-    models = [one for spec in config.models for one in _find(spec, config)]
+    models = [one for spec in config.models if not is_endpoint(spec) for one in _find(spec, config)]
     _distinct([_place(one) for one in models], "models", "give each once")
     notes = [note for one in (*roles.values(), *models) for note in one.notes]
     notes += [note for role in roles.values() for one in models for note in compare(role, one)]
     return roles, models, notes
+
+
+def _endpoints(config: AuditConfig) -> list[Endpoint]:
+    """The served models, each asked whether it is there."""
+    specs = [spec for spec in config.models if is_endpoint(spec)]
+    if not specs:
+        return []
+    prompt = Path(config.system_prompt) if config.system_prompt else None
+    if prompt and not prompt.is_file():
+        raise UsageError(f"system_prompt: no file {prompt}; give a text file that holds it")
+    settings = {
+        "api": config.endpoint_api,
+        "system_prompt": prompt.read_text(encoding="utf-8-sig").strip() if prompt else "",
+        "key_variable": config.api_key_env,
+        "concurrency": config.concurrency,
+    }
+    found = [find_endpoint(spec, **settings) for spec in specs]
+    _distinct([one.name for one in found], "models", "give each once")
+    return found
+
+
+def _without_system_prompt(endpoints: list[Endpoint], tasks: list[Task]) -> list[str]:
+    plain = [task.name for task in tasks if any(not row.messages for row in task.test)]
+    if not plain or not any(one.system_prompt and one.api == "own" for one in endpoints):
+        return []
+    return [
+        f"{', '.join(plain)}: plain prompts, asked without the system prompt; --endpoint-api chat asks them as chat"
+    ]
 
 
 def _place(subject: Subject) -> str:
@@ -235,6 +281,11 @@ def _find(spec: str, config: AuditConfig) -> list[Subject]:
 
 
 def _one(spec: str, config: AuditConfig, policy: Policy | None) -> Subject:
+    if is_endpoint(spec):
+        raise UsageError(
+            f"reference {spec!r}: a served model gives answers only, and a reference also gives the tokenizer and "
+            "judges; give its weights"
+        )
     found = _find(_beside(spec, policy.file.parent) if policy else spec, config)
     if len(found) > 1:
         tasks = ", ".join(one.name for one in found)

@@ -328,6 +328,7 @@ class Attached(Adapters):
 
     def __init__(self, model: PeftModel, folders: Sequence[Path], seed: int):
         self.model, self.seed = model, seed
+        self._trained, self._magnitudes = "AB", None
         self._name = model.active_adapters[0]
         self._layers = {
             name.removeprefix("base_model.model."): module

@@ -74,7 +74,7 @@ def audit_markdown(record: dict, verdicts: Mapping[str, Verdict]) -> str:
     told = [
         f"{short}, {line}"
         for name, short in short_names(record).items()
-        for line in [*recovery_lines(record, name), *remedy_lines(record, name)]
+        for line in [*missing_lines(record, name), *recovery_lines(record, name), *remedy_lines(record, name)]
     ]
     parts += [_listed(lines) for lines in (told, map(clean, dict.fromkeys(record["notes"])))]
     parts += [
@@ -126,7 +126,9 @@ def sentences(record: dict, model: str, verdict: Verdict) -> Iterator[tuple[Find
     about = next(one for one in record["models"] if one["name"] == model)
     quiet = 0
     for finding in verdict.findings:
-        if finding.option != MAX_DROP:
+        if finding.loss is None:
+            pass  # `needed` says so
+        elif finding.option != MAX_DROP:
             yield finding, _moved(record, about, finding)
             for sentence in _concentrated(record, about, finding):
                 yield None, sentence
@@ -138,6 +140,8 @@ def sentences(record: dict, model: str, verdict: Verdict) -> Iterator[tuple[Find
             yield finding, needed(finding)
     if quiet:
         yield None, f"{quiet} more tasks or probes without a budget: no loss that these rows show"
+    for sentence in missing_lines(record, model):
+        yield None, sentence
     for note in verdict.notes:
         yield None, clean(note)
     for sentence in _broken(record, about):
@@ -156,6 +160,12 @@ def _broken(record: dict, told: dict) -> Iterator[str]:
                     f"{now} of {counts['answers']} answers to {said} are {SAID_OF_PROBLEM[kind]}; the reference has "
                     f"{was} of {before['answers']}"
                 )
+
+
+def missing_lines(record: dict, model: str) -> list[str]:
+    """What nobody could measure of a served model."""
+    missing = next((one.get("not_measured") for one in record["models"] if one["name"] == model), None)
+    return [f"not measured, since a server gives answers only: {clean(', '.join(missing))}"] if missing else []
 
 
 def recovery_lines(record: dict, model: str) -> list[str]:
@@ -251,7 +261,7 @@ def _moved(record: dict, told: dict, finding: Finding) -> str:
 
 def _concentrated(record: dict, told: dict, finding: Finding) -> list[str]:
     """The domain or type of token that holds far more of the change than of the tokens, beyond its interval."""
-    if finding.against != REFERENCE:
+    if finding.against != REFERENCE or finding.name not in told["divergence"]:
         return []
     dense = [
         (kind, group)
@@ -338,7 +348,8 @@ def _matrix(
     for start in range(0, len(columns), COLUMNS):
         part = columns[start : start + COLUMNS]
         rows = [
-            [names[who], *(percent(scores[name][measure]) for name, measure, _ in part)] for who, scores in everyone
+            [names[who], *(percent(scores.get(name, {}).get(measure)) for name, measure, _ in part)]
+            for who, scores in everyone
         ]
         yield Table(title, ["", *(head for *_, head in part)], rows, detail=detail)
 
@@ -368,7 +379,8 @@ def _texts(record: dict, names: dict[str, str]) -> Table:
     rows = []
     for model in record["models"]:
         for text in record["texts"]:
-            told = model["divergence"][text["name"]]
+            if (told := model["divergence"].get(text["name"])) is None:
+                continue
             means, documents = told["per_token"], told["per_document"]
             rows.append(
                 [
@@ -402,8 +414,8 @@ def _measured(text: dict) -> str:
 
 def _agreement(record: dict, names: dict[str, str]) -> Table:
     told = [one["name"] for one in record["columns"]]
-    told = [name for name in told if any(model["agreement"][name] is not None for model in record["models"])]
-    rows = [[names[one["name"]], *(_share(one["agreement"][name]) for name in told)] for one in record["models"]]
+    told = [name for name in told if any(model["agreement"].get(name) is not None for model in record["models"])]
+    rows = [[names[one["name"]], *(_share(one["agreement"].get(name)) for name in told)] for one in record["models"]]
     return Table("Same answer as the reference, right or wrong", ["", *map(clean, told)], rows if told else [])
 
 

@@ -97,7 +97,11 @@ def view(record: dict, evidence: dict, texts: Sequence[dict] = ()) -> dict:
         "losses": [one for option in (MAX_DROP, MAX_KL) for one in _losses(record, findings, names, option)],
         "matrix": _matrix(record, names),
         "turned": _turned(record, findings, names),
-        "texts": [_text(record, text, names) for text in record["texts"]],
+        "texts": [
+            _text(record, text, names)
+            for text in record["texts"]
+            if any(text["name"] in one["divergence"] for one in record["models"])
+        ],
         "where": [part for text in record["texts"] for part in [_where(record, text["name"], names)] if part["charts"]],
         "refusals": _refusals(record, names),
         "judges": _judges(record),
@@ -333,6 +337,8 @@ def _score(
 ) -> dict:  # fmt: skip
     """A score; of a model with its change against the reference, rows that turned and agreement in the tooltip."""
     name, measure, n = column["name"], column["measure"], column["rows"]
+    if name not in scores:
+        return cell(None, "", ["not measured"])
     score = scores[name][measure]
     said = [f"{percent(score)} of {n:,} rows by {measure}"]
     if score is not None and measure in RIGHT_OR_WRONG and n:
@@ -427,7 +433,7 @@ def _given(told: dict) -> str:
 def _text(record: dict, text: dict, names: dict[str, str]) -> dict:
     """Cross-entropy as the reference's entropy, which nobody can go below, and what the model added to it."""
     noise = text["noise"]["kl"]
-    means = [(i, one, one["divergence"][text["name"]]) for i, one in enumerate(record["models"])]
+    means = [(i, one, told) for i, one in enumerate(record["models"]) if (told := one["divergence"].get(text["name"]))]
     lines = [partial(_means, names[one["name"]], i, told["per_token"], noise) for i, one, told in means]
     top = [told["per_token"]["cross_entropy"] for *_, told in means]
     head = ["model", "cross-entropy", "entropy", "KL", "KL by document", "same word", "shared words", "other words"]

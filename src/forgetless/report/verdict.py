@@ -97,6 +97,8 @@ def needed(finding: Finding) -> str:
     if finding.status != UNCLEAR:
         return ""
     name, needed = named(finding), finding.rows_needed
+    if not finding.rows:
+        return f"{name}: no rows, so nothing is shown"
     if needed is None and finding.clipped:
         return f"{name}: documents moved further than the clip, so no number of rows would show a small loss"
     if needed is None:

@@ -142,16 +142,7 @@ class Scorer:
         contexts = [self.encoder.generation_context(row, task.max_new_tokens) for row in rows]
         tokenizer = self.encoder.tokenizer
         texts = generate(self.model, tokenizer, contexts, task.max_new_tokens, self.engine.device, self.batch_tokens)
-        found: list[dict] = []
-        for row, answer in zip(rows, map(str.strip, texts), strict=True):
-            scores = {
-                measure: score
-                for rule in rules.values()
-                for measure, score in rule.scores(answer, rule.gold(row)).items()
-            }
-            next(iter(scores.values()))["answer"] = answer
-            found.append(scores)
-        return found
+        return _by_rules(rules, rows, texts)
 
     def _next_token(self, task: Task, rows: list[Row]) -> list[dict]:
         pad, size = self.encoder.tokenizer.pad_token_id, max(1, self.batch_tokens // (4 * self.encoder.max_length))
@@ -164,6 +155,27 @@ class Scorer:
             counts = part.keep.sum(1).tolist()
             found += [{"next_token": {"score": float(row.mean())}} for row in right.split(counts)]
         return found
+
+
+def _by_rules(rules: dict[str, Rule], rows: Sequence[Row], texts: Sequence[str]) -> list[dict]:
+    found: list[dict] = []
+    for row, answer in zip(rows, map(str.strip, texts), strict=True):
+        scores = {
+            measure: score for rule in rules.values() for measure, score in rule.scores(answer, rule.gold(row)).items()
+        }
+        next(iter(scores.values()))["answer"] = answer
+        found.append(scores)
+    return found
+
+
+def scores_of(task: Task, texts: Sequence[str]) -> TaskScores:
+    """The scores of answers to the task's test rows, however they were made; all its scorers judge answers."""
+    found = _by_rules(rules_of(task), task.test, texts)
+    records = [
+        {"row": number, "key": row.key, "gold": row.label} | told
+        for number, (row, told) in enumerate(zip(task.test, found, strict=True))
+    ]
+    return TaskScores({name: [float(one[name]["score"]) for one in records] for name in found[0]}, records)
 
 
 def _chosen(row: Row, options: tuple[str, ...], values: list[float], among: list[int]) -> dict:
