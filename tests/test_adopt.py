@@ -17,7 +17,7 @@ from forgetless.cli import main, parse_learn
 from forgetless.data.tasks import Stream
 from forgetless.errors import ForgetlessError, RunError, UsageError
 from forgetless.learning.stream import learn
-from forgetless.methods import METHODS
+from forgetless.methods.finding import find_method
 from forgetless.runs.folder import read_json, read_lines
 from forgetless.subjects.models import find_subjects
 from forgetless.subjects.updates import read_update
@@ -135,21 +135,24 @@ def test_a_continued_adapter_holds_those_before_it(tiny, april, may, sounds, tmp
     assert "this run's 4: the difference goes into B" in told  # lora_alpha 16, r 4
 
 
+SOME = ("sequential", "olora", "ewc", "mtllora", "raclora", "inflora", "slao", "replay+olora")
+
+
 @pytest.mark.parametrize(
     "name",
-    ["ilora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sequential", "olora", "ewc", "mtllora"))],
+    ["ilora", *(pytest.param(name, marks=pytest.mark.slow) for name in SOME)],
 )
-def test_methods_deploy_what_they_adopted_and_goes_on(name, tiny, april, two, tmp_path):
+def test_methods_deploy_what_they_adopted_and_go_on(name, tiny, april, two, tmp_path):
     """With the adopted task's rows in the stream: it is scored, kept for replay, and learnt on from."""
     colours = two.tasks[0]
-    memory = {"method_options": {"memory": 5}} if METHODS[name].old_rows else {}
+    memory = {"method_options": {"memory": 5}} if find_method(name).old_rows else {}
     given = {"method": name, "from_adapters": [f"colours={april}"], **memory}
     summary = learn(config(tiny, two, tmp_path / "run", **given))
     first, last = (tmp_path / "run" / "tasks" / task for task in ("01-colours", "02-sizes"))
     assert same(dense(first / "adapter"), dense(april))
     assert not same(dense(last / "adapter"), dense(april))
     assert None not in summary["headline"]["matrix"][0] and None not in summary["headline"]["matrix"][1]
-    if METHODS[name].old_rows:
+    if find_method(name).old_rows:
         learn(config(tiny, Stream("two", (colours,)), tmp_path / "learnt", method=name, **memory))
         for file in ("memory/rows.jsonl", "method.json"):
             assert (first / file).read_text() == (tmp_path / "learnt/tasks/01-colours" / file).read_text()
@@ -254,3 +257,10 @@ def test_command_line_and_yaml(tiny, april, may, tmp_path, capsys):
         "april", "new"
     ]  # fmt: skip
     assert read_lines(tmp_path / "run" / "tasks" / "01-april" / "log.jsonl") == []
+
+
+@pytest.mark.parametrize("name, why", [("sdlora", "magnitudes"), ("lori", "an adopted B is full"),
+                                       ("replay+hyplora", "bends")])  # fmt: skip
+def test_methods_that_cannot_adopt_say_why(name, why, tiny, april, two, tmp_path):
+    with pytest.raises(UsageError, match=why):
+        learn(config(tiny, two, tmp_path / "run", method=name, from_adapters=[f"colours={april}"], cells="last"))

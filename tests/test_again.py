@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import make_task
 
 import forgetless.learning.again as again
 from forgetless.cli import VERBS, main, parse_learn
@@ -21,7 +22,7 @@ from forgetless.geometry.borders import is_run
 from forgetless.learning.forget_rows import forget_rows
 from forgetless.learning.stream import learn
 from forgetless.methods import METHODS
-from forgetless.runs.folder import read_json, read_lines
+from forgetless.runs.folder import RunFolder, complete, read_json, read_lines
 from forgetless.subjects.models import find_subjects
 
 TRAIN = {"learning_rate": 2e-2, "num_train_epochs": 1.0, "batch_size": 6, "r": 4, "max_length": 64, "device": "cpu",
@@ -276,6 +277,22 @@ def test_forgotten_rows_of_a_reservoir_count_as_never_seen(tiny, two, tmp_path):
     forget_rows(tmp_path / "run", "colours")
     assert [read_json(file)["seen"] for file in states] == [0, 12]
     learn(config(tiny, two, tmp_path / "run", method="replay", method_options={"memory": 8}))
+
+
+def test_a_long_label_is_no_text_of_a_row(tiny, tmp_path):
+    """Labels stand in run.json and in scores, which stay; rows that are answered with them go."""
+    news = make_task("news", {"sky": "entertainment", "sea": "economics"}, "topic")
+    learn(config(tiny, Stream("news", (news,)), tmp_path / "run", method="replay", method_options={"memory": "100%"}))
+    assert forget_rows(tmp_path / "run", "news")["rows"] == {"01-news": len(news.train)}
+    assert "entertainment" in (tmp_path / "run" / "run.json").read_text()
+
+
+def test_what_a_kill_left_between_two_renames_is_put_back(replayed, tmp_path):
+    run = RunFolder(Path(shutil.copytree(replayed, tmp_path / "run")))
+    [task] = run.root.glob("tasks/01-*")
+    task.rename(task.with_name(f".{task.name}.previous"))
+    with run.locked():
+        assert complete(task) and not list(run.root.rglob(".*.previous"))
 
 
 def test_what_cannot_be_forgotten_is_named(replayed, tmp_path):

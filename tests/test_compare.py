@@ -22,6 +22,7 @@ from forgetless.report.compare import compare_csv, compare_latex, compare_markdo
 from forgetless.report.compare_figures import figures
 from forgetless.report.figures import pdf, svg
 from forgetless.report.papers import PAPERS, bibtex
+from forgetless.runs.search import run_folders
 
 ORDERS = (("a", "b", "c"), ("c", "a", "b"))
 
@@ -318,3 +319,16 @@ def test_page_in_a_browser(record, tmp_path):
     write_compare(record, tmp_path)
     page = opened_in_browser(tmp_path / "compare.html", tmp_path)
     assert "Learning against forgetting" in page.text
+
+
+def test_a_run_that_is_given_twice_counts_once(tmp_path):
+    made_run(tmp_path / "one")
+    compare([tmp_path / "one"], tmp_path / "one.zip")
+    assert compare([tmp_path / "one", tmp_path, tmp_path / "one.zip"])["runs"] == 1
+
+
+def test_the_trials_of_a_sweep_are_no_results(tmp_path):
+    for place in ("cells/a", "trials/b"):
+        made_run(tmp_path / place)
+    (tmp_path / "sweep.json").write_text("{}")
+    assert run_folders(tmp_path) == [tmp_path / "cells" / "a"]

@@ -198,6 +198,7 @@ def test_several_as_one_keep_the_contract(bench):
         ("replay+ilora", "replay and ilora both change batch"),
         ("olora+replay", "olora cannot go under another method: it changes resume"),
         ("sequential+olora", "sequential cannot go under another method: it has adapters of its own"),
+        ("lwf+sdlora", "compares with the model of the last border"),
         ("replay+joint", "joint is a bound"),
         ("replay+replay", "replay is named twice"),
         ("replay+olra", "did you mean 'olora'"),

@@ -190,7 +190,7 @@ def test_nothing_is_chosen_where_all_diverged():
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("grid: {methods: [sequental]}", "no method 'sequental'; did you mean 'sequential'?"),
+        ("grid: {methods: [sequental]}", "no 'sequental'; did you mean 'sequential'?"),
         ("lerning_rate: 1\ngrid: {methods: [sequential]}", "unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
         ("grid: {methods: [sequential], rr: [1]}", "unknown key 'rr'"),
         ("grid: {methods: [sequential], r: 8}", "r: expected a list of values, found 8"),

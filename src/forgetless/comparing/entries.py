@@ -35,7 +35,15 @@ def read_entries(paths: Iterable[str | Path]) -> list[dict]:
     found = [entry for path in map(Path, paths) for entry in _entries_of(path)]
     if not found:
         raise RunError("no runs: give run folders of `forgetless learn`, a folder that holds some, or an archive")
-    return found
+    return _once(found)
+
+
+def _once(entries: list[dict]) -> list[dict]:
+    """A run that is given twice, as a folder and in an archive say, counts once."""
+    kept: dict[str, dict] = {}
+    for entry in entries:
+        kept.setdefault(json_text({key: value for key, value in entry.items() if key != "name"}), entry)
+    return list(kept.values())
 
 
 def _entries_of(path: Path) -> list[dict]:

@@ -237,5 +237,9 @@ def _note_history(session: Session, finished: int) -> None:
 
 def log_command(run: RunFolder, what: str) -> None:
     """A line in times.jsonl: when a command worked in this folder. Nothing depends on it."""
-    with (run.root / f"{TIMES}.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds"), "did": what}) + "\n")
+    place = run.root / f"{TIMES}.jsonl"
+    try:
+        with place.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds"), "did": what}) + "\n")
+    except OSError as error:
+        raise RunError(f"{place}: cannot be written ({error.strerror}); {run.elsewhere}") from error

@@ -16,7 +16,16 @@ from forgetless.errors import RunError, UsageError, nearest
 from forgetless.learning.again import log_command
 from forgetless.report.files import write_report
 from forgetless.report.summary import summarise, summary_record
-from forgetless.runs.folder import FORGOTTEN_ROWS, MANIFEST, RunFolder, complete, read_json, write_json, write_lines
+from forgetless.runs.folder import (
+    FORGOTTEN_ROWS,
+    MANIFEST,
+    RunFolder,
+    complete,
+    read_json,
+    write_json,
+    write_lines,
+    write_whole,
+)
 from forgetless.runs.seal import sealed
 from forgetless.runs.shapes import KEPT_ROW, LEARNED, PREDICTION, read, read_records, read_run
 
@@ -42,7 +51,8 @@ def forget_rows(root: Path, task: str) -> dict:
         folders = [run.task(0, "base"), *(run.task(i, name) for i, name in enumerate(names, start=1))]
         folders = [folder for folder in folders if folder.exists()]
         _drop_leftovers(root)
-        texts = {text for folder in folders for record in _kept(folder, number) for text in _texts(record)}
+        labels = set(next(one["options"] for one in told["tasks"] if one["name"] == task))
+        texts = {text for folder in folders for record in _kept(folder, number) for text in _texts(record, labels)}
         counts = {folder.name: count for folder in folders if (count := len(_kept(folder, number)))}
         record: dict[str, Any] = {"task": task, "rows": counts, "version": __version__}
         _append(run, record | {"status": "deleting"})
@@ -125,8 +135,9 @@ def _rewrite_notes(run: RunFolder, told: dict, task: str) -> None:
 
 
 def _append(run: RunFolder, record: dict) -> None:
-    with (run.root / FORGOTTEN_ROWS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n")
+    file = run.root / FORGOTTEN_ROWS
+    before = file.read_text(encoding="utf-8") if file.exists() else ""
+    write_whole(file, before + json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def _drop_leftovers(root: Path) -> None:
@@ -138,10 +149,12 @@ def _drop_leftovers(root: Path) -> None:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
-def _texts(record: dict) -> list[str]:
+def _texts(record: dict, labels: set[str]) -> list[str]:
+    """What must not be found again: labels stand in the configuration and in scores, and stay."""
+    known = {label.strip() for label in (*labels, *record.get("options", ()))}
     turns = [turn["content"] for turn in record.get("messages", ())]
     texts = [*turns, *(record.get(key, "") for key in ("prompt", "answer", "text"))]
-    return [text.strip() for text in texts if len(text.strip()) >= SHORTEST]
+    return [text.strip() for text in texts if len(text.strip()) >= SHORTEST and text.strip() not in known]
 
 
 def _look_for(root: Path, texts: set[str]) -> None:

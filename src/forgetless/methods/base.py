@@ -84,6 +84,8 @@ class Method:
     extra_compute: ClassVar[str] = "none"
     stock_peft: ClassVar[bool] = True  # what it deploys loads in `PeftModel.from_pretrained`
     remedy: ClassVar[str] = ""  # where it does not: how to use what it deploys
+    snapshots: ClassVar[bool] = False  # keeps the trainable pair of a moment, for what the model was then
+    plain_pairs: ClassVar[bool] = True  # the model is past and trainable pair, and a task begins where the last ended
     bound: ClassVar[bool] = False  # a bound for the table rather than a way to learn a stream
     under_any: ClassVar[bool] = False  # may go under another method: it leaves the adapters' life to that one
 

@@ -44,7 +44,7 @@ class GEM(Replay):
     paper = "1706.08840"
     summary = "projects each step so that it goes against no earlier task's gradient on kept rows"
     extra_memory = "the kept rows, and one gradient of the adapter a finished task"
-    extra_compute = "1x more a finished task: forward and backward on as many of its rows as current ones"
+    extra_compute = "one more pass a finished task: forward and backward on as many of its rows as current ones"
     within_task: ClassVar[tuple[str, ...]] = (
         "replayed", "rows_at_once", "steps", "projected", "violated", "removed", "all_removed",
     )  # fmt: skip

@@ -35,6 +35,7 @@ class HypLoRA(Method):
     """Hyperbolic LoRA. It has no options of its own."""
 
     paper = "2410.04010"
+    plain_pairs = False
     summary = "one adapter between the maps of a hyperbolic space, trained on; its update bends with the input's length"
     extra_compute = "a few operations a number on each adapted layer's input and output, in fp32"
     stock_peft = False

@@ -41,7 +41,9 @@ class Incremental(Method):
         self.refuse_adoption_without(rows)
         self.task = task
         past = self.adapters.filled(pairs)
-        self.resume(past, State({}, {}), task)
+        self.adapters.set_past(past)
+        self.adapters.reset(task + 1)
+        self._trained = False
         self.end_task(task, rows or ())
         return past
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
 from forgetless.methods.base import Check, Method
+from forgetless.model.adapters import Pair
 from forgetless.seeds import generator
 
 
@@ -91,6 +92,9 @@ class LoRI(Method):
 
     def _B(self) -> dict[str, Tensor]:
         return {name: pair.B for name, pair in self.adapters.pairs().items()}
+
+    def adopt(self, task: int, pairs: dict[str, Pair], rows: tuple[Row, ...] | None) -> dict[str, Pair]:
+        raise UsageError("lori: it trains a few entries of B behind a frozen A, and an adopted B is full; take olora")
 
     def checks(self) -> list[Check]:
         changed = sum(int((self.before[name] != B).sum()) for name, B in self._B().items())

@@ -30,6 +30,7 @@ class LwF(Method):
 
     paper = "1606.09282"
     summary = "keeps the answers to the new task's rows near those that the model gave before the task"
+    snapshots = True
     extra_memory = "one more adapter: the previous task's"
     extra_compute = "1.33x: one more forward pass, through the previous task's adapter"
     under_any: ClassVar[bool] = True

@@ -35,6 +35,7 @@ class MTLLoRA(Method):
     """
 
     paper = "2410.09437"
+    plain_pairs = False
     summary = "shared factors, with a matrix and a mixture per task between them; one adapter per task, chosen by task"
     task_id = True
     extra_memory = "n - 1 more factors B; a rank x rank matrix a layer and task; 16 bytes a training row"

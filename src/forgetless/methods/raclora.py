@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
 from forgetless.methods.base import Check, Method, State
 from forgetless.model.adapters import Pair, named
@@ -33,6 +34,7 @@ class RACLoRA(Method):
 
     paper = "2410.08305"
     summary = "a chain of blocks: one factor random and frozen, the other trained, then merged"
+    plain_pairs = False
     extra_memory = "one frozen pair of rank r a finished block, at most as large as the layers"
     extra_compute = "one more product a layer, of rank r x finished blocks"
     within_task: ClassVar[tuple[str, ...]] = ("steps", "trained", "merged")
@@ -104,6 +106,13 @@ class RACLoRA(Method):
     def export(self) -> dict[str, Pair]:
         past = self.adapters.past()
         return past if past and not self.trained else self.adapters.summed()
+
+    def adopt(self, task: int, pairs: dict[str, Pair], rows: tuple[Row, ...] | None) -> dict[str, Pair]:
+        """Pairs of any rank are the finished blocks of the next task."""
+        self.task, self.trained = task, False
+        past = self.adapters.filled(pairs)
+        self.adapters.set_past(past)
+        return past
 
     def resume(self, adapter: dict[str, Pair], state: State, task: int) -> None:
         self.adapters.set_past(adapter)

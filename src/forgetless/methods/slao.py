@@ -22,6 +22,7 @@ class SLAO(Method):
 
     paper = "2512.23017"
     summary = "one adapter, restarted from an orthonormal basis of its A; a running merge of its B is deployed"
+    plain_pairs = False
     extra_memory = "one more B"
 
     def start(self, adapters, encoder, seed) -> None:
@@ -49,6 +50,9 @@ class SLAO(Method):
 
     def state(self) -> State:
         return State({f"{name}.B": pair.B for name, pair in self.adapters.pairs().items()}, {})
+
+    def refuse_adoption_without(self, rows: tuple[Row, ...] | None) -> None:
+        """The merged B is made of weights alone."""
 
     def resume(self, adapter: dict[str, Pair], state: State, task: int) -> None:
         trained = {name: Pair(pair.A, state.tensors[f"{name}.B"], pair.scale) for name, pair in adapter.items()}

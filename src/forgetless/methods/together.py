@@ -111,6 +111,20 @@ class Together(Method):
         self.last.resume(adapter, _of(self.last_name, state), task)
         self.restore(state)
 
+    def adopt(self, task: int, pairs: dict[str, Pair], rows: tuple[Row, ...] | None) -> dict[str, Pair]:
+        """The last part takes the pairs over, as it does alone; the others begin and end the task."""
+        self.refuse_adoption_without(rows)
+        self.task = task
+        deployed = self.last.adopt(task, pairs, rows)
+        for part in self.under.values():
+            part.begin_task(task)
+            part.end_task(task, rows or ())
+        return deployed
+
+    def refuse_adoption_without(self, rows: tuple[Row, ...] | None) -> None:
+        for part in self.parts.values():
+            part.refuse_adoption_without(rows)
+
     def told(self) -> dict[str, float]:
         return {name: value for part in self.parts.values() for name, value in part.told().items()}
 
@@ -186,6 +200,11 @@ def _check(kinds: dict[str, type[Method]]) -> None:
                 f"it changes {', '.join(stays)}, which the last one decides" if stays else "it has adapters of its own"
             )
             raise UsageError(f"{whole}: {name} cannot go under another method: {why}; it can only come last")
+        if kinds[name].snapshots and not kinds[last].plain_pairs:
+            raise UsageError(
+                f"{whole}: {name} compares with the model of the last border, which {last}'s pairs alone do not make; "
+                "leave one of them out"
+            )
     if kinds[last].bound:
         raise UsageError(
             f"{whole}: {last} is a bound to compare with, which nothing is added to; leave one of them out"

@@ -41,6 +41,7 @@ MANIFEST = "manifest.json"
 FORGETTING = "forgetting"
 FORGOTTEN_ROWS = "forgotten-rows.jsonl"
 TIMES = "times"
+PREVIOUS = ".previous"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}(?<!\.)")  # of a task: it becomes a folder's
 
 
@@ -95,9 +96,17 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"{self.root}: cannot be written ({error.strerror}); {self.elsewhere}") from error
         try:
+            self._put_back()
             yield
         finally:
             lock.release()
+
+    def _put_back(self) -> None:
+        """A command that was killed between the two renames of `publish` has left the folder under another name."""
+        for previous in self.root.rglob(f".*{PREVIOUS}"):
+            folder = previous.with_name(previous.name.removeprefix(".").removesuffix(PREVIOUS))
+            if not folder.exists():
+                previous.rename(folder)
 
     @contextmanager
     def publish(self, folder: Path) -> Iterator[Path]:
@@ -112,7 +121,7 @@ class RunFolder:
             for path in sorted(temporary.rglob("*")):
                 _flush(path)
             _flush(temporary)
-            previous = folder.with_name(f".{folder.name}.previous")
+            previous = folder.with_name(f".{folder.name}{PREVIOUS}")
             shutil.rmtree(previous, ignore_errors=True)
             if folder.exists():
                 folder.rename(previous)

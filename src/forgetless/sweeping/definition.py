@@ -21,7 +21,6 @@ Every value is checked as `learn` checks it, and every method is built once, bef
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import re
@@ -36,7 +35,7 @@ import yaml
 
 from forgetless.config import LearnConfig
 from forgetless.errors import UsageError, nearest
-from forgetless.methods import METHODS
+from forgetless.methods.finding import find_method, options_of
 
 FAIR = ("steps", "compute")
 KEYS = ("name", "grid", "choose", "fair", "costs", "order_seed", "threads", "max_disk", "max_time")
@@ -190,14 +189,14 @@ def _typed(method: str, told_options: str, place: str) -> LearnConfig:
 def _parser(method: str) -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(LearnConfig, skip=set(NOT_HERE))
-    if METHODS[method].__init__ is not object.__init__:
-        parser.add_class_arguments(METHODS[method], "method")
+    if (kind := find_method(method)).__init__ is not object.__init__:
+        parser.add_class_arguments(kind, "method")
     return parser
 
 
 def method_options(method: str) -> tuple[str, ...]:
     """The names that a method's constructor takes, as `method.NAME`."""
-    return tuple(f"method.{name}" for name in inspect.signature(METHODS[method]).parameters)
+    return tuple(f"method.{name}" for name in options_of(find_method(method)))
 
 
 # ---------------------------------------------------------------------------------------- the parts
@@ -247,8 +246,11 @@ def _entries(told: Any, common: Mapping[str, list], place: str) -> tuple[Entry, 
 def _entry(told: Any, common: Mapping[str, list], place: str) -> Entry:
     options = {"name": told} if isinstance(told, str) else dict(_mapping(told, place, "a method's name or a mapping"))
     name, own = options.pop("name", None), _mapping(options.pop("choose", {}), place, "lists of candidates by option")
-    if name not in METHODS:
-        raise UsageError(f"{place}: no method {name!r}{nearest(str(name), METHODS)}")
+    name = str(name)
+    try:
+        find_method(name)
+    except UsageError as error:
+        raise UsageError(f"{place}: {error}") from error
     place, takes = f"{place}: {name}", method_options(name)
     bare = [option.removeprefix("method.") for option in takes]
     _known(options, bare, place)

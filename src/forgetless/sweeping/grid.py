@@ -18,7 +18,7 @@ import torch
 
 from forgetless.config import LearnConfig
 from forgetless.errors import UsageError, nearest
-from forgetless.methods import METHODS
+from forgetless.methods.finding import code_of, find_method, label_of
 from forgetless.model.identity import json_digest
 from forgetless.seeds import generator
 from forgetless.sweeping.definition import Entry, Sweep, method_options, trials, typed
@@ -44,7 +44,7 @@ class Run:
         rate = [] if "learning_rate" in free else [f"lr{config.learning_rate:g}"]
         rank = [] if "r" in free else [f"r{config.r}"]
         steps = [f"s{config.max_steps}"] if config.max_steps > 0 else []
-        parts = [config.method, *rank, *rate, *steps, self.order, f"seed{config.seed}", self.digest]
+        parts = [label_of(config.method), *rank, *rate, *steps, self.order, f"seed{config.seed}", self.digest]
         return "-".join(re.sub(r"[^A-Za-z0-9._]", "_", part) for part in parts)
 
     @cached_property
@@ -61,7 +61,11 @@ class Run:
         """Eight hexadecimal digits of sha256 of what decides the run; a default that is given changes nothing."""
         config = self.config
         told = self.options | {"method": config.method, "model": config.model, "stream": config.stream}
-        told |= {"tasks": self.tasks, "kind": self.kind, "among": [one.trial.digest for one in self.candidates]}
+        told |= code_of(config.method) | {
+            "tasks": self.tasks,
+            "kind": self.kind,
+            "among": [one.trial.digest for one in self.candidates],
+        }
         return json_digest(told)[:8]
 
 
@@ -169,7 +173,7 @@ def cost_of(method: str, costs: Mapping[str, float]) -> float:
     """
     if method in costs:
         return costs[method]
-    told = METHODS[method].extra_compute
+    told = find_method(method).extra_compute
     if found := re.match(r"(\d+(?:\.\d+)?)x\b", told):
         return float(found[1])
     if told == "none":

@@ -20,7 +20,8 @@ from forgetless.errors import DivergedError, ForgetlessError, RunError, UsageErr
 from forgetless.learning.cells import score_base
 from forgetless.learning.session import prepare
 from forgetless.learning.stream import learn
-from forgetless.model.identity import json_digest
+from forgetless.model.base import find_model
+from forgetless.model.identity import json_digest, weight_files, weights_digest
 from forgetless.runs.folder import RunFolder, complete, read_json
 from forgetless.score.scorers import Scorer
 from forgetless.sweeping.definition import Sweep, read_sweep
@@ -170,7 +171,7 @@ def _known_base(plan: Plan, run: Run) -> Path | None:
     config = run.config
     named = {name: getattr(config, name) for name in ("model", "max_length", "precision", "device", "score_on",
                                                       "score_batch_tokens")}  # fmt: skip
-    root = plan.folder.base(json_digest([named, plan.stream.name])[:8])
+    root = plan.folder.base(json_digest([named, plan.stream.name, _weights_of(config.model)])[:8])
     with plan.folder.alone(f"base-{root.name}"):
         if not complete(RunFolder(root).task(0, "base") / "scores"):
             plainly = replace(config, method="sequential", method_options={}, stream=plan.stream, output_dir=str(root))
@@ -178,6 +179,11 @@ def _known_base(plan: Plan, run: Run) -> Path | None:
             model, options = session.adapters.model, session.stream.options
             score_base(session, Scorer(model, session.encoder, session.engine, options, config.score_batch_tokens))
     return root
+
+
+def _weights_of(model: str) -> str:
+    """sha256 of the base's weights: they may have changed under the same name."""
+    return weights_digest(weight_files(find_model(model)))
 
 
 @contextmanager
