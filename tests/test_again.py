@@ -65,7 +65,7 @@ def replayed(tiny, two, free, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["ilora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("olora", "per_task", "sdlora"))],
+    ["ilora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("per_task", "sdlora"))],
 )
 def test_three_tasks_in_three_commands_give_the_bytes_of_one(name, tiny, three, free, tmp_path):
     tasks = (free, *three.tasks[:2])  # the first task's scores do not depend on the others' labels

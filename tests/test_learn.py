@@ -101,9 +101,7 @@ def test_finished_tasks_are_not_learnt_again_and_a_longer_stream_goes_on(ran, ti
     assert ours["adapter/adapter_model.safetensors"] == theirs["adapter/adapter_model.safetensors"]
 
 
-@pytest.mark.parametrize(
-    "name", ["ilora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nlora", "sdlora", "ewc"))]
-)
+@pytest.mark.parametrize("name", ["ilora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sdlora", "ewc"))])
 def test_a_run_goes_on_where_it_stopped(name, tiny, three, tmp_path, monkeypatch):
     """Stopped while the last task is learnt; the same command again gives the uninterrupted bytes."""
     import forgetless.learning.stream as module
