@@ -14,7 +14,7 @@ STANDS_ON = {
     "runs": set(),
     "data": {"runs"},
     "model": {"data", "runs"},
-    "subjects": {"data", "model", "runs"},
+    "subjects": {"data", "model", "runs", "score"},
     "score": {"data", "learning", "model", "runs"},
     "forgetting": {"data", "model", "runs", "score", "subjects"},
     "methods": {"data", "forgetting", "learning", "model"},

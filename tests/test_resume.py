@@ -265,6 +265,15 @@ def test_nan_in_weights_is_not_saved(tmp_path):
 # ---------------------------------------------------------------------------------------- signals
 
 
+@pytest.fixture
+def interruptible():
+    """A command that a shell started in the background ignores SIGINT, and tests may be one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_signal_saves_the_running_step_and_the_same_command_goes_on(tiny, one, tmp_path, monkeypatch, capfd):
     """SIGTERM in the first step, SIGINT in the second: each saves; the third command gives the uninterrupted bytes."""
     from forgetless.cli import main
@@ -294,6 +303,7 @@ def test_a_signal_saves_the_running_step_and_the_same_command_goes_on(tiny, one,
     assert not (tmp_path / "parts" / "checkpoints").exists()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interrupt_stops_at_once_and_elsewhere_the_first_does():
     with pytest.raises(Stopped, match="same command"), Signals() as signals, signals.held():
         os.kill(os.getpid(), signal.SIGINT)
