@@ -113,6 +113,15 @@ def test_values_of_every_kind_come_back():
         packed({1, 2}, "counts", {})
 
 
+def test_times_that_cannot_be_read_stop_nothing(tiny, two, tmp_path):
+    whole = learn_last(build("sequential", tiny), two, tmp_path / "whole")
+    for folder in checkpoints_in(tmp_path / "whole"):
+        (folder / "times.json").write_text("[")
+    assert attributes(
+        interrupted(build("sequential", tiny), tmp_path / "whole", tmp_path / "parts", two)
+    ) == attributes(whole)
+
+
 # ------------------------------------------------------------------------------ which checkpoint is used
 
 

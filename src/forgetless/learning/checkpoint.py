@@ -81,7 +81,7 @@ class Checkpoints:
         self.settings, self.follows, self.signals, self.say = settings, follows, signals or Signals(), say
         self.found = engine.agree(self._newest() if engine.is_main else None)
         self.records: list[dict] = read_lines(self.found / "log.jsonl") if self.found else []
-        before = read_json(self.found / f"{TIMES}.json") if self.found else {"seconds": 0.0, "cpu_seconds": 0.0}
+        before = _spent_before(self.found)
         self.began = {name: now - before[name] for name, now in _clocks().items()}
         self.saved_at = time.monotonic()
 
@@ -244,6 +244,16 @@ def unpacked(told: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(told, dict):
         return {key: unpacked(one, tensors) for key, one in told["dict"]}
     return told
+
+
+def _spent_before(folder: Path | None) -> dict[str, float]:
+    """What a checkpoint says of times, which no hash covers and nothing depends on: 0 where it cannot be read."""
+    nothing = dict.fromkeys(_clocks(), 0.0)
+    try:
+        told = read_json(folder / f"{TIMES}.json") if folder else nothing
+        return {name: float(told[name]) for name in nothing}
+    except (RunError, LookupError, TypeError, ValueError):
+        return nothing
 
 
 def _clocks() -> dict[str, float]:
