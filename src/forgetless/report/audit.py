@@ -555,6 +555,15 @@ def _share(value: float | None) -> str:
     return "-" if value is None else percent(value)
 
 
+def print_tables(tables: Iterable[Table], console: Console) -> None:
+    """Each table with its notes below it."""
+    for table in tables:
+        console.print()
+        console.print(rich_table(table))
+        for note in table.notes:
+            console.print(Text(note, style="dim"))
+
+
 def rich_table(table: Table) -> RichTable:
     drawn = RichTable(title=Text(table.title, style="bold"), title_justify="left")
     for place, name in enumerate(table.head):

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from forgetless.report.audit import Table, rich_table
+from forgetless.report.audit import Table, print_tables
 from forgetless.report.compare_figures import figures
 from forgetless.report.compare_page import render_compare
 from forgetless.report.compare_words import CAUTIONS, sentences, tables
@@ -49,11 +49,7 @@ def print_compare(record: dict, console: Console) -> None:
     for told in record["sets"]:
         for line in sentences(told, record):
             console.print(Text(f"- {line}"))
-        for table in tables(told):
-            console.print()
-            console.print(rich_table(table))
-            for note in table.notes:
-                console.print(Text(note, style="dim"))
+        print_tables(tables(told), console)
 
 
 def compare_markdown(record: dict) -> str:

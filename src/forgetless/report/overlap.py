@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from forgetless.report.audit import Table, rich_table
+from forgetless.report.audit import Table, print_tables
 from forgetless.report.markdown import escaped, pipe_table
 from forgetless.report.overlap_page import render_overlap
 from forgetless.report.overlap_words import (
@@ -41,11 +41,7 @@ def print_overlap(record: dict, console: Console) -> None:
     """What stands out in words, then the tables."""
     for line in [*sentences(record), CAUTION]:
         console.print(Text(f"- {line}"))
-    for table in tables(record):
-        console.print()
-        console.print(rich_table(table))
-        for note in table.notes:
-            console.print(Text(note, style="dim"))
+    print_tables(tables(record), console)
     for note in record["notes"]:
         console.print(Text(f"note: {clean(note)}", style="dim"))
 
