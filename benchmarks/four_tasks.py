@@ -179,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="the benchmark's folder, which holds TC, SC and NLI")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=EIGHT, help="make only these runs (default: the eight)")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=EIGHT, help="only these (default: eight)")
     parser.add_argument("--page", action="store_true", help="write docs/results.md")
     told = parser.parse_args()
     if told.page:
