@@ -18,9 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forgetless import BlendConfig, LearnConfig, blend, learn
 from forgetless.auditing import measuring
+from forgetless.auditing.budgets import flag_budgets
 from forgetless.auditing.measuring import ask
 from forgetless.auditing.remedies import place_of
-from forgetless.cli import main
+from forgetless.cli import main, parse_learn
 from forgetless.data.packages import sha256_of
 from forgetless.errors import DataError, UsageError
 from forgetless.geometry import blend as blending
@@ -155,7 +156,7 @@ def test_a_stopped_blend_says_that_its_points_are_kept(monkeypatch, capsys):
     def stop(config) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(blending, "blend", stop)
+    monkeypatch.setattr(borders, "blend", stop)
     assert main(["blend", "a", "b"]) == 130 and "Finished points are kept" in capsys.readouterr().err
 
 
@@ -342,9 +343,10 @@ def test_learn_blends_what_is_to_be_deployed(tiny, run, tmp_path, capsys):
     folder = Path(shutil.copytree(run / "run", tmp_path / "run", ignore=shutil.ignore_patterns("blended", ".lock")))
     flags = [f"--{name}={value}" for name, value in (TRAIN | CPU).items()]
     told = ["learn", "--stream", str(run / "stream.yaml"), "--model", tiny, *flags]
-    assert main([*told, "--output_dir", str(folder), "--max_lost", "b=90pp", "--max_drop", "b=95pp"]) == 0
+    code = main([*told, "--output_dir", str(folder), "--max_lost", "b=90pp", "--max_drop", "b=95pp"])
     assert "max-lost b=90pp" in capsys.readouterr().out
     record = read_json(folder / "blended" / "03-c" / "blend.json")
+    assert code == (0 if record["chosen"] else 3), "as `blend` exits"
     assert [held["text"] for held in record["points"][0]["budgets"]] == ["max-drop b=95pp", "max-lost b=90pp"]
     assert not (folder / "blended" / "02-b").exists(), "nothing was to be kept there"
     config = LearnConfig(
@@ -353,10 +355,33 @@ def test_learn_blends_what_is_to_be_deployed(tiny, run, tmp_path, capsys):
     )  # fmt: skip
     [told_so] = learn(config)["blends"]
     assert told_so["points"][0]["budgets"][0]["rows"] == 4, "test rows; and the same from Python"
-    for wrong, why in (("c=2pp", "it is the last task"), ("d=2pp", "no earlier task 'd'"), ("b=2", "without a unit")):
-        assert main([*told, "--output_dir", str(tmp_path / "new"), "--max_lost", wrong]) == 1
+    for wrong, why in (
+        ("--max_lost c=2pp", "c is the last task"),
+        ("--max_lost d=2pp", "no task or probe 'd'"),
+        ("--max_lost b=2", "without a unit"),
+        ("--max_lost b=2pp", "b has 12 validation rows, and at least 149 are needed"),
+        ("--max_kl general=0.5", "no text 'general'"),
+        ("--max_kl 1.5", "1.5"),
+        ("--max_kl 0.5 --method hyplora", "method hyplora: its adapters cannot be blended"),
+        ("--max_lost d=2pp --dry_run", "no task or probe 'd'"),
+    ):
+        assert main([*told, "--output_dir", str(tmp_path / "new"), *wrong.split()]) == 1
         assert why in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "new").exists()
+
+
+def test_budgets_are_given_in_one_word_or_several(tmp_path):
+    """`learn` takes what `blend` takes, and a YAML file a number, a list or a mapping."""
+    for told in (["a=2pp,b=3pp"], ["a=2pp", "b=3pp"]):
+        assert parse_learn(["--stream", "demo", "--max-drop", *told]).max_drop == ["a=2pp", "b=3pp"]
+        assert [str(one) for one in flag_budgets(told)] == ["max-drop a=2pp", "max-drop b=3pp"]
+    assert parse_learn(["--stream", "demo", "--max_kl", "0.05"]).max_kl == ["0.05"]
+    assert [one.name for one in flag_budgets([], ["my, text=0.05"])] == ["my, text"]
+    file = tmp_path / "learn.yaml"
+    file.write_text("stream: demo\nmax_kl: 0.05\nmax_drop: {a: 2pp, b: 3pp}\nmax_lost: [a=1pp]\n")
+    found = parse_learn(["--config", str(file)])
+    assert (found.max_kl, found.max_drop, found.max_lost) == (["0.05"], ["a=2pp", "b=3pp"], ["a=1pp"])
+    assert found.as_blend("").on_bad_row == "error"
 
 
 # ---------------------------------------------------------------------------------------- the page

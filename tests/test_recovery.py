@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from forgetless import AuditConfig, audit
 from forgetless.auditing import recovery, remedies, session
 from forgetless.auditing.recovery import COMES_BACK, HIDDEN, NO_LOSS, STAYS_AWAY, UNDECIDED, Curves, judged, sentence
+from forgetless.auditing.remedies import Standing
 from forgetless.auditing.throwaway import Treatment, linear_layers, throw_away_pairs, treated
 from forgetless.cli import main
 from forgetless.data.batches import Encoder
@@ -359,13 +361,14 @@ def test_remedies_give_back_what_is_shown_and_say_what_they_cost(world, tmp_path
     near, far = (told["blend", alpha]["tasks"]["colours"] for alpha in ("0.25", "0.75"))
     assert near["score"] == 1.0 and near["lost"] and near["low"] > 0, "a quarter of the way the colours are still known"
     assert near["score"] >= far["score"]
-    assert 0 < told["blend", "0.25"]["kl"]["text"] < told["blend", "0.75"]["kl"]["text"]
+    near, far = (told["blend", alpha]["texts"]["text"] for alpha in ("0.25", "0.75"))
+    assert 0 < near["kl"] < far["kl"] and near["change"] < 0 and not near["lost"], "no budget is on the text"
     # the repair is the recovery probe's own training; apart, the reference's rows are taken
     assert (
         told["repair", "8 steps on 3 old rows"]["tasks"]["colours"]["score"]
         == hidden["recovery"]["colours"]["recovered"][-1]
     )
-    assert told["kept apart", ""]["tasks"]["colours"]["score"] == 1.0 and told["kept apart", ""]["kl"] == {}
+    assert told["kept apart", ""]["tasks"]["colours"]["score"] == 1.0 and told["kept apart", ""]["texts"] == {}
     markdown, page = (tmp_path / "audit.md").read_text(), (tmp_path / "audit.html").read_text()
     assert "what would help: blend 0.25 gives back: colours +" in markdown and "What would help hidden" in markdown
     assert 'id="remedies"' in page and not list(tmp_path.glob(".remedies-*"))
@@ -389,7 +392,7 @@ def test_each_printed_command_applies_its_remedy(world, tmp_path, faster, monkey
         expected = weighted(ends, weights)
         for layer, pair in found.items():
             torch.testing.assert_close(product(pair), product(expected[layer]))
-    search = shlex.split(tried["blend", "0.25"]["words"].removeprefix("with a promise: "))
+    search = shlex.split(tried["blend", "0.25"]["words"].removeprefix("with a promise, for budgets that you set: "))
     assert search[search.index("--max-drop") + 1 :][:2] == ["colours=2pp", "asked=2pp"]
     assert search[-6:] == ["--limit", "40", "--precision", "fp32", "--device", "cpu"]
     assert main([*search[1:], "--points", "1"]) == 3, "these rows are too few, and it is said"
@@ -400,15 +403,40 @@ def test_a_search_has_the_tasks_of_a_policy_and_what_the_audit_was_told(tmp_path
     source = SimpleNamespace(name="colours", path=tmp_path / "tasks.yaml")
     policy = SimpleNamespace(tasks=(source, source), probes=(), chat_template="reference")
     told = AuditConfig(score_on="validation", base_is="tiny", allow_pickle=True)
-    audited = SimpleNamespace(policy=policy, config=told, probes=(), judged=(), tasks=())
+    audited = SimpleNamespace(
+        policy=policy, config=told, probes=(), judged=(), tasks=tuple(map(task_named, ("colours", "sizes", "sounds")))
+    )
     path = SimpleNamespace(before=one_named("a"), after=one_named("b c"))
-    assert shlex.join(remedies._search(audited, path, ["colours"])) == (
-        f"forgetless blend a 'b c' --tasks {tmp_path}/tasks.yaml --max-drop colours=2pp --score_on validation "
-        "--base_is tiny --allow_pickle --chat_template reference"
+    standing = Standing(["colours"], [], ["sounds"], ["sizes"])
+    assert shlex.join(remedies._search(audited, path, standing)) == (
+        f"forgetless blend a 'b c' --tasks {tmp_path}/tasks.yaml --new sounds --max-drop colours=2pp sizes=2pp "
+        "--score_on validation --base_is tiny --allow_pickle --chat_template reference"
     )
     policy.tasks = (source, SimpleNamespace(name="sizes", path=tmp_path / "other.yaml"))
-    audited.tasks = (SimpleNamespace(name="colours"),)
-    assert not remedies._can_search(audited, ["colours"]), "no one file holds them"
+    audited.tasks = (task_named("colours"),)
+    assert not remedies._can_search(audited, Standing(["colours"], [], [], [])), "no one file holds them"
+
+
+def test_predictions_over_their_budget_are_a_loss_too(world, tmp_path, faster, monkeypatch):
+    """No task is scored: what helps brings the next-word predictions back."""
+    monkeypatch.setattr(remedies, "ALPHAS", (0.25,))
+    told = AuditConfig(
+        reference=world["known"], models=[world["hidden"]], text=[world["text"]], max_kl=["0.0001"], remedies=True,
+        output_dir=str(tmp_path / "audit"), device="cpu", precision="fp32",
+    )  # fmt: skip
+    [model] = audit(told)["models"]
+    tried = {one["kind"]: one for one in model["remedies"]}
+    [text] = tried["blend"]["texts"].values()
+    assert text["lost"] and text["high"] < 0 and tried["blend"]["helps"]
+    assert tried["repair"]["why"] == "no training rows of what was lost"
+    [line, _] = remedy_lines({"models": [model]}, model["name"])
+    assert re.search(r"blend 0.25 gives back: \S+ -0\.\d+ nats/token", line), line
+    search = shlex.split(tried["blend"]["words"].removeprefix("with a promise, for budgets that you set: "))
+    assert search[4:8] == ["--text", world["text"], "--max-kl", f"{next(iter(tried['blend']['texts']))}=0.0001"]
+
+
+def task_named(name: str) -> SimpleNamespace:
+    return SimpleNamespace(name=name, validation=())
 
 
 def one_named(name: str) -> SimpleNamespace:
@@ -423,8 +451,8 @@ def test_a_remedy_that_fails_says_why_and_the_audit_is_kept(world, tmp_path, fas
             raise RunError("the audit takes longer than its time-limit")
 
     monkeypatch.setattr(session.AuditSession, "check_time", check_time)
-    lost = remedies.lost_tasks
-    monkeypatch.setattr(remedies, "lost_tasks", lambda *args: late.append(True) or lost(*args))
+    standing = remedies.standing_of
+    monkeypatch.setattr(remedies, "standing_of", lambda *args: late.append(True) or standing(*args))
     [told] = audit(config(world, tmp_path, "hidden", recover=0, remedies=True))["models"]
     assert [(one["kind"], one["why"]) for one in told["remedies"]] == [
         (kind, "the audit takes longer than its time-limit") for kind in ("blend", "scaled down", "repair")

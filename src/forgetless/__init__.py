@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from forgetless.comparing.comparison import compare
     from forgetless.config import AuditConfig, BlendConfig, InterpolateConfig, LearnConfig, MergeConfig
     from forgetless.forecasting.forecast import fit_laws
-    from forgetless.geometry.blend import blend
+    from forgetless.geometry.borders import blend
     from forgetless.geometry.interpolate import interpolate
     from forgetless.geometry.merging import merge
     from forgetless.geometry.overlap import overlap
@@ -49,7 +49,7 @@ _PLACES = {
     "MergeConfig": "config",
     "MethodCallback": "learning.trainer",
     "audit": "auditing.run",
-    "blend": "geometry.blend",
+    "blend": "geometry.borders",
     "compare": "comparing.comparison",
     "fit_laws": "forecasting.forecast",
     "doctor": "checkup.doctor",

@@ -98,8 +98,10 @@ def _learn(arguments: list[str]) -> int:
     if config is None:
         return 0
     if config.dry_run:
+        from forgetless.geometry.borders import check_budgets
         from forgetless.learning.dryrun import plan_run
 
+        check_budgets(config)
         plan_run(config)
         return 0
     from accelerate import PartialState
@@ -113,7 +115,7 @@ def _learn(arguments: list[str]) -> int:
         print_matrices([summary], out)
         out.print(f"\nreport: {summary['path']}/report.html", soft_wrap=True, highlight=False)
         _print_blends(summary.get("blends", []))
-    return 0
+    return max((one["exit_code"] for one in summary.get("blends", [])), default=0)
 
 
 def _print_blends(records: list[dict]) -> None:
@@ -210,10 +212,10 @@ def _read_options(file: Path) -> dict:
     if not isinstance(options.get("method", {}), dict):
         options["method"] = {"name": options["method"] or "sequential"}
     if "from" in options:
-        options[FROM] = _listed_adapters(options.pop("from"))
-    for name in LISTS:
-        if isinstance(options.get(name), str):
-            options[name] = [options[name]]
+        options[FROM] = options.pop("from")
+    for name in (FROM, *LISTS):
+        if name in options:
+            options[name] = _listed(options[name])
     return options
 
 
@@ -237,21 +239,20 @@ def _read_flags(arguments: list[str]) -> tuple[dict[str, str], str | None]:
             if bare and name not in switches and not name.startswith("method."):
                 raise UsageError(f"--{name} needs a value")
             value = "true" if bare else rest.pop(0)
-        if name == FROM:
+        if name in (FROM, *LISTS) and not value.startswith("["):
             more = list(takewhile(lambda word: not word.startswith("--"), rest))
             rest = rest[len(more) :]
-            value = json.dumps([value, *more])
-        if name in LISTS and not value.startswith("["):
-            value = f"[{value}]"
+            words = [value, *more]
+            value = json.dumps(words if name == FROM else [part.strip() for word in words for part in word.split(",")])
         flags[name] = value
     return flags, flags.pop("config", None)
 
 
-def _listed_adapters(told: Any) -> Any:
-    """`from:` of a YAML file, a list of NAME=PLACE or a mapping of names to places, as a list."""
+def _listed(told: Any) -> list[str]:
+    """What a YAML file gives for a list of NAME=VALUE: a list, a mapping (`max_drop: {topics: 2pp}`), or one entry."""
     if isinstance(told, dict):
-        return [f"{name}={place}" for name, place in told.items()]
-    return [told] if isinstance(told, str) else told
+        return [f"{name}={value}" for name, value in told.items()]
+    return [str(one) for one in (told if isinstance(told, list) else [told])]
 
 
 def _formatter() -> type:
@@ -463,6 +464,7 @@ def _audit_parser() -> argparse.ArgumentParser:
         add(name)
     add("endpoint_api", choices=ENDPOINT_APIS)
     add("score_on", choices=("test", "validation"))
+    add("on_bad_row", choices=("error", "skip"))
     for name in ("text", "probes", "judge", "max_kl", "max_drop"):
         add(name, nargs="+")
     for name in ("allow_pickle", "weights", "remedies", "show_text"):
@@ -592,7 +594,7 @@ def _blend(arguments: list[str]) -> int:
     if told is None:
         return 0
     from forgetless.config import BlendConfig
-    from forgetless.geometry.blend import blend
+    from forgetless.geometry.borders import blend
 
     record = blend(BlendConfig(**vars(told)))
     _print_blends(record.get("blends", [record]))
@@ -617,6 +619,7 @@ def _blend_parser() -> argparse.ArgumentParser:
     for name in ("new", "max_drop", "max_lost", "max_kl", "text", "probes"):
         add(name, nargs="+")
     add("score_on", choices=("test", "validation"))
+    add("on_bad_row", choices=("error", "skip"))
     add("confidence", type=float)
     add("borders", type=int)
     add("points", type=int)

@@ -155,7 +155,7 @@ class LearnConfig(SaveSettings, TrainSettings, LoraSettings):
         """How the borders of the run in this folder are blended; None without a budget."""
         if not (self.max_drop or self.max_lost or self.max_kl):
             return None
-        shared = ("max_drop", "max_lost", "max_kl", "confidence", "borders", "device", "precision")
+        shared = ("on_bad_row", "max_drop", "max_lost", "max_kl", "confidence", "borders", "device", "precision")
         told = {name: getattr(self, name) for name in shared}
         return BlendConfig(self.model, run, tasks=self.stream, score_on=self.blend_on, **told)
 
@@ -209,10 +209,12 @@ class AuditConfig:
     """the earlier model: a packaged model, a hub name, a folder with full weights or an adapter, or BASE+ADAPTER"""
     models: Sequence[str] = ()
     """the models to audit, of the same kinds; a run folder stands for the models after each of its tasks"""
-    tasks: str | None = None
+    tasks: str | Stream | None = None
     """your own tasks, a file as `learn` takes it"""
     score_on: str = "test"
     """test, or validation: the rows of your tasks that are scored"""
+    on_bad_row: str = "error"
+    """error: stop at the first row of your tasks that cannot be used; skip: leave it out"""
     text: Sequence[str] = ()
     """files on which predictions are compared: JSONL, JSON or Parquet rows, or plain text whose documents empty lines
     part; default: the reference's own answers to general prompts"""
@@ -361,13 +363,15 @@ class BlendConfig:
     after: str = ""
     """the model after, of the same kinds: an adapter on the same base, or full weights of the same shapes; or a run
     folder, which is blended border by border"""
-    tasks: str | None = None
+    tasks: str | Stream | None = None
     """your tasks, a file as `learn` takes it. Those with a budget are what must not be forgotten, the others what is
     learnt"""
     new: Sequence[str] = ()
     """names of the tasks that are learnt; tasks that are neither named here nor have a budget are left out"""
     score_on: str = "test"
     """test, or validation: the held-out rows of the tasks; choose on validation rows, and judge on test rows once"""
+    on_bad_row: str = "error"
+    """error: stop at the first row of the tasks that cannot be used; skip: leave it out"""
     probes: Sequence[str] = ()
     """names of docs/probes.md, lm-eval:TASK, or files of rows, each with a budget of its own"""
     text: Sequence[str] = ()

@@ -59,7 +59,7 @@ def flag_budgets(
     ['max-drop invoices=2pp', 'max-kl 0.05']
     """
     given = ((MAX_DROP, max_drop), (MAX_LOST, max_lost), (MAX_KL, max_kl))
-    told = [(option, text) for option, texts in given for text in texts]
+    told = [(option, one) for option, texts in given for text in texts for one in _several(text)]
     return _once([_flag(option, text) for option, text in told], "--")
 
 
@@ -104,6 +104,12 @@ def resolve(
             near = nearest(budget.name, known) if known else f"; no {what} is measured"
             raise UsageError(f"{where}{budget}: no {what} {budget.name!r}{near}")
     return tuple(resolved)
+
+
+def _several(text: str) -> list[str]:
+    """`a=2pp,b=2pp` are two budgets; a name may have a comma."""
+    parts = text.split(",")
+    return parts if all("=" in part for part in parts) else [text]
 
 
 def _flag(option: str, text: str) -> Budget:

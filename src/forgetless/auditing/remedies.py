@@ -6,13 +6,14 @@
     kept apart    the reference answers the tasks that were lost, the model the others: always possible, so it is told
                   beside the others and not counted among what helps
 
-Every remedy answers the rows that the audit looked at, so its gains and costs are paired with the model's own. Which
-of them is best was picked on these rows too: what is deployed is to be audited again, or found by `forgetless blend`,
-whose promise holds.
+Every remedy answers the rows that the audit looked at, so its gains and costs are paired with the model's own; their
+intervals hold for all remedies together (Bonferroni). Still these rows have shown the loss and picked the remedy: what
+is deployed is to be audited on others, or found by `forgetless blend`, whose promise holds.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import tempfile
@@ -23,7 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from forgetless.auditing import recovery
+from forgetless.auditing import measures, recovery
+from forgetless.auditing.budgets import MAX_KL
 from forgetless.auditing.measures import REFERENCE
 from forgetless.auditing.measuring import Found, Rows, measure_model
 from forgetless.auditing.session import JUDGED, AuditSession
@@ -33,7 +35,7 @@ from forgetless.data.tasks import Task
 from forgetless.errors import ForgetlessError
 from forgetless.geometry.path import AdapterPath, WeightPath, straight_path
 from forgetless.progress import steps
-from forgetless.score.intervals import paired_change
+from forgetless.score.intervals import Change, paired_change
 from forgetless.score.scorers import headline
 from forgetless.subjects.models import Opened, Subject, opened
 
@@ -51,29 +53,59 @@ class Remedy:
     command: str = ""  # what applies it, where a command does
     words: str = ""  # how else, or what else there is
     rows: Rows | None = None
-    kl: dict[str, float] | None = None  # to the reference, nats per token, by text
+    kl: dict[str, measures.Divergence] | None = None  # to the reference, by text
     why: str = ""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Names of what these rows show of a model against the reference."""
+
+    lost: list[str]  # the user's tasks and scored probes
+    moved: list[str]  # texts on which it is over its budget as measured
+    gained: list[str]
+    neither: list[str]
+
+    @property
+    def worse(self) -> list[str]:
+        return [*self.lost, *self.moved]
 
 
 def remedies(session: AuditSession, found: Found) -> dict[str, list[dict]]:
     """Model -> its remedies as JSON; none for a model of which these rows show no loss."""
     told = {}
     for subject in session.models:
-        lost = lost_tasks(session, found, subject.name)
-        tried = _tried(session, found, subject, lost) if lost else ()
-        told[subject.name] = [_as_json(session, found, subject.name, lost, one) for one in tried]
+        standing = standing_of(session, found, subject.name)
+        tried = list(_tried(session, found, subject, standing)) if standing.worse else []
+        together = len([one for one in tried if one.rows and one.kind != APART]) * len(standing.worse)
+        confidence = 1 - (1 - session.terms.confidence) / max(1, together)
+        told[subject.name] = [_as_json(session, found, subject.name, standing, one, confidence) for one in tried]
     return told
 
 
-def lost_tasks(session: AuditSession, found: Found, model: str) -> list[str]:
-    """The user's tasks and scored probes on which the rows show the model below the reference."""
-    confidence = session.terms.confidence
-    return [
-        task.name
+def standing_of(session: AuditSession, found: Found, model: str) -> Standing:
+    """A task is lost, or gained, where the interval of its change lies below, or above, 0."""
+    changes = {
+        task.name: paired_change(*_pair(found.sides[REFERENCE].rows, found.rows[model], task), session.terms.confidence)
         for task in session.scored
-        for before, after in [_pair(found.sides[REFERENCE].rows, found.rows[model], task)]
-        if paired_change(before, after, confidence).high < 0
-    ]
+    }
+    limits = {one.name: one.limit for one in session.terms.budgets if one.option == MAX_KL}
+    moved = [text for text, one in _divergences(session, found, model).items() if one.mean > limits.get(text, math.inf)]
+    return Standing(
+        lost=[name for name, one in changes.items() if one.high < 0],
+        moved=moved,
+        gained=[name for name, one in changes.items() if one.low > 0],
+        neither=[name for name, one in changes.items() if one.low <= 0 <= one.high],
+    )
+
+
+def _divergences(session: AuditSession, found: Found, model: str) -> dict[str, measures.Divergence]:
+    """Text -> the model's divergence from the reference on it."""
+    told = {text: one.documents for (role, text), one in found.divergences[model].items() if role == REFERENCE}
+    return {
+        text: measures.Divergence(text, tuple(sums.kl.tolist()), tuple(sums.tokens.tolist()), session.kl_clip)
+        for text, sums in told.items()
+    }
 
 
 def _pair(one: Rows, other: Rows, task: Task) -> tuple[list[float], list[float]]:
@@ -84,17 +116,17 @@ def _pair(one: Rows, other: Rows, task: Task) -> tuple[list[float], list[float]]
 # ---------------------------------------------------------------- trying them
 
 
-def _tried(session: AuditSession, found: Found, subject: Subject, lost: list[str]) -> Iterator[Remedy]:
-    yield from _along(session, found, session.reference, subject, BLEND, lost)
+def _tried(session: AuditSession, found: Found, subject: Subject, standing: Standing) -> Iterator[Remedy]:
+    yield from _along(session, found, session.reference, subject, BLEND, standing)
     base = recovery.untouched_base(subject)
     if base is not None and session.reference.adapter is not None:
-        yield from _along(session, found, replace(base, name=str(base.base)), subject, SCALED, lost)
-    yield _repaired(session, found, subject, lost)
-    yield _apart(session, found, subject, lost)
+        yield from _along(session, found, replace(base, name=str(base.base)), subject, SCALED, standing)
+    yield _repaired(session, found, subject, standing.lost)
+    yield _apart(session, found, subject, standing)
 
 
 def _along(
-    session: AuditSession, found: Found, start: Subject, subject: Subject, kind: str, lost: list[str]
+    session: AuditSession, found: Found, start: Subject, subject: Subject, kind: str, standing: Standing
 ) -> Iterator[Remedy]:
     """Points between a model that lost less and this one, up to the first that cannot be measured."""
     engine = session.engine
@@ -105,7 +137,7 @@ def _along(
             closing(path.points(ALPHAS, Path(scratch), engine.dtype, engine.device)) as points,
         ):
             for alpha, model in points:
-                told = how(session, path, alpha, kind, lost)
+                told = how(session, path, alpha, kind, standing)
                 yield Remedy(kind, f"{alpha:g}", *told, *_measured(session, found, subject, model))
     except ForgetlessError as error:
         yield Remedy(kind, "", why=str(error))
@@ -140,35 +172,36 @@ def _repaired(session: AuditSession, found: Found, subject: Subject, lost: list[
         return Remedy(REPAIR, strength, words=words, why=str(error))
 
 
-def _apart(session: AuditSession, found: Found, subject: Subject, lost: list[str]) -> Remedy:
+def _apart(session: AuditSession, found: Found, subject: Subject, standing: Standing) -> Remedy:
     before, after = found.sides[REFERENCE].rows, found.rows[subject.name]
-    scores = {name: (before if name in lost else after).scores[name] for name in after.scores}
-    words = f"keep both: {session.reference.name} for {', '.join(lost)}, {subject.name} for the rest"
+    scores = {name: (before if name in standing.lost else after).scores[name] for name in after.scores}
+    words = f"keep both: {session.reference.name} for {', '.join(standing.worse)}, {subject.name} for the rest"
     return Remedy(APART, "", words=words, rows=Rows(scores, {}))
 
 
-def _measured(session: AuditSession, found: Found, subject: Subject, model: Opened) -> tuple[Rows, dict[str, float]]:
-    """The rows and the divergence from the reference of a model in the subject's place."""
+def _measured(
+    session: AuditSession, found: Found, subject: Subject, model: Opened
+) -> tuple[Rows, dict[str, measures.Divergence]]:
+    """The rows and the divergences from the reference of a model in the subject's place."""
     scratch = replace(found, rows={}, divergences={}, sides={REFERENCE: found.sides[REFERENCE]})
     session.check_time()
     measure_model(replace(session, prompts=()), subject, model, scratch)
-    told = scratch.divergences[subject.name]
-    return scratch.rows[subject.name], {text: one.per_token.kl for (_, text), one in told.items()}
+    return scratch.rows[subject.name], _divergences(session, scratch, subject.name)
 
 
 # ---------------------------------------------------------------- how to have them
 
 
 def how(
-    session: AuditSession, path: AdapterPath | WeightPath, alpha: float, kind: str, lost: list[str]
+    session: AuditSession, path: AdapterPath | WeightPath, alpha: float, kind: str, standing: Standing
 ) -> tuple[str, str]:
     """The command that writes this very point, and words: how the same path is searched under a budget.
 
     Of whole weights a search is all there is.
     """
-    search = shlex.join(_search(session, path, lost)) if kind == BLEND and _can_search(session, lost) else ""
+    search = shlex.join(_search(session, path, standing)) if kind == BLEND and _can_search(session, standing) else ""
     if isinstance(path, WeightPath):
-        return search, "searches these and further points under a budget" if search else ""
+        return search, "searches these and further points under budgets; set them to what you allow" if search else ""
     ends = [(path.before, 1 - alpha), (path.after, alpha)]
     adapters = [(one, w) for one, w in ends if one.adapter]
     name = re.sub(r"[^\w.-]+", "-", f"{kind} {alpha:g} {Path(place_of(path.after)).name}")
@@ -176,32 +209,47 @@ def how(
     command += [f"{w:g}" for _, w in adapters] + ["--output_dir", f"runs/{name}"]
     command += ["--text", *map(str, session.config.text)] if session.config.text else []
     command += _options(session, ("base_is", "limit", "allow_pickle", "precision", "device"))
-    return shlex.join(command), f"with a promise: {search}" if search else ""
+    return shlex.join(command), f"with a promise, for budgets that you set: {search}" if search else ""
 
 
-def _search(session: AuditSession, path: AdapterPath | WeightPath, lost: list[str]) -> list[str]:
-    """`forgetless blend` between reference and model, with budgets on what was lost; if a probe was, on all probes."""
+def _search(session: AuditSession, path: AdapterPath | WeightPath, standing: Standing) -> list[str]:
+    """`forgetless blend` between reference and model: what was gained is learnt, and all else has a budget.
+
+    Probes only where one was lost, and then all; texts only where the model is over the budget of one. Rows that the
+    audit did not look at where every task has some.
+    """
     tasks, scored = _task_file(session), [probe.task.name for probe in session.probes if probe.kind not in JUDGED]
-    scored = scored if set(scored) & set(lost) else []
+    scored = scored if set(scored) & set(standing.lost) else []
     probes = _probe_sources(session) if scored else []
+    own = [task.name for task in session.tasks]
+    learnt = [name for name in standing.gained if name in own]
+    drops = [name for name in [*standing.lost, *standing.neither] if name in own] + scored
     command = ["forgetless", "blend", place_of(path.before), place_of(path.after)]
     command += ["--tasks", tasks] if tasks else []
+    command += ["--new", *learnt] if learnt else []
     command += ["--probes", *probes] if probes else []
-    command += ["--max-drop", *(f"{name}=2pp" for name in dict.fromkeys([*lost, *scored]))]
-    command += _options(session, ("score_on", "base_is", "limit", "allow_pickle", "precision", "device"))
+    command += ["--max-drop", *(f"{name}=2pp" for name in drops)] if drops else []
+    if standing.moved:
+        command += ["--text", *map(str, session.config.text)] if session.config.text else []
+        command += ["--max-kl", *(f"{one.name}={one.limit:g}" for one in session.terms.budgets if one.option == MAX_KL)]
+    if session.config.score_on == "test" and all(task.validation for task in session.tasks):
+        command += ["--score_on", "validation"] if tasks else []
+    command += _options(session, ("score_on", "on_bad_row", "base_is", "limit", "allow_pickle", "precision", "device"))
     template = (session.policy or session.config).chat_template
     return command + (["--chat_template", template] if template != AuditConfig.chat_template else [])
 
 
-def _can_search(session: AuditSession, lost: list[str]) -> bool:
-    """Whether what was lost can be given to one command."""
-    return bool(_task_file(session)) or not any(task.name in lost for task in session.tasks)
+def _can_search(session: AuditSession, standing: Standing) -> bool:
+    """Whether what is worse can be given to one command; a policy's texts come from several places."""
+    if session.policy and standing.moved:
+        return False
+    return bool(_task_file(session)) or not any(task.name in standing.lost for task in session.tasks)
 
 
 def _task_file(session: AuditSession) -> str:
     """The file of the user's tasks; empty where there are none, or a policy has them from several."""
     if not session.policy:
-        return str(session.config.tasks or "")
+        return session.config.tasks if isinstance(session.config.tasks, str) else ""
     files = {str(source.path) for source in session.policy.tasks}
     return files.pop() if len(files) == 1 else ""
 
@@ -233,21 +281,26 @@ def place_of(subject: Subject) -> str:
 # ---------------------------------------------------------------- what they show
 
 
-def _as_json(session: AuditSession, found: Found, model: str, lost: list[str], remedy: Remedy) -> dict:
+def _as_json(
+    session: AuditSession, found: Found, model: str, standing: Standing, remedy: Remedy, confidence: float
+) -> dict:
     """Numbers of rows, never their texts; changes are against the model as it is."""
     told = {key: getattr(remedy, key) for key in ("kind", "strength", "command", "words", "why")}
     if remedy.rows is None:
-        return told | {"tasks": {}, "kl": {}, "helps": False}
-    tasks = {}
+        return told | {"tasks": {}, "texts": {}, "helps": False}
+    tasks, texts = {}, {}
     for task in session.scored:
         now, then = _pair(found.rows[model], remedy.rows, task)
-        change = paired_change(now, then, session.terms.confidence)
-        tasks[task.name] = {
-            "score": float(np.mean(then)),
-            "change": change.change,
-            "low": change.low,
-            "high": change.high,
-            "lost": task.name in lost,
-        }
-    helps = remedy.kind != APART and any(one["lost"] and one["low"] > 0 for one in tasks.values())
-    return told | {"tasks": tasks, "kl": remedy.kl or {}, "helps": helps}
+        change = paired_change(now, then, confidence)
+        tasks[task.name] = {"score": float(np.mean(then))} | _interval(change) | {"lost": task.name in standing.lost}
+    is_now = _divergences(session, found, model)
+    for text, would in (remedy.kl or {}).items():
+        change = paired_change(is_now[text].losses / would.clip, would.losses / would.clip, confidence)
+        texts[text] = {"kl": would.mean} | _interval(change, would.clip) | {"lost": text in standing.moved}
+    back = [one["low"] > 0 for one in tasks.values() if one["lost"]]
+    back += [one["high"] < 0 for one in texts.values() if one["lost"]]
+    return told | {"tasks": tasks, "texts": texts, "helps": remedy.kind != APART and any(back)}
+
+
+def _interval(change: Change, unit: float = 1.0) -> dict[str, float]:
+    return {"change": unit * change.change, "low": unit * change.low, "high": unit * change.high}

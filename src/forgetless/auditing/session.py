@@ -342,7 +342,7 @@ def _judges(config: AuditConfig, policy: Policy | None, probes: tuple[Probe, ...
 def _tasks(config: AuditConfig) -> tuple[Task, ...]:
     if not config.tasks:
         return ()
-    tasks = load_stream(config.tasks).tasks
+    tasks = load_stream(config.tasks, on_bad_row=config.on_bad_row).tasks
     for task in tasks:
         if not getattr(task, config.score_on):
             raise DataError(f"{config.tasks}: task {task.name} has no {config.score_on} rows")

@@ -83,13 +83,14 @@ FIELDS = tuple(field.name for field in dataclasses.fields(TaskConfig))
 
 
 def load_stream(
-    source: str | Path | dict | list,
+    source: str | Path | dict | list | Stream,
     *,
     on_bad_row: str = "error",
     base_dir: str | Path | None = None,
     keep_gone: bool = False,
 ) -> Stream:
     """The stream of a YAML or JSON file, of a name ("demo", "order-1"), of a dict with `tasks`, or of a list of tasks.
+    A `Stream` is given back as it is.
 
     `keep_gone`: tasks marked `rows: gone`, and those whose files are not there, are in the stream without rows
     (`Task.gone`). By default marked tasks are left out, and a missing file is an error.
@@ -97,6 +98,8 @@ def load_stream(
     >>> load_stream([{"name": "a", "train": "a.jsonl", "test": "a-test.jsonl", "limit": 400}]).tasks[0].name
     'a'
     """
+    if isinstance(source, Stream):
+        return source
     if isinstance(source, str) and source in NAMED_STREAMS:
         return NAMED_STREAMS[source](on_bad_row)
     folder = Path(base_dir or ".").expanduser()

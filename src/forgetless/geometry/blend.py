@@ -64,18 +64,12 @@ class Point:
         return next(one for one in self.measures if isinstance(one, Divergence) and one.name == name)
 
 
-def blend(config: BlendConfig) -> dict:
-    """Finds and writes the point; gives the content of blend.json, with `path` and `exit_code`.
+def blend_pair(config: BlendConfig) -> dict:
+    """Finds and writes the point between two models; gives the content of blend.json, with `path` and `exit_code`.
 
-    Of a run folder every border is blended: gives `blends`, each border's content, the run's `path` and the worst
-    `exit_code`. Raises a ForgetlessError for models without a path between them, and for what cannot be read.
+    Raises a ForgetlessError for models without a path between them, and for what cannot be read.
     """
-    from forgetless.geometry.borders import blend_run, is_run  # which blends each border as two models
-
     config.check()
-    if is_run(config.after):
-        blends = blend_run(config)
-        return {"path": config.after, "blends": blends, "exit_code": max(one["exit_code"] for one in blends)}
     session, budgets = _prepared(config)
     path = straight_path(session.reference, session.models[0])
     folder = RunFolder(session.folder)

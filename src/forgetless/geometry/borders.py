@@ -1,4 +1,4 @@
-"""A run blended border by border: after each task the model to deploy, while the learner went on unblended.
+"""Two models blended, or a run border by border: after each task what to deploy; the learner went on unblended.
 
     deployed_t = the certified point between deployed_{t-1} and what the learner had after task t
 
@@ -14,11 +14,17 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from forgetless.auditing.budgets import MAX_KL, flag_budgets
-from forgetless.config import BlendConfig
+from forgetless.auditing.budgets import MAX_KL, Budget, flag_budgets, resolve
+from forgetless.auditing.measures import KL_CLIP, Scores
+from forgetless.auditing.verdict import over_the_clip
+from forgetless.config import BlendConfig, LearnConfig
 from forgetless.data.streams import load_stream
-from forgetless.errors import DataError, UsageError, nearest
-from forgetless.geometry.blend import blend
+from forgetless.data.tasks import Task
+from forgetless.errors import DataError, UsageError
+from forgetless.forgetting.texts import OWN_ANSWERS
+from forgetless.geometry.blend import blend_pair, level_of
+from forgetless.geometry.promise import can_be_shown, least_rows
+from forgetless.progress import console
 from forgetless.runs.folder import RunFolder
 from forgetless.runs.shapes import read_run
 
@@ -30,30 +36,67 @@ def is_run(name: str) -> bool:
     return (Path(name) / CONFIG).is_file()
 
 
-def check_stream(config: BlendConfig) -> None:
-    """Before a run is learnt: every budget is about a task with held-out rows, and not the last one.
+def blend(config: BlendConfig) -> dict:
+    """Finds and writes the point between two models (`blend_pair`); of a run folder, at every border.
+
+    Of a run: `blends` has each border's record, `path` is the run's, and `exit_code` the worst.
+    """
+    config.check()
+    if not is_run(config.after):
+        return blend_pair(config)
+    blends = blend_run(config)
+    return {"path": config.after, "blends": blends, "exit_code": max(one["exit_code"] for one in blends)}
+
+
+def check_budgets(config: LearnConfig) -> None:
+    """Before a run is learnt: each budget is about an earlier task or a text, and these rows could show it.
 
     Raises UsageError or DataError.
     """
+    told = config.as_blend("")
+    if told is None:
+        return
     if PartialState().num_processes > 1:
         raise UsageError(
             "budgets are held to in one process: learn without them, then `forgetless blend MODEL RUN --tasks STREAM "
             "--score_on validation` with them"
         )
-    tasks = load_stream(config.tasks or "", keep_gone=True).tasks
-    names = [task.name for task in tasks]
+    method = config.build_method()
+    if not method.stock_peft:
+        raise UsageError(f"method {config.method}: its adapters cannot be blended: {method.remedy}")
+    stream = load_stream(config.stream, on_bad_row=config.on_bad_row, keep_gone=True)
+    tasks = {task.name: task for task in stream.tasks}
+    *earlier, last = tasks
     budgets = flag_budgets(config.max_drop, config.max_kl, config.max_lost)
     for budget in budgets:
-        if budget.option != MAX_KL and budget.name not in names[:-1]:
-            last = "; it is the last task, and nothing is learnt after it" if budget.name in names else ""
-            raise UsageError(f"{budget}: no earlier task {budget.name!r}{last or nearest(budget.name, names[:-1])}")
-    for task in tasks:
-        if task.gone and task.name in {budget.name for budget in budgets}:
-            raise DataError(
-                f"{config.tasks}: a budget on {task.name} needs its rows: {task.gone}; leave the budget out"
-            )
-        if not task.gone and not getattr(task, config.score_on):
-            raise DataError(f"{config.tasks}: task {task.name} has no {config.score_on} rows, on which to blend")
+        if budget.name == last:
+            raise UsageError(f"{budget}: {last} is the last task, and nothing is learnt after it")
+    for budget in resolve(budgets, earlier, [OWN_ANSWERS]):
+        if budget.option == MAX_KL:
+            _check_clip(budget)
+        else:
+            _check_rows(budget, tasks[budget.name], told)
+    for task in tasks.values():
+        if not task.gone and not getattr(task, config.blend_on):
+            raise DataError(f"{stream.name}: task {task.name} has no {config.blend_on} rows, on which to blend")
+
+
+def _check_clip(budget: Budget) -> None:
+    if budget.limit >= KL_CLIP:
+        raise UsageError(over_the_clip(budget.name, budget.limit, KL_CLIP))
+
+
+def _check_rows(budget: Budget, task: Task, config: BlendConfig) -> None:
+    """Could the task's rows show the budget if nothing were lost?"""
+    if task.gone:
+        raise DataError(f"{budget}: {task.name} needs its rows: {task.gone}; leave the budget out")
+    rows, level = len(getattr(task, config.score_on)), level_of(config)
+    if rows and not can_be_shown(Scores(task.name, (0.0,) * rows, (0.0,) * rows), budget, level):
+        needed = least_rows(budget, level, KL_CLIP)
+        raise UsageError(
+            f"{budget}: {task.name} has {rows} {config.score_on} rows, and at least {needed} are needed to show it "
+            "(`validation:` in the stream file cuts them from the training rows)"
+        )
 
 
 def blend_run(config: BlendConfig) -> list[dict]:
@@ -77,9 +120,15 @@ def blend_run(config: BlendConfig) -> list[dict]:
         if not (border.max_drop or border.max_lost or border.max_kl):
             deployed = after
             continue
-        records.append(blend(border))
+        records.append(blend_pair(border))
         if records[-1]["chosen"]:
             deployed = f"{base}+{Path(records[-1]['path']) / records[-1]['kind']}"
+    if len(records) > config.borders:
+        console.print(
+            f"note: the promise holds for each of the {len(records)} borders by itself; --borders {len(records)} makes "
+            "it hold for all together",
+            markup=False,
+        )
     if not records:
         raise UsageError(
             f"{run.root}: no finished task comes after one with a budget; its tasks, in their order: {', '.join(names)}"

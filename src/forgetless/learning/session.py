@@ -60,9 +60,7 @@ def prepare(config: LearnConfig) -> Session:
     """Loads and checks everything before anything is trained."""
     config.check()
     method = config.build_method()
-    stream = config.stream
-    if not isinstance(stream, Stream):
-        stream = load_stream(stream, on_bad_row=config.on_bad_row, keep_gone=True)
+    stream = load_stream(config.stream, on_bad_row=config.on_bad_row, keep_gone=True)
     run = RunFolder(Path(config.output_dir or f"runs/{stream.name}-{label_of(config.method)}-seed{config.seed}"))
     stored = read_run(run.root) if run.config.exists() else None
     adopted = read_adopted(config, stored, run)

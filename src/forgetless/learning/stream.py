@@ -40,10 +40,10 @@ def learn(config: LearnConfig, base_scores: Path | None = None) -> dict:
     """
     if not (budgeted := config.as_blend("")):
         return _learnt(config, base_scores)
-    from forgetless.geometry.borders import blend_run, check_stream
+    from forgetless.geometry.borders import blend_run, check_budgets
 
     config.check()
-    check_stream(budgeted)
+    check_budgets(config)
     summary = _learnt(config, base_scores)
     return summary | {"blends": blend_run(replace(budgeted, after=summary["path"]))}
 

@@ -199,7 +199,10 @@ def _what_helps(tried: list[dict]) -> str:
     best = max(helping, key=lambda one: sum(task["change"] for task in one["tasks"].values()))
     back, costs = gives_back(best), costs_of(best)
     others = f"; on the others: {costs}" if costs else ""
-    return f"what would help: {remedy_name(best)} gives back: {back}{others}. {how(best)}"
+    return (
+        f"what would help: {remedy_name(best)} gives back: {back}{others}. {how(best)}. It was picked on these rows: "
+        "audit what you deploy on others"
+    )
 
 
 def how(remedy: dict) -> str:
@@ -222,11 +225,17 @@ def costs_of(remedy: dict) -> str:
 
 
 def _task_changes(remedy: dict, lost: bool) -> str:
-    return ", ".join(
+    scores = [
         f"{clean(name)} {100 * one['change']:+.0f} pp ({number(100 * one['low'])} to {number(100 * one['high'])})"
         for name, one in remedy["tasks"].items()
         if one["lost"] == lost
-    )
+    ]
+    texts = [
+        f"{clean(name)} {one['change']:+.3g} nats/token ({number(one['low'])} to {number(one['high'])})"
+        for name, one in remedy["texts"].items()
+        if one["lost"] and lost
+    ]
+    return ", ".join(scores + texts)
 
 
 def _fell(record: dict, told: dict, finding: Finding) -> str:
@@ -515,15 +524,15 @@ def remedies_table(model: dict, names: dict[str, str]) -> Table:
             remedy_name(one),
             clean(one["why"]) or gives_back(one),
             costs_of(one) or "-",
-            ", ".join(f"{clean(text)} {number(kl)}" for text, kl in one["kl"].items()) or "-",
+            ", ".join(f"{clean(text)} {number(told['kl'])}" for text, told in one["texts"].items()) or "-",
             how(one),
         ]
         for one in model.get("remedies") or []
     ]
     head = ["remedy", "gives back", "other tasks", "KL", "how"]
     notes = (
-        "changes against the model as it is, on the same rows, with intervals; the best was picked on these rows, so "
-        "audit what you deploy",
+        "changes against the model as it is, on the same rows, with intervals that hold for all of them together; the "
+        "best was picked on these rows, so audit what you deploy on others",
     )
     return Table(f"What would help {names[model['name']]}", head, rows, notes)
 
