@@ -200,6 +200,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow  # a simulation
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n", [20, 150])
 @pytest.mark.parametrize("case", CASES)

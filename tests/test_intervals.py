@@ -97,6 +97,7 @@ def test_interval_and_exact_test_agree_on_whether_anything_was_lost():
     assert len(differ) / len(pairs) < 0.005
 
 
+@pytest.mark.slow  # a simulation
 @pytest.mark.parametrize("n", [20, 50, 200, 1000])
 @pytest.mark.parametrize("before,lost,gained", [(0.9, 0.01, 0.0), (0.9, 0.05, 0.01), (0.7, 0.3, 0.02), (0.5, 0.1, 0.1)])
 def test_coverage(n, before, lost, gained):
@@ -110,6 +111,7 @@ def test_coverage(n, before, lost, gained):
     assert held / 500 >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / 500)
 
 
+@pytest.mark.slow  # a simulation
 @pytest.mark.parametrize("n,repeats", [(20, 300), (100, 150)])
 def test_coverage_of_the_bootstrap(n, repeats):
     """Skewed changes: most rows keep their score, some lose a lot; the true mean is -.06."""

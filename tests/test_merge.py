@@ -299,6 +299,10 @@ def test_what_cannot_be_merged_is_refused(tiny, pair_of, text, tmp_path, monkeyp
     assert not (tmp_path / "out").exists(), "nothing half-written"
     with pytest.raises(UsageError, match="whole weights, no adapter"):
         run([tiny], text, tmp_path / "out")
+    monkeypatch.setattr(merging, "find_subjects", lambda spec, **told: find_subjects(pair_of[0]) * 2)
+    with pytest.raises(UsageError, match=r"a run of 2 tasks, .* give may/adapter, which it deploys"):
+        run(["may/"], text, tmp_path / "out")
+    monkeypatch.undo()
     for method in ("ties", "linear", "slao"):
         with pytest.raises(UsageError, match=f"{method} merges several adapters, and there is one"):
             run([pair_of[0]], text, tmp_path / "out", method=method)

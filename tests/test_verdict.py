@@ -294,6 +294,7 @@ def test_plans():
         assert judge([scores("m", 0, 0, round(0.95 * n))], terms(budget)).outcome == INSUFFICIENT
 
 
+@pytest.mark.slow  # a simulation
 @pytest.mark.parametrize("n,lost,gained,points", [
     (60, 0.021, 0.0, 2.0), (200, 0.021, 0.0, 2.0), (300, 0.005, 0.0, 0.4), (150, 0.12, 0.095, 2.0), (40, 0.3, 0.2, 9.0),
 ])  # fmt: skip
@@ -321,6 +322,7 @@ def passes(documents: int, share: float, nats: float, repeats: int, monkeypatch)
     return passed / repeats
 
 
+@pytest.mark.slow  # a simulation
 @pytest.mark.parametrize("documents,share,nats", [
     (70, 0.06, 0.9), (100, 0.06, 0.9), (100, 0.055, 1.0), (157, 0.11, 0.5), (157, 0.051, 8.0),
 ])  # fmt: skip
@@ -331,6 +333,7 @@ def test_a_text_whose_clipped_mean_is_over_its_budget_passes_at_most_at_the_stat
     assert passes(documents, share, nats, 300, monkeypatch) <= 0.05 + 3.5 * math.sqrt(0.05 * 0.95 / 300)
 
 
+@pytest.mark.slow  # a simulation
 @pytest.mark.parametrize("documents", [100, 157, 500])
 def test_rare_documents_beyond_the_clip_let_a_model_pass_as_often_as_none_is_measured(documents, monkeypatch):
     """One in a hundred moves by 8 nats: the mean, .08, is over the budget, and the clipped one, .01, is not."""

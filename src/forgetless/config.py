@@ -446,7 +446,7 @@ class MergeConfig:
     """What `merge` merges, how, and what it measures the result on."""
 
     models: Sequence[str] = ()
-    """adapters on one base: folders, BASE+ADAPTER or run folders; one is merged into its base, several into one"""
+    """adapters on one base: folders, hub names or BASE+ADAPTER; one is merged into its base, several into one"""
     output_dir: str = ""
     """the folder to write; it must be new, empty, or of an earlier merge, which is replaced"""
     method: str = "sum"

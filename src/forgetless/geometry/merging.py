@@ -114,13 +114,21 @@ def merge(config: MergeConfig) -> dict:
 # ------------------------------------------------------------------------------------------- what is given
 
 
+def _source(spec: str, config: MergeConfig) -> Subject:
+    """The adapter of this name; UsageError for a run of several tasks."""
+    found = find_subjects(spec, base_is=config.base_is, allow_pickle=config.allow_pickle)
+    if len(found) > 1:
+        raise UsageError(
+            f"{spec}: a run of {len(found)} tasks, whose later adapters mostly hold what earlier tasks added too, so "
+            f"that their sum would count it twice; give {spec.rstrip('/')}/adapter, which it deploys, or the tasks' "
+            "folders where each task has an adapter of its own"
+        )
+    return found[0]
+
+
 def _prepare(config: MergeConfig) -> _Session:
     config.check()
-    sources = [
-        one
-        for spec in config.models
-        for one in find_subjects(spec, base_is=config.base_is, allow_pickle=config.allow_pickle)
-    ]
+    sources = [_source(spec, config) for spec in config.models]
     for one in sources:
         if one.adapter is None:
             raise UsageError(

@@ -66,10 +66,15 @@ def promise(record: dict) -> str:
     texts = any(one["budget"]["option"] == MAX_KL for one in record["points"][0]["budgets"])
     clip = f" On texts a document counts as {figure(record['kl_clip'])} nats per token at most." if texts else ""
     chance = number(100 * (1 - record["confidence"]), 2)
+    chose = (
+        " What it learnt was measured on the rows that chose it, so a little too high." if record["new_tasks"] else ""
+    )
     return (
         f"A written model is over one of its budgets with a probability of {chance} % at most{together}, if the rows "
         "are drawn independently from what the budgets are about. Each point is tested at the level "
-        f"{record['level']:.4g}, from alpha {record['grid'][0]:g} on, up to the first that is not certified." + clip
+        f"{record['level']:.4g}, from alpha {record['grid'][0]:g} on, up to the first that is not certified."
+        + clip
+        + chose
     )
 
 

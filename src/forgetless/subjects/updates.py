@@ -64,9 +64,10 @@ class Update:
     layers: Mapping[str, Pair]
 
 
-def read_update(
-    folder: Path, name: str | None = None, remedy: str = "merge it into full weights and give these"
-) -> Update:
+MERGED_FIRST = "merge it into full weights (`forgetless merge ADAPTER --output_dir DIR`) and give these"
+
+
+def read_update(folder: Path, name: str | None = None, remedy: str = MERGED_FIRST) -> Update:
     """The pairs of a plain LoRA folder of any trainer: ranks and alphas may differ from layer to layer, rsLoRA too.
 
     Raises UsageError, which ends with the `remedy`, for what is no such product, RunError for files that are no
