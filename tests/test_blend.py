@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import COLOURS, SIZES, SOUNDS
@@ -423,3 +425,26 @@ def test_marks_on_one_another_share_a_label():
         {"x": x, "y": 100, "label": label} for x, label in ((50, "0.1"), (51, "0.2"), (60, "0.3"), (99, "0.4"))
     ]
     assert [one["text"] for one in blend_page._labels(points)] == ["before", "0.1 to 0.3", "0.4"]
+
+
+# ---------------------------------------------------------------------------------------- the benchmark
+
+
+def test_the_comparison_with_fixed_points_by_hand(tmp_path):
+    """Old rows fall one after another along the path, new ones are learnt at its middle; half of the rows chooses."""
+    told = importlib.util.spec_from_file_location("blend_real", ROOT / "benchmarks" / "blend_real.py")
+    blend_real = importlib.util.module_from_spec(told)
+    told.loader.exec_module(blend_real)
+    points = [
+        {"weights": {"b": alpha}, "tasks": {"old": {"scores": [1.0] * (200 - lost) + [0.0] * lost},
+                                            "new": {"scores": [float(alpha >= 0.5)] * 20}}}
+        for alpha, lost in ((0, 0), (0.25, 0), (0.5, 2), (0.75, 120), (1, 160))
+    ]  # fmt: skip
+    (tmp_path / "points.json").write_text(json.dumps({"line-product": points}))
+    alphas, rows = blend_real.read(tmp_path)
+    budgets = flag_budgets([], (), ["old=10pp"])
+    assert alphas == [0.25, 0.5, 0.75, 1] and blend_real.within(budgets, rows).tolist() == [True, True, False, False]
+    found = blend_real.simulate(alphas, budgets, rows, 20)
+    for way, alpha, over in (("blend", 0.5, 0), ("by the means", 0.5, 0), ("hindsight", 0.5, 0), ("1", 1, 1)):
+        assert (found[way][:, 0] == alpha).all() and (found[way][:, 1] == over).all(), way
+    assert np.isclose(found["1"][:, 2].mean(), -0.8, atol=0.03) and (found["blend"][:, 3] == 1).all()
