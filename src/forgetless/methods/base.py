@@ -202,11 +202,23 @@ class Method:
 
     # -------------------------------------------------------------------------- in others' loops
 
-    def own_step(self) -> list[str]:
-        """The hooks with which it makes rows, loss or gradient of a step itself: with them it needs our loop."""
-        return [hook for hook in ("batch", "loss", "after_backward") if overrides(type(self), hook)]
+    def only_here(self) -> str:
+        """Why it cannot act in another's trainer, which leaves it `penalty` and `after_step` on pairs that are the
+        trainer's; empty where it can.
+        """
+        if own := [hook for hook in ("prepare", "batch", "loss", "after_backward") if self.has(hook)]:
+            return f"makes {', '.join(own)} of a step itself, which a trainer does not let it"
+        if not self.plain_pairs:
+            return "draws, merges or scales the pairs itself, and these are the trainer's"
+        if not (self.has("penalty") or self.has("after_step")):
+            return "has neither a penalty nor anything to do after a step"
+        return ""
 
     # ----------------------------------------------------------------------------------- helpers
+
+    def has(self, hook: str) -> bool:
+        """Whether it has a hook of its own."""
+        return overrides(type(self), hook)
 
     def logits(self, part: Part, *, hidden: bool = False):
         """Logits (answers, vocabulary) of a part, and its hidden states if asked for."""

@@ -170,9 +170,9 @@ class ILoRA(Replay):
                 for name, tensor in named(self.adapters.pairs()).items():
                     tensor.copy_(other[name])
 
-    def own_step(self) -> list[str]:
+    def only_here(self) -> str:
         """Without memory and consistency only the average is left, which goes with any loop."""
-        return super().own_step() if self.gamma or self.memory.capacity else []
+        return super().only_here() if self.gamma or self.memory.capacity else ""
 
     def end_task(self, task: int, rows: tuple[Row, ...]) -> None:
         super().end_task(task, rows)

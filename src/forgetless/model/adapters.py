@@ -366,6 +366,12 @@ class Attached(Adapters):
     def set_past(self, pairs: dict[str, Pair]) -> None:
         self.reset(0)
 
+    def train_only(self, sides: str) -> None:
+        raise UsageError(f"this method trains {sides} alone, and what is trained here is the trainer's")
+
+    def compute_by(self, update: Update, parameters: Sequence[nn.Parameter] = (), kind: str = "LORA") -> None:
+        raise UsageError("this method computes the layers' update itself, and these layers are the trainer's")
+
 
 def _scaled(pair: Pair, scale: float, device: torch.device) -> Pair:
     """The same update told with another scale."""
