@@ -197,7 +197,7 @@ class Method:
 
     def checks(self) -> list[Check]:
         """Evidence that the method did something in the task that just ended."""
-        size = sum(float((pair.B.detach().float() ** 2).sum()) for pair in self.adapters.pairs().values()) ** 0.5
+        size = norm_of_B(self.adapters.pairs())
         return [Check("adapter", size, size > 0, "norm of B: the adapter changes the model's answers")]
 
     # -------------------------------------------------------------------------- in others' loops
@@ -240,6 +240,11 @@ def penalty_acts(shares: Sequence[float]) -> list[Check]:
     share = statistics.median(shares)
     meaning = "median over steps of ||penalty's gradient|| / ||loss gradient||; below 0.001 the penalty does nothing"
     return [Check("penalty share", share, share > 1e-3, meaning)]
+
+
+def norm_of_B(pairs: dict[str, Pair]) -> float:
+    """||B||_F over all layers: 0 where the pairs change nothing."""
+    return sum(float(pair.B.detach().float().square().sum()) for pair in pairs.values()) ** 0.5
 
 
 def each_layer(current: dict[str, Pair], past: dict[str, Pair]) -> Iterator[tuple[Pair, Pair]]:

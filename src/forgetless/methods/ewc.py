@@ -21,6 +21,7 @@ from torch import Tensor
 from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
 from forgetless.learning.gradients import each_gradient, flat
+from forgetless.learning.memory import some
 from forgetless.methods.base import Check, Method, State
 from forgetless.model.answers import token_losses
 from forgetless.seeds import generator
@@ -91,8 +92,7 @@ class EWC(Method):
 
     def information(self, task: int, rows: tuple[Row, ...]) -> Tensor:
         """F of a task, (parameters,): the mean over rows of the squared gradient of log p(y | x)."""
-        order = torch.randperm(len(rows), generator=generator("fisher", self.seed, task))
-        chosen = [rows[i] for i in order[: self.fisher_rows].tolist()]
+        chosen = some(rows, self.fisher_rows, "fisher", self.seed, task)
 
         def log_likelihood(row: int, logits: Tensor, targets: Tensor) -> Tensor:
             if self.fisher == "true":

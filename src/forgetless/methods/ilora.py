@@ -159,9 +159,8 @@ class ILoRA(Replay):
 
     def resume(self, adapter: dict[str, Pair], state: State, task: int) -> None:
         super().resume(adapter, state, task)
-        device = self.adapters.parameters()[0].device
         deployed = self.adapters.snapshot()
-        other = {name: tensor.to(device) for name, tensor in state.tensors.items()}
+        other = {name: tensor.to(self.adapters.device) for name, tensor in state.tensors.items()}
         if self.deploy == "fast":
             self.slow = other
         else:
