@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import ClassVar, NamedTuple
 
 import torch
-from peft.tuners.osf.utils import decompose_weight_matrix
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -46,7 +45,7 @@ class OSF(Method):
     summary = "full matrices trained outside the leading singular directions of the weights, which are kept"
     plain_pairs = False
     extra_memory = "five matrices of each adapted layer's size; the deployed adapter has twice the layers' size"
-    extra_compute = "an SVD of each adapted layer at each task's start; more than two products of a layer's own size"
+    extra_compute = "an SVD of each adapted layer at each task's start; two more products of about a layer's own size"
     within_task: ClassVar[tuple[str, ...]] = ("trained",)
     off: ClassVar[str] = "whatever is kept, the rest is trained at full rank, in the first task too"
 
@@ -78,11 +77,11 @@ class OSF(Method):
         self.before = self.learnt
         for name, low in self.low.items():
             W = self.adapters.base_weight(name).float() + self.learnt[name]
-            split = decompose_weight_matrix(W, self._kept(W))
-            self.high[name] = split["U_high"], split["V_high"]
+            (U, S, V), k = torch.linalg.svd(W, full_matrices=False), self._kept(W)
+            self.high[name] = U[:, :k].contiguous(), V[:k].contiguous()
             with torch.no_grad():
-                for mine, part in zip(low, ("U_low", "S_low", "V_low"), strict=True):
-                    mine.copy_(split[part])
+                for mine, part in zip(low, (U[:, k:], S[k:], V[k:]), strict=True):
+                    mine.copy_(part)
         self.rest = {name: learnt - self.low[name].product() for name, learnt in self.learnt.items()}
 
     def _update(self, name: str, x: Tensor) -> Tensor:
