@@ -94,6 +94,20 @@ class ForgetsItsState(Replay):
         pass
 
 
+class ForgetsWithinATask(Broken):
+    """Its penalty grows from step to step, and a checkpoint does not know how far."""
+
+    def begin_task(self, task):
+        super().begin_task(task)
+        self.steps = 0
+
+    def penalty(self):
+        return 1e-3 * self.steps * sum(tensor.square().sum() for tensor in self.adapters.parameters())
+
+    def after_step(self, optimizer):
+        self.steps += 1
+
+
 class NotPlainWhenOff(Broken):
     """Is not what it says.
 
@@ -168,6 +182,7 @@ CAUGHT_BY = [
     (DependsOnTheSplit, "any split, one gradient"),
     (DrawsWithoutSeed, "same seed, same bytes"),
     (ForgetsItsState, "resumes at a border"),
+    (ForgetsWithinATask, "resumes inside a task"),
     (NotPlainWhenOff, "switched off it is plain"),
     (NotPlainAtFirst, "switched off it is plain"),
     (CostsMoreEachTask, "cost of a step"),

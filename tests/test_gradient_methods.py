@@ -8,12 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.utils import get_total_norm
 
 from forgetless.data.batches import Encoder, collate
 from forgetless.errors import RunError, UsageError
 from forgetless.forgetting.texts import PROMPTS, general_prompts, own_prompts
-from forgetless.learning import gradients
+from forgetless.learning import gradients, step
 from forgetless.learning.engine import Engine
+from forgetless.learning.general_rows import own_answers
 from forgetless.learning.gradients import each_gradient, flat, mean_gradient, shaped, step_gradient
 from forgetless.learning.state import load_state, save_state
 from forgetless.learning.step import TrainSettings, learn_task
@@ -417,9 +419,9 @@ def test_general_replay_weighs_the_text_by_its_share(tiny, two, tmp_path):
 
 def test_general_replay_asks_the_base_what_is_not_measured(tiny, two):
     method = build("general_replay", tiny, prompts=3)
-    first = method.own_answers()
+    first = own_answers(method.adapters, method.encoder, 3)
     learn(build_on(method), two, [0])
-    assert method.own_answers() == first  # the adapter has no say
+    assert own_answers(method.adapters, method.encoder, 3) == first  # the adapter has no say
     measured = {row.messages[0] for row in own_prompts(general_prompts(PROMPTS), chat=True).rows}
     assert first and not {row.messages[0] for row in first} & measured
 
@@ -448,3 +450,25 @@ def test_general_replay_asks_the_base_what_is_not_measured(tiny, two):
 def test_options_that_make_no_sense_are_refused(name, options, told):
     with pytest.raises(UsageError, match=told):
         METHODS[name](**options)
+
+
+# ------------------------------------------------------------------------------------------- clipping
+
+
+@pytest.mark.parametrize("name, norms", [("sequential", 1), ("ogd", 2)])
+def test_the_norm_is_taken_once_and_of_what_is_clipped(tiny, two, monkeypatch, name, norms):
+    """Once a step; again only where the method has made another gradient of it."""
+    taken, steps = [], 2
+    method = build(name, tiny)
+    learn(method, two, [0])
+    monkeypatch.setattr(step, "get_total_norm", lambda grads: taken.append(get_total_norm(grads)) or taken[-1])
+    clipped = []
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: clipped.append(step_gradient(optimized(self))))
+    learn(method, two, [1], TrainSettings(max_steps=steps, batch_size=4, micro_batch_size=4, max_grad_norm=1e-3))
+    assert len(taken) == norms * steps
+    for gradient in clipped:
+        assert float(gradient.norm()) == pytest.approx(1e-3, rel=1e-2)
+
+
+def optimized(optimizer):
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

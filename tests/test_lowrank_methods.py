@@ -18,12 +18,12 @@ from forgetless.learning.engine import Engine
 from forgetless.learning.state import load_state, save_state
 from forgetless.learning.step import TrainSettings, learn_task
 from forgetless.methods.clora import controlled, orthonormal
-from forgetless.methods.inflora import extended, new_directions
 from forgetless.methods.lori import largest
 from forgetless.methods.oplora import alignment, leading, projected_off
 from forgetless.methods.raclora import bounded, projector
 from forgetless.methods.sdlora import direction, gram_of, magnitude
 from forgetless.methods.slao import merged, row_basis
+from forgetless.methods.spared_inputs import extended, new_directions
 from forgetless.model.adapters import Magnitudes, Pair
 from forgetless.model.inputs import second_moments
 
@@ -421,10 +421,9 @@ def test_oplora_refuses_weights_that_are_no_numbers(tiny):
     method = build("oplora", tiny, {"k": 4})
     name, layer = next(iter(method.adapters.layers().items()))
     base = layer.get_base_layer()
-    shape = base.weight.shape
     base.weight = torch.nn.Parameter(base.weight.to(torch.int8), requires_grad=False)
     with pytest.raises(UsageError, match=f"{name}.*quantised"):
-        method._base(name, shape)
+        method.adapters.base_weight(name)
 
 
 # ---------------------------------------------------------------------------------------------------------- LoRI

@@ -21,8 +21,8 @@ from forgetless.methods.duallora_reconstructed import projected, shared_directio
 from forgetless.methods.finding import find_method
 from forgetless.methods.hiddenkey import between
 from forgetless.methods.hyplora import exponential, logarithmic
-from forgetless.methods.inflora import extended
 from forgetless.methods.mtllora import mixed
+from forgetless.methods.spared_inputs import extended
 from forgetless.model.adapters import Adapters, LoraSettings
 from forgetless.model.answers import logits_at
 from forgetless.model.base import load_base
@@ -399,8 +399,8 @@ def test_duallora_orthogonal_part_answers_old_inputs_as_before(tiny, two):
     assert len(worst) == 4 and max(worst) < 1e-4
     assert all(check.ok for check in method.checks())
     alone = learn(build("duallora_reconstructed", tiny, {"energy": 0.5, "residual": 0.0}), 0, two)
-    U = dict(alone.U)
+    M = dict(alone.M)
     learn(alone, 1, two)
     for name, pair in alone.adapters.pairs().items():
         A, B = pair.A.detach(), pair.B.detach()
-        assert float((B @ A @ U[alone.first[name]]).norm()) < 1e-4 * float(B.norm())
+        assert float((B @ A @ M[alone.first[name]]).norm()) < 1e-4 * float(B.norm())

@@ -72,7 +72,7 @@ def test_the_guide_leads_to_a_row_in_a_comparison(here, tiny):
 
 def test_the_guide_names_every_hook_and_attribute():
     own = [name for name in vars(Method) if not name.startswith("_")]
-    left_out = {"logits", "told", "lessons", "weights_for", "own_step", "bound"}
+    left_out = {"logits", "told", "lessons", "weights_for", "bound"}
     for name in {*own} - left_out:
         assert re.search(rf"`{name}\b", GUIDE), name
     assert f"hooks = {HOOKS}" in GUIDE

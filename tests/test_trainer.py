@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -10,12 +11,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 from forgetless import MethodCallback
+from forgetless.data.batches import Encoder, collate, weigh
+from forgetless.data.readers import read_rows
 from forgetless.errors import UsageError
+from forgetless.methods import METHODS
+from forgetless.methods.ewc import EWC
 from forgetless.methods.ilora import ILoRA
 from forgetless.methods.nlora import NLoRA
 from forgetless.methods.olora import OLoRA, overlap
-from forgetless.methods.per_task import PerTask
-from forgetless.methods.replay import Replay
 from forgetless.model.adapters import Attached
 
 LORA = {"r": 4, "task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]}
@@ -39,6 +42,16 @@ def earlier(tiny, tmp_path_factory) -> str:
                 tensor.normal_(std=0.1)
     model.save_pretrained(str(folder))
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def old_rows(tmp_path_factory) -> str:
+    """Training rows of an earlier task."""
+    file = tmp_path_factory.mktemp("rows") / "train.jsonl"
+    pairs = (("sky", "blue"), ("leaf", "green"), ("rose", "red"))
+    lines = [json.dumps({"prompt": f"What colour has the {thing}?", "completion": f" {is_}"}) for thing, is_ in pairs]
+    file.write_text("\n".join(lines))
+    return str(file)
 
 
 def make(tiny, folder, rows=4, accumulate=1, **options) -> Trainer:
@@ -75,12 +88,13 @@ def weights(run: Trainer) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in run.model.named_parameters() if "lora_" in name}
 
 
-@pytest.mark.parametrize("method", [lambda: OLoRA(lam=5.0), lambda: NLoRA(lam=0.01)])
-def test_accumulation_does_not_change_the_step(tiny, earlier, tmp_path, method):
+@pytest.mark.parametrize("method", [lambda: OLoRA(lam=5.0), lambda: NLoRA(lam=0.01), lambda: EWC(lam=100.0)])
+def test_accumulation_does_not_change_the_step(tiny, earlier, old_rows, tmp_path, method):
     """8 rows at once, or 2 rows four times: the penalty's gradient is added once a step, before clipping."""
+    of_old = {"old_rows": old_rows} if isinstance(method(), EWC) else {"past": [earlier]}
     ends = []
     for rows, accumulate in ((8, 1), (2, 4)):
-        end, callback = trained(make(tiny, tmp_path, rows, accumulate), method(), past=[earlier])
+        end, callback = trained(make(tiny, tmp_path, rows, accumulate), method(), **of_old)
         assert all(check.ok for check in callback.checks), callback.checks
         assert len(callback.shares) == 3
         ends.append(end)
@@ -169,13 +183,14 @@ def test_several_earlier_adapters_are_joined_with_their_scales(tiny, earlier, tm
 
 def test_what_cannot_be_is_refused(tiny, earlier, tmp_path):
     run = make(tiny, tmp_path)
-    for method, said in ((Replay(), "makes batch of a step itself"), (ILoRA(), "makes batch, loss")):
-        with pytest.raises(UsageError, match=said):
-            MethodCallback(run, method)
+    with pytest.raises(UsageError, match="makes nothing of old rows"):
+        MethodCallback(run, OLoRA(), old_rows="rows.jsonl")
     for method, past, said in (
-        (OLoRA(), [], "nothing to do; give the adapters"),
+        (OLoRA(), [], "nothing to do; give what it needs of earlier tasks"),
+        (EWC(), [earlier], "nothing to do; give what it needs of earlier tasks"),
         (OLoRA(), [str(tmp_path)], "no LoRA adapter on the 4 layers"),
-        (PerTask(), [], "begins tasks with adapters of its own"),
+        (Restarts(), [], "begins tasks with adapters of its own"),
+        (OneFactor(), [], "trains B alone"),
     ):
         run = make(tiny, tmp_path)
         run.add_callback(MethodCallback(run, method, past=past))
@@ -184,6 +199,74 @@ def test_what_cannot_be_is_refused(tiny, earlier, tmp_path):
     run.model = AutoModelForCausalLM.from_pretrained(tiny)
     with pytest.raises(UsageError, match="give the trainer a PEFT model"):
         MethodCallback(run, OLoRA())
+
+
+class Restarts(NLoRA):
+    def begin_task(self, task):
+        super().begin_task(task)
+        self.adapters.reset(task)
+
+
+class OneFactor(NLoRA):
+    def start(self, adapters, encoder, seed):
+        super().start(adapters, encoder, seed)
+        adapters.train_only("B")
+
+
+STEP = "of a step itself"
+NOTHING = "neither a penalty nor anything to do after a step"
+PAIRS = "draws, merges or scales the pairs itself"
+REFUSED = {
+    "sequential": NOTHING, "incremental": NOTHING, "per_task": NOTHING, "joint": NOTHING,
+    "corda": NOTHING, "loranull": NOTHING,
+    "raclora": PAIRS, "sdlora": PAIRS, "slao": PAIRS,
+}  # fmt: skip
+ACT = {"olora": {"lam": 5.0}, "nlora": {"lam": 0.01}, "ewc": {"lam": 100.0}, "clora": {"lam": 1.0, "k": 8}}
+
+
+@pytest.fixture(scope="module")
+def untouched(tiny, tmp_path_factory) -> Trainer:
+    """A trainer that no method is to change."""
+    return make(tiny, tmp_path_factory.mktemp("untouched"))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_acts_on_a_trainer_or_is_refused(name, tiny, earlier, old_rows, untouched, tmp_path):
+    kind = METHODS[name]
+    if name not in ACT:
+        before, trained_before = weights(untouched), [p.requires_grad for p in untouched.model.parameters()]
+        with pytest.raises(UsageError, match=f"{kind.__name__}: .*{REFUSED.get(name, STEP)}.*; learn with"):
+            MethodCallback(untouched, kind(**kind.example), past=[earlier])
+        assert all(torch.equal(tensor, before[at]) for at, tensor in weights(untouched).items())
+        assert [p.requires_grad for p in untouched.model.parameters()] == trained_before
+        return
+    of_old = {"past": [earlier]} | ({"old_rows": old_rows} if name == "ewc" else {})
+    end, callback = trained(make(tiny, tmp_path), kind(**ACT[name]), **of_old)
+    assert callback.checks and all(check.ok for check in callback.checks), callback.checks
+    assert any(share > 0 for share in callback.shares)
+    off, _ = trained(make(tiny, tmp_path), kind(**ACT[name] | {"lam": 1e-12}), **of_old)
+    assert any(not torch.allclose(tensor, off[at], atol=1e-4) for at, tensor in end.items())
+
+
+def test_ewc_takes_its_fisher_of_the_old_rows(tiny, old_rows, tmp_path):
+    """F is the mean over old rows of each one's squared gradient, at the weights that training begins with."""
+    run = make(tiny, tmp_path, max_steps=1)
+    encoder, model = Encoder(run.processing_class, 64), make(tiny, tmp_path).model
+    expected = 0.0
+    for row in read_rows(old_rows).rows:
+        part = collate(weigh([encoder(row)], 1.0), run.processing_class.pad_token_id)
+        labels = torch.full_like(part.ids, -100)
+        labels[:, 1:][part.keep[:, :-1]] = part.targets
+        model.zero_grad()
+        (model(part.ids, labels=labels).loss * part.keep.sum()).backward()
+        expected += sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None) / 3
+    method = EWC(lam=1.0)
+    _, callback = trained(run, method, old_rows=old_rows)
+    assert float(method.F.sum()) == pytest.approx(expected, rel=1e-4) and expected > 0
+    assert next(check for check in callback.checks if check.name == "fisher").value == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(UsageError, match="checkpoint, which does not hold the method's state"):
+        run.state.global_step = 1
+        callback.on_train_begin(run.args, run.state, run.control, model=run.model)
 
 
 def test_a_penalty_that_is_lost_beside_the_loss_is_warned_of(tiny, earlier, tmp_path):

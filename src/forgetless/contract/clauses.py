@@ -18,7 +18,7 @@ from docstring_parser import parse_from_object
 from peft import PeftModel
 from torch import Tensor
 
-from forgetless.contract.trial import Border, Trial, longest
+from forgetless.contract.trial import STOPS_AFTER, Border, Trial, longest
 from forgetless.data.batches import collate, split
 from forgetless.methods import METHODS
 from forgetless.methods.base import Method
@@ -29,6 +29,7 @@ FALLS_TO = 0.9  # of its first value
 SAME_GRADIENT = 1e-5  # relative: another order of summation in fp32
 SAME_LOGITS = 1e-5
 SAME_WORK = 1e-6  # relative
+NO_SEED = "the same seed does not give the same bytes"
 MORE_TASKS = 2  # between the two steps whose work is compared
 
 
@@ -53,14 +54,11 @@ def loss_falls(trial: Trial) -> str:
 
 def same_seed(trial: Trial) -> str:
     """The same seed gives the same bytes: the adapter and the method's state."""
-    borders = trial.whole.borders
-    if len(borders) == 1:
-        _compare(trial.repeated.borders[0], borders[0], "a second run")
-        return "two runs agree in every byte"
-    first, second = trial.stopped
-    _compare(first, borders[0], "a second run, after the first task,")
-    if _difference(second, borders[1]):
-        _compare(trial.repeated.borders[1], borders[1], "a second run, after the second task,")
+    names = ("first", "second") if len(trial.whole.borders) > 1 else ("only",)
+    for name, again, border in zip(names, trial.stopped, trial.whole.borders, strict=True):
+        if _difference(again, border):
+            number = names.index(name)
+            _compare(trial.repeated.borders[number], border, f"a second run, after the {name} task,")
     return "two runs agree in every byte"
 
 
@@ -104,14 +102,29 @@ def resumes_at_the_border(trial: Trial) -> str:
     """A new object that is given the deployed adapter and `state` from disk goes on as if never stopped."""
     if len(trial.lessons) == 1:
         raise DoesNotApply("it is one lesson, without a border to stop at")
-    if different := _difference(trial.stopped[1], trial.whole.borders[1]):
-        if _difference(trial.repeated.borders[1], trial.whole.borders[1]):
-            raise DoesNotApply("the same seed does not give the same bytes")
+    if not _difference(trial.stopped[1], trial.whole.borders[1]):
+        return "stopped and gone on with: every byte as uninterrupted"
+    if different := _ends_elsewhere(trial, trial.stopped_at_the_border):
         raise Fails(
             f"stopped after the first task and gone on with, it ends elsewhere: {different} differs. What the next "
             "task needs belongs into `state` and is taken back in `restore` or `resume`"
         )
     return "stopped and gone on with: every byte as uninterrupted"
+
+
+def resumes_inside_a_task(trial: Trial) -> str:
+    """Stopped after a step inside its last task, a new object at the border before goes on from the checkpoint."""
+    whole = trial.whole.borders[-1]
+    if different := _difference(trial.stopped[-1], whole) or _told_apart(trial.stopped[-1], whole):
+        if len(trial.lessons) > 1 and _ends_elsewhere(trial, trial.stopped_at_the_border):
+            raise DoesNotApply("it does not even go on from the border before: see the clause on that")
+        if _difference(trial.repeated.borders[-1], whole):
+            raise DoesNotApply(NO_SEED)
+        raise Fails(
+            f"stopped after step {STOPS_AFTER} of the last task and gone on with, it ends elsewhere: {different} "
+            "differs. Name the attributes that change between `begin_task` and `end_task` in `within_task`"
+        )
+    return f"stopped after step {STOPS_AFTER} of the last task and gone on with: every byte as uninterrupted"
 
 
 def acts(trial: Trial) -> str:
@@ -191,6 +204,7 @@ CLAUSES: dict[str, Callable[[Trial], str]] = {
     "frozen weights stay": frozen_stay,
     "loads in stock PEFT": stock_peft,
     "resumes at a border": resumes_at_the_border,
+    "resumes inside a task": resumes_inside_a_task,
     "any split, one gradient": any_split,
     "cost of a step": cost_is_flat,
     "options explained": options_explained,
@@ -202,6 +216,22 @@ def _compare(found: Border, wanted: Border, what: str) -> None:
         raise Fails(
             f"{what} ends elsewhere: {different} differs; draw by forgetless.seeds.generator(NAME, self.seed, task)"
         )
+
+
+def _ends_elsewhere(trial: Trial, borders: list[Border]) -> str:
+    """What differs after the last lesson; '' where nothing does. DoesNotApply where two whole runs differ too."""
+    different = _difference(borders[-1], trial.whole.borders[-1])
+    if different and _difference(trial.repeated.borders[-1], trial.whole.borders[-1]):
+        raise DoesNotApply(NO_SEED)
+    return different
+
+
+def _told_apart(one: Border, other: Border) -> str:
+    """The first of a task's losses and checks that differs; '' where none does."""
+    if one.losses != other.losses:
+        return "the loss of a step"
+    different = [a for a, b in zip(one.checks, other.checks, strict=True) if a != b]
+    return f"the check {different[0].name!r}" if different else ""
 
 
 def _difference(one: Border, other: Border) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import signal
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,17 +20,22 @@ from torch.utils.flop_counter import flop_registry
 from forgetless.contract.tiny import make_model, make_tokenizer
 from forgetless.data.batches import Encoder, Example
 from forgetless.data.tasks import Row, Stream, Task
+from forgetless.errors import Stopped
+from forgetless.learning.checkpoint import Checkpoints, SaveSettings
 from forgetless.learning.engine import Engine
+from forgetless.learning.signals import Signals
 from forgetless.learning.state import load_state, save_state
 from forgetless.learning.step import TrainSettings, learn_task
 from forgetless.methods.base import Check, Lesson, Method, Options, penalty_acts
 from forgetless.model.adapters import Adapters, LoraSettings, Pair, named
 from forgetless.model.attention import use_blocked_attention
+from forgetless.runs.folder import RunFolder
 
 SEED = 0
 SETTINGS = TrainSettings(
     learning_rate=2e-2, num_train_epochs=3, batch_size=3, micro_batch_size=3, lr_scheduler_type="constant"
 )
+STOPS_AFTER = 4  # of a lesson's six steps
 LORA = LoraSettings(r=4, target_modules=["q_proj", "v_proj", "down_proj"])  # square, and not in either direction
 TASKS = {
     "colour": {"sky": "blue", "grass": "green", "blood": "red", "sea": "blue", "leaf": "green", "rose": "red"},
@@ -104,15 +111,16 @@ class Run:
     def learn(self, lessons: list[Lesson], first: int = 0) -> Run:
         for number, lesson in enumerate(lessons):
             if number >= first:
-                self.borders.append(self._learn(number, lesson))
+                self.borders.append(self.learn_one(number, lesson))
         return self
 
-    def _learn(self, number: int, lesson: Lesson) -> Border:
+    def learn_one(self, number: int, lesson: Lesson, checkpoints: Checkpoints | None = None) -> Border:
+        """A whole lesson; what is left of it where there is a checkpoint inside it."""
         method = self.method
-        records: list[dict] = []
+        records: list[dict] = checkpoints.records if checkpoints else []
         method.begin_task(number)
         past = {name: tensor.clone() for name, tensor in named(method.adapters.past()).items()}
-        self.train(number, lesson.rows, records.append)
+        self.train(number, lesson.rows, records.append, checkpoints=checkpoints)
         method.end_task(number, lesson.rows)
         shares = [record["penalty_share"] for record in records if "penalty_share" in record]
         checks = [*method.checks(), *penalty_acts(shares)]
@@ -124,7 +132,32 @@ class Run:
         moved = self._moved(past)
         return Border([one["loss"] for one in records], pairs, self._logits(), (kept, values), checks, moved)
 
-    def train(self, number: int, rows: tuple[Row, ...], log=lambda record: None, steps: int = -1) -> None:
+    def stop_inside(self, number: int, lesson: Lesson, checkpoints: Checkpoints) -> None:
+        """Begins a lesson and is stopped by a signal in a step, which is finished and saved."""
+
+        def log(record: dict) -> None:
+            checkpoints.records.append(record)
+            if record["step"] == STOPS_AFTER:
+                checkpoints.signals.received = signal.SIGTERM
+
+        self.method.begin_task(number)
+        with suppress(Stopped):
+            self.train(number, lesson.rows, log, checkpoints=checkpoints)
+
+    def checkpoints(self, root: Path, number: int, lesson: Lesson) -> Checkpoints:
+        return Checkpoints(
+            RunFolder(root), number + 1, lesson.name, self.method, self.bench.engine, SaveSettings(save_minutes=0),
+            signals=Signals(), say=lambda text: None,
+        )  # fmt: skip
+
+    def train(
+        self,
+        number: int,
+        rows: tuple[Row, ...],
+        log=lambda record: None,
+        steps: int = -1,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
         """All of a task's steps, or some."""
         examples = [self.method.encoder(row) for row in rows]
         learn_task(
@@ -135,6 +168,7 @@ class Run:
             seed=SEED,
             task=number,
             log=log,
+            checkpoints=checkpoints,
         )
 
     def _logits(self) -> Tensor:
@@ -168,23 +202,44 @@ class Trial:
         return self.bench.lessons(self.kind(**self.options))
 
     @cached_property
-    def stopped(self) -> tuple[Border, Border]:
-        """After the first lesson, and after the second by a new object that was given only what is on disk."""
-        run, again = (self.bench.build(self.kind, self.options) for _ in range(2))
-        [first] = run.learn(self.lessons[:1]).borders
-        method, fresh = run.method, again.method
-        with TemporaryDirectory() as folder:
-            method.adapters.save(Path(folder) / "adapter", method.export())
-            save_state(Path(folder), method.state())
-            fresh.task = 0
-            fresh.resume(fresh.adapters.load(Path(folder) / "adapter"), load_state(Path(folder)), 0)
-        [second] = again.learn(self.lessons, first=1).borders
-        return first, second
+    def stopped(self) -> list[Border]:
+        """Of a run that is stopped before its last lesson and once more inside it; each time a new object goes on that
+        is given only what is on disk.
+        """
+        return self._gone_on(inside=True)
+
+    @cached_property
+    def stopped_at_the_border(self) -> list[Border]:
+        """Of a run that is stopped before its last lesson only; needed only where `stopped` ends elsewhere."""
+        return self._gone_on(inside=False)
 
     @cached_property
     def repeated(self) -> Run:
-        """Both tasks once more; needed only where a stopped run ends elsewhere."""
+        """Both tasks once more, likewise."""
         return self.bench.build(self.kind, self.options).learn(self.lessons)
+
+    def _gone_on(self, inside: bool) -> list[Border]:
+        *before, lesson = self.lessons
+        with TemporaryDirectory() as folder:
+            run, root = self.bench.build(self.kind, self.options), Path(folder)
+            borders = run.learn(before).borders
+            if before:
+                run.method.adapters.save(root / "adapter", run.method.export())
+                save_state(root, run.method.state())
+                run = self._resumed(root)
+            if inside:
+                run.stop_inside(len(before), lesson, run.checkpoints(root, len(before), lesson))
+                run = self._resumed(root)
+            return [*borders, run.learn_one(len(before), lesson, run.checkpoints(root, len(before), lesson))]
+
+    def _resumed(self, root: Path) -> Run:
+        """A new object at the border that was saved; at the beginning where none was."""
+        run = self.bench.build(self.kind, self.options)
+        if (root / "adapter").exists():
+            method, number = run.method, len(self.lessons) - 2
+            method.task = number
+            method.resume(method.adapters.load(root / "adapter"), load_state(root), number)
+        return run
 
     @property
     def plain(self) -> Run:

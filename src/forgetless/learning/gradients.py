@@ -83,7 +83,7 @@ def set_step_gradient(parameters: Sequence[Tensor], vector: Tensor) -> None:
 
 
 def _part(adapters: Adapters, encoder: Encoder, examples: list) -> Part:
-    return collate(examples, encoder.tokenizer.pad_token_id, adapters.parameters()[0].device)
+    return collate(examples, encoder.tokenizer.pad_token_id, adapters.device)
 
 
 def _logits(adapters: Adapters, part: Part) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +13,12 @@ from forgetless.errors import UsageError
 from forgetless.seeds import generator
 
 POLICIES = ("reservoir", "quota")
+
+
+def some(rows: Sequence[Row], count: int, *seed: int | str) -> list[Row]:
+    """`count` distinct rows (fewer if there are fewer), as a function of the seed."""
+    order = torch.randperm(len(rows), generator=generator(*seed))
+    return [rows[i] for i in order[:count].tolist()]
 
 
 @dataclass
@@ -49,8 +56,7 @@ class Memory:
 
     def draw(self, count: int, *seed: int | str) -> list[Row]:
         """`count` distinct rows (fewer if fewer are kept), as a function of the seed."""
-        order = torch.randperm(len(self.rows), generator=generator("replay", self.seed, *seed))
-        return [self.rows[i] for i in order[:count].tolist()]
+        return some(self.rows, count, "replay", self.seed, *seed)
 
     def _keep(self, task: int, rows: tuple[Row, ...], count: int) -> None:
         order = torch.randperm(len(rows), generator=generator("memory", self.seed, task))

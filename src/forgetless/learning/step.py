@@ -9,7 +9,7 @@ from itertools import islice
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import get_scheduler
 
 from forgetless.data.batches import Example, collate, split
@@ -127,13 +127,16 @@ def learn_task(
             share = engine.add_gradient(penalty, parameters)
         tokens = sum(len(example.ids) for example in batch)
         record: dict = {"step": step + 1, "steps": steps, "learning_rate": rate, "tokens": tokens}
-        if fault := not_finite(total, parameters):
+        norm = gradient_norm(parameters)
+        if fault := not_finite(total, norm):
             skipped += 1
             record["skipped"] = allowed_fault(f"task {task + 1}, step {step + 1}: {fault}", skipped, settings)
             optimizer.zero_grad()
         else:
             method.after_backward()  # the whole gradient, before clipping
-            norm = clip_grad_norm_(parameters, settings.max_grad_norm or math.inf)
+            if method.has("after_backward"):
+                norm = gradient_norm(parameters)  # of what it made of it
+            clip_grads_with_norm_(parameters, settings.max_grad_norm or math.inf, norm)
             optimizer.step()
             optimizer.zero_grad()
             method.after_step(optimizer)
@@ -148,9 +151,13 @@ def learn_task(
     model.eval()
 
 
-def not_finite(loss: Tensor, parameters: list[Tensor]) -> str:
+def gradient_norm(parameters: list[Tensor]) -> Tensor:
+    """||g||₂ over all parameters."""
+    return get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def not_finite(loss: Tensor, norm: Tensor) -> str:
     """'loss nan, gradient norm nan' where either is no finite number, else nothing."""
-    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
     return "" if math.isfinite(float(loss) + float(norm)) else f"loss {float(loss)}, gradient norm {float(norm)}"
 
 

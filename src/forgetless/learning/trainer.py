@@ -20,9 +20,10 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from forgetless.data.batches import Encoder
+from forgetless.data.readers import read_rows
 from forgetless.errors import UsageError
 from forgetless.learning.engine import Engine
-from forgetless.methods.base import Check, Method, overrides, penalty_acts
+from forgetless.methods.base import Check, Method, penalty_acts
 from forgetless.model.adapters import Attached
 from forgetless.progress import console
 
@@ -32,33 +33,50 @@ class MethodCallback(TrainerCallback):
 
     past: folders of the adapters of earlier tasks, which O-LoRA keeps the new one orthogonal to. The trained model is
     to compute with them: merge them into its base first.
+    old_rows: training rows of earlier tasks, as `read_rows` reads them, of which EWC takes the Fisher information when
+    training begins: the adapter is then to be what those tasks left.
+    max_length: tokens of an old row; a longer prompt loses its beginning.
 
     Logged as `method/penalty` and `method/penalty_share`, and what the method itself logs. When training ends, `checks`
     says whether the method acted, and what did not is printed. `save` writes the adapter to deploy.
 
-    Raises `UsageError` for a method that makes the rows, loss or gradient of a step itself, for one that has nothing to
-    do without `past`, a model without one active LoRA adapter, fp16, and weights or gradients that others hold.
+    Raises `UsageError` for a method that cannot act here (`Method.only_here`), for one that has nothing to do without
+    `past` or `old_rows`, a model without one active LoRA adapter, fp16, and weights or gradients that others hold.
     """
 
-    def __init__(self, trainer: Trainer, method: Method, past: Sequence[str | Path] = ()):
+    def __init__(
+        self,
+        trainer: Trainer,
+        method: Method,
+        past: Sequence[str | Path] = (),
+        old_rows: str | Path | None = None,
+        max_length: int = 512,
+    ):
         self.trainer, self.method, self.name = trainer, method, type(method).__name__
         self.past = [Path(folder) for folder in past]
         self.checks: list[Check] = []
         self._inner: Callable[..., Tensor] | None = None
-        self._check_method()
+        self._check_method(old_rows)
         self._check_trainer()
+        self.encoder = Encoder(trainer.processing_class, max_length)  # type: ignore[arg-type]  # a tokenizer
+        self.old_rows = tuple(read_rows(old_rows).rows) if old_rows else ()
 
     # ------------------------------------------------------------------ the trainer's events
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        model, method, task = kwargs["model"], self.method, int(bool(self.past))
-        encoder = Encoder(self.trainer.processing_class, 0)  # type: ignore[arg-type]  # no row is encoded
-        method.start(Attached(model, self.past, args.seed), encoder, args.seed)
+        method, task = self.method, int(bool(self.past or self.old_rows))
+        method.start(Attached(kwargs["model"], self.past, args.seed), self.encoder, args.seed)
         if state.global_step and method.state().tensors:
             raise UsageError(f"{self.name}: training goes on from a checkpoint, which does not hold the method's state")
+        if self.old_rows:  # earlier tasks end here, with what the method makes of their rows
+            method.begin_task(0)
+            method.end_task(0, self.old_rows)
         method.begin_task(task)
-        if method.penalty() is None and not overrides(type(method), "after_step"):
-            raise UsageError(f"{self.name}: nothing to do; give the adapters of earlier tasks as past=[FOLDER, ...]")
+        if method.penalty() is None and not method.has("after_step"):
+            raise UsageError(
+                f"{self.name}: nothing to do; give what it needs of earlier tasks: their adapters as "
+                "past=[FOLDER, ...], or for a method that measures something on their rows old_rows=FILE"
+            )
         self.parameters = method.adapters.parameters()
         self.shares: list[float] = []
         self.told: dict[str, float] = {}
@@ -111,12 +129,11 @@ class MethodCallback(TrainerCallback):
 
     # ------------------------------------------------------------------ what cannot be
 
-    def _check_method(self) -> None:
-        if own := self.method.own_step():
-            raise UsageError(
-                f"{self.name}: makes {', '.join(own)} of a step itself, which a trainer does not let it; learn with "
-                "`forgetless learn`"
-            )
+    def _check_method(self, old_rows: str | Path | None) -> None:
+        if why := self.method.only_here():
+            raise UsageError(f"{self.name}: {why}; learn with `forgetless learn`")
+        if old_rows and not self.method.has("end_task"):
+            raise UsageError(f"{self.name}: makes nothing of old rows; leave old_rows out")
 
     def _check_trainer(self) -> None:
         trainer = self.trainer

@@ -3,6 +3,7 @@
 from forgetless.methods.agem import AGEM
 from forgetless.methods.base import HOOKS, Check, Lesson, Method, State
 from forgetless.methods.clora import CLoRA
+from forgetless.methods.corda import CorDA
 from forgetless.methods.duallora_reconstructed import DualLoRAReconstructed
 from forgetless.methods.ewc import EWC
 from forgetless.methods.gem import GEM
@@ -13,6 +14,7 @@ from forgetless.methods.ilora import ILoRA
 from forgetless.methods.incremental import Incremental
 from forgetless.methods.inflora import InfLoRA
 from forgetless.methods.joint import Joint
+from forgetless.methods.loranull import LoRANull
 from forgetless.methods.lori import LoRI
 from forgetless.methods.lwf import LwF
 from forgetless.methods.mtllora import MTLLoRA
@@ -20,6 +22,7 @@ from forgetless.methods.nlora import NLoRA
 from forgetless.methods.ogd import OGD
 from forgetless.methods.olora import OLoRA
 from forgetless.methods.oplora import OPLoRA
+from forgetless.methods.osf import OSF
 from forgetless.methods.per_task import PerTask
 from forgetless.methods.raclora import RACLoRA
 from forgetless.methods.replay import Replay
@@ -47,6 +50,9 @@ METHODS: dict[str, type[Method]] = {
     "raclora": RACLoRA,
     "clora": CLoRA,
     "oplora": OPLoRA,
+    "osf": OSF,
+    "corda": CorDA,
+    "loranull": LoRANull,
     "lori": LoRI,
     "slao": SLAO,
     "hiddenkey": HiddenKey,

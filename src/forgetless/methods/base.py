@@ -197,16 +197,28 @@ class Method:
 
     def checks(self) -> list[Check]:
         """Evidence that the method did something in the task that just ended."""
-        size = sum(float((pair.B.detach().float() ** 2).sum()) for pair in self.adapters.pairs().values()) ** 0.5
+        size = norm_of_B(self.adapters.pairs())
         return [Check("adapter", size, size > 0, "norm of B: the adapter changes the model's answers")]
 
     # -------------------------------------------------------------------------- in others' loops
 
-    def own_step(self) -> list[str]:
-        """The hooks with which it makes rows, loss or gradient of a step itself: with them it needs our loop."""
-        return [hook for hook in ("batch", "loss", "after_backward") if overrides(type(self), hook)]
+    def only_here(self) -> str:
+        """Why it cannot act in another's trainer, which leaves it `penalty` and `after_step` on pairs that are the
+        trainer's; empty where it can.
+        """
+        if own := [hook for hook in ("prepare", "batch", "loss", "after_backward") if self.has(hook)]:
+            return f"makes {', '.join(own)} of a step itself, which a trainer does not let it"
+        if not self.plain_pairs:
+            return "draws, merges or scales the pairs itself, and these are the trainer's"
+        if not (self.has("penalty") or self.has("after_step")):
+            return "has neither a penalty nor anything to do after a step"
+        return ""
 
     # ----------------------------------------------------------------------------------- helpers
+
+    def has(self, hook: str) -> bool:
+        """Whether it has a hook of its own."""
+        return overrides(type(self), hook)
 
     def logits(self, part: Part, *, hidden: bool = False):
         """Logits (answers, vocabulary) of a part, and its hidden states if asked for."""
@@ -228,6 +240,11 @@ def penalty_acts(shares: Sequence[float]) -> list[Check]:
     share = statistics.median(shares)
     meaning = "median over steps of ||penalty's gradient|| / ||loss gradient||; below 0.001 the penalty does nothing"
     return [Check("penalty share", share, share > 1e-3, meaning)]
+
+
+def norm_of_B(pairs: dict[str, Pair]) -> float:
+    """||B||_F over all layers: 0 where the pairs change nothing."""
+    return sum(float(pair.B.detach().float().square().sum()) for pair in pairs.values()) ** 0.5
 
 
 def each_layer(current: dict[str, Pair], past: dict[str, Pair]) -> Iterator[tuple[Pair, Pair]]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
 from forgetless.learning.gradients import each_gradient, flat
+from forgetless.learning.memory import some
 from forgetless.methods.base import Check, Method, State
 from forgetless.model.answers import token_losses
 from forgetless.seeds import generator
@@ -70,16 +71,18 @@ class EWC(Method):
         super().start(adapters, encoder, seed)
         self.anchor = flat(adapters.parameters()).detach().clone()  # θ̄ (parameters,)
         self.F = torch.zeros_like(self.anchor)
+        self.holds = False  # whether a task's Fisher is in F
         self.constant = 0.0  # Σ_k c_k
 
     def penalty(self) -> Tensor | None:
-        if not self.lam or self.task == 0:
+        if not (self.lam and self.holds):
             return None
         return self.lam / 2 * (quadratic(flat(self.adapters.parameters()), self.F, self.anchor) + self.constant)
 
     def end_task(self, task: int, rows: tuple[Row, ...]) -> None:
-        if not self.lam:
+        if not (self.lam and rows):  # a trainer's task ends without rows
             return
+        self.holds = True
         F, optimum = self.information(task, rows), flat(self.adapters.parameters()).detach().clone()
         if self.online:
             self.F, self.anchor = self.gamma * self.F + F, optimum
@@ -89,8 +92,7 @@ class EWC(Method):
 
     def information(self, task: int, rows: tuple[Row, ...]) -> Tensor:
         """F of a task, (parameters,): the mean over rows of the squared gradient of log p(y | x)."""
-        order = torch.randperm(len(rows), generator=generator("fisher", self.seed, task))
-        chosen = [rows[i] for i in order[: self.fisher_rows].tolist()]
+        chosen = some(rows, self.fisher_rows, "fisher", self.seed, task)
 
         def log_likelihood(row: int, logits: Tensor, targets: Tensor) -> Tensor:
             if self.fisher == "true":
@@ -108,7 +110,7 @@ class EWC(Method):
 
     def restore(self, state: State) -> None:
         self.F, self.anchor = (state.tensors[name].to(self.F.device) for name in ("fisher", "anchor"))
-        self.constant = state.values["constant"]
+        self.constant, self.holds = state.values["constant"], True
 
     def checks(self) -> list[Check]:
         trace = float(self.F.sum())

@@ -11,18 +11,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 from forgetless.data.batches import Example, weigh
-from forgetless.data.streams import JUDGED_SEED, sample
-from forgetless.data.tasks import Row
-from forgetless.errors import DataError, RunError, UsageError
-from forgetless.forgetting.sides import answers_of
-from forgetless.forgetting.texts import PROMPTS, general_prompts, own_prompts, read_text
-from forgetless.learning.gradients import evaluating
+from forgetless.errors import RunError, UsageError
+from forgetless.learning.general_rows import own_answers, text_rows
 from forgetless.learning.memory import Memory
-from forgetless.learning.processes import agreed
 from forgetless.methods.base import Check, Method, State
 from forgetless.model.identity import json_digest
-
-MOST_ROWS = 10_000  # of a text, drawn once
 
 
 class GeneralReplay(Method):
@@ -59,30 +52,13 @@ class GeneralReplay(Method):
         super().start(adapters, encoder, seed)
         self.general.seed = seed
         if self.text and self.share:
-            self.general.rows = list(read_text(self.text, MOST_ROWS).rows)
-            for row in self.general.rows:  # a row that cannot be learnt is said before anything is trained
-                encoder(row)
+            self.general.rows = text_rows(self.text, encoder)
 
     def begin_task(self, task: int) -> None:
         super().begin_task(task)
         self.replayed = 0
         if self.share and not self.general.rows:
-            self.general.rows = agreed(self.own_answers())
-
-    def own_answers(self) -> list[Row]:
-        """The untouched base's greedy answers to packaged prompts that forgetting is not measured on by default."""
-        model, tokenizer = self.adapters.model, self.encoder.tokenizer
-        measured = set(general_prompts(PROMPTS))
-        others = [prompt for prompt in general_prompts() if prompt not in measured]
-        chosen = sample(others, self.prompts, seed=JUDGED_SEED, name="general replay", purpose="prompts")
-        asked = own_prompts(chosen, chat=bool(tokenizer.chat_template))
-        with evaluating(model), self.adapters.disabled():
-            answers = answers_of(model, tokenizer, asked, self.encoder.max_length, lambda: evaluating(model))
-        answered = zip(asked.answered(answers).rows, answers, strict=True)
-        rows = [row for row, answer in answered if answer.strip()]
-        if not rows:
-            raise DataError("general_replay: the base gives no answer to general prompts; give a `text` instead")
-        return rows
+            self.general.rows = own_answers(self.adapters, self.encoder, self.prompts)
 
     def batch(self, examples: list[Example], step: int) -> list[Example]:
         if not self.share:

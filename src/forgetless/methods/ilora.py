@@ -159,9 +159,8 @@ class ILoRA(Replay):
 
     def resume(self, adapter: dict[str, Pair], state: State, task: int) -> None:
         super().resume(adapter, state, task)
-        device = self.adapters.parameters()[0].device
         deployed = self.adapters.snapshot()
-        other = {name: tensor.to(device) for name, tensor in state.tensors.items()}
+        other = {name: tensor.to(self.adapters.device) for name, tensor in state.tensors.items()}
         if self.deploy == "fast":
             self.slow = other
         else:
@@ -170,9 +169,9 @@ class ILoRA(Replay):
                 for name, tensor in named(self.adapters.pairs()).items():
                     tensor.copy_(other[name])
 
-    def own_step(self) -> list[str]:
+    def only_here(self) -> str:
         """Without memory and consistency only the average is left, which goes with any loop."""
-        return super().own_step() if self.gamma or self.memory.capacity else []
+        return super().only_here() if self.gamma or self.memory.capacity else ""
 
     def end_task(self, task: int, rows: tuple[Row, ...]) -> None:
         super().end_task(task, rows)

@@ -54,7 +54,7 @@ class MTLLoRA(Method):
         super().start(adapters, encoder, seed)
         adapters.train_only("A")
         pairs = adapters.pairs()
-        device = next(iter(pairs.values())).A.device
+        device = adapters.device
         self.layer = {name: i for i, name in enumerate(pairs)}
         self.B = {name: nn.Parameter(torch.zeros(self.n, *pair.B.shape, device=device)) for name, pair in pairs.items()}
         self.Lambda = nn.Parameter(torch.zeros(len(pairs), adapters.settings.r, adapters.settings.r, device=device))

@@ -19,9 +19,9 @@ from torch import Tensor
 from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
 from forgetless.learning.gradients import each_gradient, flat, set_step_gradient, shaped, step_gradient
+from forgetless.learning.memory import some
 from forgetless.methods.base import Check, Method, State
 from forgetless.model.answers import token_losses
-from forgetless.seeds import generator
 
 DIRECTIONS_OF = ("logit", "loss")
 PROJECTED = ("step", "gradient")
@@ -100,8 +100,7 @@ class OGD(Method):
 
     def end_task(self, task: int, rows: tuple[Row, ...]) -> None:
         self.within = share_within(self.theta() - self.before_task, self.V)
-        order = torch.randperm(len(rows), generator=generator("directions", self.seed, task))
-        chosen = [rows[i] for i in order[: self.directions].tolist()]
+        chosen = some(rows, self.directions, "directions", self.seed, task)
         value = answer_logit if self.of == "logit" else answer_loss
         before = len(self.V)
         self.V = orthonormal(self.V, each_gradient(self.adapters, self.encoder, chosen, value))

@@ -46,17 +46,8 @@ class OPLoRA(Method):
         self.UV: dict[str, tuple[Tensor, Tensor]] = {}  # U_k (out, k) and V_k (in, k) of each layer
         for name, pair in adapters.pairs().items():
             (r, width), out = pair.A.shape, pair.B.shape[0]
-            self.UV[name] = leading(self._base(name, (out, width)), max(0, min(self.k, min(out, width) - r)))
+            self.UV[name] = leading(adapters.base_weight(name), max(0, min(self.k, min(out, width) - r)))
         self._project(gradients=False)
-
-    def _base(self, name: str, shape: tuple[int, int]) -> Tensor:
-        W = self.adapters.layers()[name].get_base_layer().get_parameter("weight").detach()
-        if W.shape != shape or not W.is_floating_point():
-            raise UsageError(
-                f"oplora needs the singular directions of {name}, and its weights are {W.dtype} {tuple(W.shape)}: "
-                "quantised. Load the base without quantisation, or take clora, which needs no weights."
-            )
-        return W
 
     def after_backward(self) -> None:
         self._project(gradients=True)

@@ -15,12 +15,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
-from forgetless.methods.base import Check, Method, State
-from forgetless.model.adapters import Pair, named
+from forgetless.methods.base import Check, Method, State, norm_of_B
+from forgetless.model.adapters import Pair, named, whole
 from forgetless.seeds import generator
 
 
@@ -122,7 +121,7 @@ class RACLoRA(Method):
         return {"block": self.block + 1}
 
     def checks(self) -> list[Check]:
-        size = sum(float((pair.B.detach().float() ** 2).sum()) for pair in self.export().values()) ** 0.5
+        size = norm_of_B(self.export())
         frozen = "A" if self.trains == "B" else "B"
         moved = max(
             float((getattr(pair, frozen).detach().cpu() - self.drawn(name)).abs().max())
@@ -140,16 +139,8 @@ def bounded(pairs: dict[str, Pair]) -> dict[str, Pair]:
     largest = max(min(pair.A.shape[1], pair.B.shape[0]) for pair in pairs.values())
     if next(iter(pairs.values())).A.shape[0] <= largest:
         return pairs
-    return {name: _of_product(pair, largest) for name, pair in pairs.items()}
-
-
-def _of_product(pair: Pair, rank: int) -> Pair:
-    product = (pair.B.double() @ pair.A.double()).float()
-    out, width = product.shape
-    identity = torch.eye(min(out, width), device=product.device)
-    A, B = (identity, product) if width <= out else (product, identity)
-    room = rank - A.shape[0]
-    return Pair(pad(A, (0, 0, 0, room)), pad(B, (0, room)), pair.scale)
+    products = {name: (pair.B.double() @ pair.A.double()).float() for name, pair in pairs.items()}
+    return {name: whole(products[name], largest, pair.scale) for name, pair in pairs.items()}
 
 
 def projector(A: Tensor) -> Tensor:

@@ -140,8 +140,8 @@ class SDLoRA(Incremental):
         self.adapters.set_current(current)
         if state.values["ranks"]:
             directions = {n: Pair(pair.A[:-r], state.tensors[f"{n}.B"], pair.scale) for n, pair in adapter.items()}
-            device = next(iter(self.adapters.pairs().values())).A.device
-            self._keep(directions, state.tensors["magnitudes"].to(device), tuple(state.values["ranks"]))
+            magnitudes = state.tensors["magnitudes"].to(self.adapters.device)
+            self._keep(directions, magnitudes, tuple(state.values["ranks"]))
 
     def told(self) -> dict[str, float]:
         means = self.a.detach().mean(0).tolist() if self.ranks else []

@@ -131,12 +131,15 @@ class Together(Method):
     def checks(self) -> list[Check]:
         return list(dict.fromkeys(check for part in self.parts.values() for check in part.checks()))
 
-    def own_step(self) -> list[str]:
-        return sorted({hook for part in self.parts.values() for hook in part.own_step()})
+    def only_here(self) -> str:
+        return next((f"({name}) {why}" for name, part in self.parts.items() if (why := part.only_here())), "")
+
+    def has(self, hook: str) -> bool:
+        return any(part.has(hook) for part in self.parts.values())
 
     def _whose(self, hook: str) -> Method:
         """The part that changes a hook; the last where none does."""
-        return next((part for part in self.parts.values() if overrides(type(part), hook)), self.last)
+        return next((part for part in self.parts.values() if part.has(hook)), self.last)
 
 
 def together(kinds: dict[str, type[Method]]) -> type[Together]:

@@ -26,6 +26,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from forgetless.errors import RunError, UsageError, short
@@ -134,6 +135,21 @@ class Adapters:
         """The trainable tensors, in a fixed order."""
         trained = [getattr(pair, side) for pair in self.pairs().values() for side in self._trained]
         return trained + ([self._magnitudes.values] if self._magnitudes else []) + [*self._beside]
+
+    def base_weight(self, name: str) -> Tensor:
+        """W (out, in) of a layer; UsageError where it is quantised."""
+        pair, layer = self.pairs()[name], self.layers()[name]
+        W = layer.get_base_layer().get_parameter("weight").detach()
+        if W.shape != (pair.B.shape[0], pair.A.shape[1]) or not W.is_floating_point():
+            raise UsageError(
+                f"this method works on the weights of {name} as numbers, and they are {W.dtype} {tuple(W.shape)}: "
+                "quantised. Load the base without quantisation, or take clora, which needs no weights."
+            )
+        return W
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.pairs().values())).A.device
 
     def base_parameters(self) -> int:
         """How many parameters the base has, without any adapter's."""
@@ -338,10 +354,9 @@ class Attached(Adapters):
         if len(model.active_adapters) > 1 or not self._layers:
             active = ", ".join(model.active_adapters)
             raise UsageError(f"one LoRA adapter on linear layers must be active in the model; active: {active}")
-        device = self.parameters()[0].device
         found = [self.load(Path(folder)) for folder in folders]
         self._past = {
-            name: join([_scaled(pairs[name], found[0][name].scale, device) for pairs in found])
+            name: join([_scaled(pairs[name], found[0][name].scale, self.device) for pairs in found])
             for name in (self._layers if found else ())
         }
 
@@ -365,6 +380,12 @@ class Attached(Adapters):
 
     def set_past(self, pairs: dict[str, Pair]) -> None:
         self.reset(0)
+
+    def train_only(self, sides: str) -> None:
+        raise UsageError(f"this method trains {sides} alone, and what is trained here is the trainer's")
+
+    def compute_by(self, update: Update, parameters: Sequence[nn.Parameter] = (), kind: str = "LORA") -> None:
+        raise UsageError("this method computes the layers' update itself, and these layers are the trainer's")
 
 
 def _scaled(pair: Pair, scale: float, device: torch.device) -> Pair:
@@ -391,6 +412,15 @@ def join(pairs: list[Pair]) -> Pair:
     A = torch.cat([pair.A.detach() for pair in pairs], dim=0)
     B = torch.cat([pair.B.detach() for pair in pairs], dim=1)
     return Pair(A, B, first.scale)
+
+
+def whole(product: Tensor, rank: int, scale: float) -> Pair:
+    """A pair of `rank` whose B A is the product (out, in): itself times the identity, filled up with zeros."""
+    out, width = product.shape
+    identity = torch.eye(min(out, width), device=product.device)
+    A, B = (identity, product) if width <= out else (product, identity)
+    room = rank - A.shape[0]
+    return Pair(pad(A, (0, 0, 0, room)), pad(B, (0, room)), scale)
 
 
 def inner(a: Pair, b: Pair) -> float:

@@ -28,7 +28,6 @@ def second_moments(adapters: Adapters, examples: list[Example], pad: int) -> Mom
     first: dict[str, str] = {}
     last: list[tuple[str, Tensor]] = []  # the layer whose input was added last, and that input
     model = adapters.model.get_base_model()
-    device = next(iter(adapters.pairs().values())).A.device
 
     def add(name: str, mask: Tensor, layer: nn.Module, inputs: tuple) -> None:
         x = inputs[0]
@@ -42,7 +41,7 @@ def second_moments(adapters: Adapters, examples: list[Example], pad: int) -> Mom
     count = 0
     with torch.no_grad():
         for chosen in split(examples, ROWS):
-            part = collate(chosen, pad, device)
+            part = collate(chosen, pad, adapters.device)
             mask = part.mask.bool()
             count += int(mask.sum())
             hooks = [
