@@ -37,6 +37,10 @@ for; it grows when such a method would have to change.
 """
 
 
+ABOUT = ("paper", "task_id", "bound", "old_rows", "extra_memory", "extra_compute", "stock_peft")
+"""What a run's record tells of its method, so that readers need not have it."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One piece of evidence that a method acted on a task."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from forgetless.report.audit import Table
 from forgetless.report.words import clean, figure, number, p_value, percent, points, signed
 
@@ -16,7 +18,8 @@ NAMES = {
 DIFFERENCES = ("bwt", "forgetting", "fwt")  # in points
 CAUTIONS = (
     "An interval over seeds or orders says how runs differ, not how test rows do; one over rows says the reverse.",
-    "Fewer than three runs give values and no interval; a claim needs p < 0.05 after Holm's correction over all tests.",
+    "Fewer than three seeds and orders give values and no interval; a claim needs p < 0.05 after Holm's correction "
+    "over all tests.",
 )
 
 
@@ -34,6 +37,13 @@ def sentences(told: dict, record: dict) -> list[str]:
     front = [clean(one["label"]) for one in told["configurations"] if one["front"]]
     if front:
         lines.append(f"By their means no other both learns more and keeps more than: {', '.join(front)}.")
+    if any(one["chosen"] for one in told["configurations"]):
+        lines.append("A value that is said to be chosen was chosen on validation rows, for each order by itself.")
+    if len(told["texts"]) > 1:
+        lines.append(
+            "KL from the base was measured on different texts, whose beginnings of a hash stand beside it: it is "
+            "comparable on one text only, and where runs of one method have several it is left out."
+        )
     if len(record["sets"]) > 1:
         lines.append("Other runs have other tasks, test rows or bases: they are in tables of their own.")
     if record["unfinished"]:
@@ -54,7 +64,7 @@ def claim(test: dict) -> str:
 
 def tables(told: dict) -> list[Table]:
     """Figures, scores of tasks, differences, orders, replay, cost."""
-    found = [_figures(told), _tasks(told), _tests(told), _orders(told), *_replay(told), _cost(told)]
+    found = [_figures(told), _tasks(told), _tests(told), _orders(told), _chosen(told), *_replay(told), _cost(told)]
     return [table for table in found if table.rows]
 
 
@@ -77,11 +87,21 @@ def with_interval(key: str, one: dict) -> str:
 
 def _figures(told: dict) -> Table:
     rows = [
-        [_label(one), str(len(one["runs"])), one["varies"], *(with_interval(key, one["figures"][key]) for key in NAMES)]
+        [_label(one), _runs(one), one["over"] or "–", *(with_interval(key, one["figures"][key]) for key in NAMES)]
         for one in ranked(told)
     ]
+    if len(told["texts"]) > 1:
+        for row, one in zip(rows, ranked(told), strict=True):
+            row[-1] += f" [{', '.join(text[:6] for text in one['texts'])}]" if one["texts"] else ""
     head = ["method", "runs", "interval over", *NAMES.values()]
     return Table("Figures, % and points; KL in nats per token", head, rows, (CAUTIONS[1],))
+
+
+def _runs(one: dict) -> str:
+    """`6 (3 seeds, 2 orders)`."""
+    seeds = {str(run["seed"]) for run in one["runs"]}
+    told = [f"{many} {name}" for many, name in ((len(seeds), "seeds"), (len(one["orders"]), "orders")) if many > 1]
+    return f"{len(one['runs'])} ({', '.join(told)})" if len(told) > 1 else str(len(one["runs"]))
 
 
 def ranked(told: dict) -> list[dict]:
@@ -139,6 +159,19 @@ def _orders(told: dict) -> Table:
     return Table("Order of tasks: average accuracy, each order the mean of its runs", head, rows)
 
 
+def _chosen(told: dict) -> Table:
+    rows = [
+        [_label(one), clean(name), ", ".join(clean(str(value)) for value in choice["among"]), _counted(choice["values"])]
+        for one in ranked(told) for name, choice in one["chosen"].items()
+    ]  # fmt: skip
+    return Table("Chosen on validation rows", ["method", "option", "among", "chosen (runs)"], rows)
+
+
+def _counted(values: list) -> str:
+    """`0.001 (4), 0.002 (2)`, the commonest first."""
+    return ", ".join(f"{clean(value)} ({many})" for value, many in Counter(map(str, values)).most_common())
+
+
 def _replay(told: dict) -> list[Table]:
     return [
         Table(
@@ -160,21 +193,30 @@ def _cost(told: dict) -> Table:
         cost = one["cost"]
         rows.append([
             _label(one), _amount(cost["rows_kept"]), _yes(cost["task_id"]), _yes(cost["label_set"]),
-            _amount(cost["trained"]), _amount(cost["deployed"]), _seconds(cost["seconds"]), _bytes(cost["memory"]),
-            "–" if cost["relative_compute"] is None else f"{cost['relative_compute']:.2f}×",
-            clean(cost["extra_compute"]), _yes(cost["stock_peft"]),
+            _amount(cost["trained"]), _amount(cost["deployed"]), _seconds(cost["seconds"]),
+            _seconds(cost["cpu_seconds"]), _seconds(cost["gpu_seconds"]), _bytes(cost["memory"]),
+            _times(cost["relative_tokens"]), _times(cost["relative_compute"]), clean(cost["extra_compute"]),
+            _yes(cost["stock_peft"]),
         ])  # fmt: skip
     head = ["method", "rows kept", "task id at test", "label set at test", "trained", "deployed",
-            "time", "peak memory", "tokens, relative", "extra compute", "stock PEFT"]  # fmt: skip
+            "time", "CPU time", "GPU time", "peak memory", "tokens, relative", "passes, relative", "extra compute",
+            "stock PEFT"]  # fmt: skip
     notes = (
-        "Trained at a time and deployed: numbers in adapters. Memory: the machine's peak, where it was recorded.",
-        "Tokens learnt from and replayed are relative to the naive sequence (or the least). – : not recorded.",
+        "Trained at a time and deployed: numbers in adapters. Time, processor time, time that a GPU was held, and the "
+        "process's peak of memory are of learning, without scoring.",
+        "Tokens: of the rows of all steps. Passes: tokens that went forward through the model + those that came back, "
+        "as counted while learning, with a method's extra passes; its products beside the model's are not in them. "
+        "Both are relative to the naive sequence (or the least). – : not recorded.",
     )
     return Table("What it takes", head, rows, notes)
 
 
 def _amount(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
+
+
+def _times(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}×"
 
 
 def _yes(value: bool | None) -> str:

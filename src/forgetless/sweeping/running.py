@@ -155,7 +155,10 @@ def _tried(plan: Plan, run: Run) -> dict[str, Any]:
         tasks = {task.name: task for task in plan.stream.tasks}
         stream = Stream(plan.stream.name, tuple(tasks[name] for name in run.tasks))
         config = replace(with_choice(run.config, chosen), stream=stream, output_dir=str(plan.folder.run(run)))
-        learn(config, _known_base(plan, run))
+        among = {name: [one.options[name] for one in run.candidates] for name in chosen}
+        told = {name.removeprefix("method."): {"value": value, "among": list(dict.fromkeys(among[name]))}
+                for name, value in chosen.items()}  # fmt: skip
+        learn(config, _known_base(plan, run), told)
         return {"status": DONE, "chosen": dict(chosen)}
     except ForgetlessError as error:
         return {"status": FAILED, "kind": type(error).__name__, "error": str(error)}
