@@ -210,6 +210,14 @@ class Method:
         """The hooks with which it makes rows, loss or gradient of a step itself: with them it needs our loop."""
         return [hook for hook in ("batch", "loss", "after_backward") if overrides(type(self), hook)]
 
+    # ----------------------------------------------------------------------------- what a step costs
+
+    def passes(self, rows: int, task: int) -> tuple[float, float] | None:
+        """Rows that go forward through the model in a step of task 0, 1, ... with `rows` new ones, and rows that come
+        back; of kept rows as many as a step asks for. None where a step costs more than passes.
+        """
+        return (rows, rows) if self.extra_compute.partition(";")[0] == "none" else None
+
     # ----------------------------------------------------------------------------------- helpers
 
     def logits(self, part: Part, *, hidden: bool = False):

@@ -131,6 +131,15 @@ class Together(Method):
     def checks(self) -> list[Check]:
         return list(dict.fromkeys(check for part in self.parts.values() for check in part.checks()))
 
+    def passes(self, rows: int, task: int) -> tuple[float, float] | None:
+        """Each part multiplies what the others make of a row."""
+        forward = backward = float(rows)
+        for part in self.parts.values():
+            if (told := part.passes(rows, task)) is None:
+                return None
+            forward, backward = forward * told[0] / rows, backward * told[1] / rows
+        return forward, backward
+
     def own_step(self) -> list[str]:
         return sorted({hook for part in self.parts.values() for hook in part.own_step()})
 

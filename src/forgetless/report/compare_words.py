@@ -161,7 +161,7 @@ def _orders(told: dict) -> Table:
 
 def _chosen(told: dict) -> Table:
     rows = [
-        [_label(one), clean(name), ", ".join(clean(str(value)) for value in choice["among"]), _counted(choice["values"])]
+        [_label(one), clean(name), ", ".join(map(clean, map(str, choice["among"]))), _counted(choice["values"])]
         for one in ranked(told) for name, choice in one["chosen"].items()
     ]  # fmt: skip
     return Table("Chosen on validation rows", ["method", "option", "among", "chosen (runs)"], rows)
