@@ -188,6 +188,16 @@ def test_front_and_cost(record):
     assert told["replay [memory=50%]"]["cost"]["rows_kept"] == 50 and cost["stock_peft"] and not cost["task_id"]
 
 
+def test_majority_and_base_stand_beside_every_score(record):
+    """Both score the same on all three tasks of the made-up runs."""
+    tables = compare_markdown(record).split("####")
+    for title, times in {"Figures": 1, "Scores at the end": 3, "How much old data": 2}.items():
+        [table] = [one for one in tables if one.strip().startswith(title)]
+        for name, score in (("majority answer", "50"), ("untouched base", "40")):
+            [line] = [line for line in table.splitlines() if name in line]
+            assert line.split("|").count(f" {score} ") == times, line
+
+
 def test_order_sensitivity(record):
     told = by_label(record)["sequential"]["by_order"]
     assert {tuple(one["order"]): one["runs"] for one in told} == {ORDERS[0]: 3, ORDERS[1]: 1}

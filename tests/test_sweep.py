@@ -23,7 +23,7 @@ from forgetless.learning.dryrun import Estimate
 from forgetless.learning.step import TrainSettings
 from forgetless.runs.folder import RunFolder, complete, read_json
 from forgetless.sweeping import commands, running, workers
-from forgetless.sweeping.definition import Entry, Sweep, sweep_of
+from forgetless.sweeping.definition import Entry, Sweep, read_sweep, sweep_of
 from forgetless.sweeping.folder import DONE, FAILED, RUNNING, STOPPED, WAITING
 from forgetless.sweeping.grid import cost_of, notes_of, orders_of, points, runs_of, with_choice
 from forgetless.sweeping.running import Judged, attempt, choose, open_plan, settle
@@ -269,6 +269,30 @@ def test_what_does_not_fit_is_said_before_anything_is_read(text, said):
     with pytest.raises(UsageError) as error:
         runs_of(sweep(text), TASKS)
     assert said in str(error.value) and str(error.value).startswith("sweep: ")
+
+
+EXAMPLES = {"demo": 18, "replay": 15, "collisions": 9, "slow-learner": 6, "four-tasks": 24, "forecast-sst2": 15,
+            "forecast-bbc": 15}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_are_what_they_say(name, monkeypatch):
+    file = Path(__file__).parents[1] / "examples" / f"sweep-{name}.yaml"
+    monkeypatch.chdir(file.parents[1])
+    said, told = file.read_text(), read_sweep(f"examples/sweep-{name}.yaml")
+    assert said.startswith(f"# forgetless sweep examples/sweep-{name}.yaml")
+    tasks = ("sst2", "bbc", "mmlu") if told.common["stream"] == "demo" else (told.common["stream"].partition(":")[2],)
+    found = runs_of(told, tasks)[1]
+    assert len(found) == EXAMPLES[name] and len({cell.config.seed for cell in found}) == 3
+    if name.startswith("forecast"):
+        config = found[0].config
+        assert len({cell.config.r for cell in found}) >= 5 and config.max_steps // config.forgetting_every >= 8
+        assert config.lr_scheduler_type == "constant" and config.forgetting_prompts
+
+
+def test_every_example_is_tested():
+    folder = Path(__file__).parents[1] / "examples"
+    assert {file.stem.removeprefix("sweep-") for file in folder.glob("sweep-*.yaml")} == set(EXAMPLES)
 
 
 def test_amounts_have_units():

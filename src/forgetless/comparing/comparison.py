@@ -335,7 +335,8 @@ def _replay_curves(configurations: list[list[dict]], labels: list[str], tasks: l
         ]
         if len({share for share, _ in members}) >= 2:
             ordered = sorted(naive + members, key=lambda one: one[0])
-            found.append({"method": name, "points": [_replayed(*one) for one in ordered]})
+            floors = {key: _floor(ordered[0][1], key) for key in ("majority", "untouched")}
+            found.append({"method": name, "points": [_replayed(*one) for one in ordered], **floors})
     return found
 
 
@@ -347,6 +348,12 @@ def kept_share(run: dict) -> float | None:
     """The share of each earlier task that a run keeps; None where it is no share, or was chosen run by run."""
     memory = None if "memory" in run["chosen"] else run["method"]["options"].get("memory")
     return float(memory.rstrip("% ")) / 100 if isinstance(memory, str) and memory.strip().endswith("%") else None
+
+
+def _floor(runs: list[dict], key: str) -> dict[str, float | None]:
+    """What the majority answer or the untouched base scores on the old tasks and on the newest one of the runs."""
+    rows = [run["untouched"] if key == "untouched" else [task[key] for task in run["tasks"]] for run in runs]
+    return {"old": _mean([_mean(row[:-1]) for row in rows]), "new": _mean([row[-1] for row in rows])}
 
 
 def _replayed(share: float, runs: list[dict]) -> dict:

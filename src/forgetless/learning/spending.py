@@ -17,9 +17,10 @@ PASSES = ("forward_tokens", "backward_tokens")
 class Spending:
     """Clocks that run on, and the peak of memory since it was last begun.
 
-    A token pass is one token through all layers: every call of the model counts its tokens as it embeds them, padding
-    with them, as going forward, and as coming back too where a derivative is recorded. A method's extra passes are
-    counted like the loop's own, and so are those over a task's rows before and after its steps.
+    A token pass is one token through all layers: every call of the model counts its tokens as it embeds them (padding
+    with them; what packed rows share, once) as going forward, and as coming back too where a derivative is recorded. A
+    method's extra passes are counted like the loop's own, and so are those over a task's rows before and after its
+    steps.
     """
 
     def __init__(self, embeddings: nn.Module, device: torch.device):

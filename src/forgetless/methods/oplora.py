@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from forgetless.errors import UsageError
+from forgetless.learning.sharding import whole
 from forgetless.methods.base import Check, Method
 from forgetless.model.adapters import Pair
 
@@ -50,7 +51,7 @@ class OPLoRA(Method):
         self._project(gradients=False)
 
     def _base(self, name: str, shape: tuple[int, int]) -> Tensor:
-        W = self.adapters.layers()[name].get_base_layer().get_parameter("weight").detach()
+        W = whole(self.adapters.layers()[name].get_base_layer().get_parameter("weight").detach())
         if W.shape != shape or not W.is_floating_point():
             raise UsageError(
                 f"oplora needs the singular directions of {name}, and its weights are {W.dtype} {tuple(W.shape)}: "

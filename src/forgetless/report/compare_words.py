@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from forgetless.report.audit import Table
+from forgetless.report.contents import mean
 from forgetless.report.words import clean, figure, number, p_value, percent, points, signed
 
 NAMES = {
@@ -16,6 +17,7 @@ NAMES = {
     "kl": "KL from the base",
 }
 DIFFERENCES = ("bwt", "forgetting", "fwt")  # in points
+FLOORS = (("majority answer", "majority"), ("untouched base", "untouched"))
 CAUTIONS = (
     "An interval over seeds or orders says how runs differ, not how test rows do; one over rows says the reverse.",
     "Fewer than three seeds and orders give values and no interval; a claim needs p < 0.05 after Holm's correction "
@@ -93,6 +95,17 @@ def _figures(told: dict) -> Table:
     if len(told["texts"]) > 1:
         for row, one in zip(rows, ranked(told), strict=True):
             row[-1] += f" [{', '.join(text[:6] for text in one['texts'])}]" if one["texts"] else ""
+    floors = [
+        [
+            name,
+            "–",
+            "–",
+            value_of("average_accuracy", mean([task[key] for task in told["tasks"]])),
+            *["–"] * (len(NAMES) - 1),
+        ]
+        for name, key in FLOORS
+    ]
+    rows = floors + rows
     head = ["method", "runs", "interval over", *NAMES.values()]
     return Table("Figures, % and points; KL in nats per token", head, rows, (CAUTIONS[1],))
 
@@ -120,10 +133,7 @@ def _label(one: dict) -> str:
 
 def _tasks(told: dict) -> Table:
     """Scores at the end, under what a model without learning reaches."""
-    rows = [
-        [name, *(value_of("score", task[key]) for task in told["tasks"])]
-        for name, key in (("majority answer", "majority"), ("untouched base", "untouched"))
-    ]
+    rows = [[name, *(value_of("score", task[key]) for task in told["tasks"])] for name, key in FLOORS]
     rows += [[_label(one), *(with_interval("score", task) for task in one["tasks"])] for one in ranked(told)]
     return Table("Scores at the end, %", ["", *(clean(task["name"]) for task in told["tasks"])], rows)
 
@@ -178,13 +188,18 @@ def _replay(told: dict) -> list[Table]:
             f"How much old data? {clean(curve['method'])}: scores at the end, %",
             ["kept of each task", "rows kept", "runs", "old tasks", "newest task"],
             [
-                [percent(one["share"]), "–" if one["rows_kept"] is None else figure(one["rows_kept"]),
-                 str(len(one["old"]["values"])), with_interval("score", one["old"]), with_interval("score", one["new"])]
-                for one in curve["points"]
+                *([name, "–", "–", *(value_of("score", curve[key][one]) for one in ("old", "new"))] for name, key in FLOORS),
+                *map(_replayed, curve["points"]),
             ],
         )
         for curve in told["replay"]
     ]  # fmt: skip
+
+
+def _replayed(one: dict) -> list[str]:
+    rows = "–" if one["rows_kept"] is None else figure(one["rows_kept"])
+    scores = (with_interval("score", one[key]) for key in ("old", "new"))
+    return [percent(one["share"]), rows, str(len(one["old"]["values"])), *scores]
 
 
 def _cost(told: dict) -> Table:
