@@ -149,6 +149,9 @@ def test_candidates_of_other_costs_take_other_steps():
     assert [one.config.max_steps for one in trials] == [40, 53]  # 60 / 1.5, 60 / 1.125
     assert [with_choice(cell.config, one).max_steps for one in cell.candidates] == [40, 53]
     assert [dict(one.options) for one in cell.candidates] == [{"method.replay_rows": 8}, {"method.replay_rows": 2}]
+    assert running._told(cell, cell.candidates[1]) == {
+        "replay_rows": {"value": 2, "among": [8, 2]}, "max_steps": {"value": 53, "among": [40, 53]},
+    }  # fmt: skip
     told = " ".join(notes_of(sweep(text), ("a", "b")))
     assert "replay 1.12 to 1.5" in told and "as many rows as a step asks for" in told
 

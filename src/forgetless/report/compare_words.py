@@ -188,7 +188,10 @@ def _replay(told: dict) -> list[Table]:
             f"How much old data? {clean(curve['method'])}: scores at the end, %",
             ["kept of each task", "rows kept", "runs", "old tasks", "newest task"],
             [
-                *([name, "–", "–", *(value_of("score", curve[key][one]) for one in ("old", "new"))] for name, key in FLOORS),
+                *(
+                    [name, "–", "–", value_of("score", curve[key]["old"]), value_of("score", curve[key]["new"])]
+                    for name, key in FLOORS
+                ),
                 *map(_replayed, curve["points"]),
             ],
         )

@@ -156,16 +156,23 @@ def _tried(plan: Plan, run: Run) -> dict[str, Any]:
         tasks = {task.name: task for task in plan.stream.tasks}
         stream = Stream(plan.stream.name, tuple(tasks[name] for name in run.tasks))
         config = replace(with_choice(run.config, taken), stream=stream, output_dir=str(plan.folder.run(run)))
-        among = {name: [one.options[name] for one in run.candidates] for name in chosen}
-        told = {name.removeprefix("method."): {"value": value, "among": list(dict.fromkeys(among[name]))}
-                for name, value in chosen.items()}  # fmt: skip
-        learn(config, _known_base(plan, run), told)
+        learn(config, _known_base(plan, run), _told(run, taken))
         return {"status": DONE, "chosen": chosen}
     except ForgetlessError as error:
         return {"status": FAILED, "kind": type(error).__name__, "error": str(error)}
     except Exception as error:
         traceback.print_exc()
         return {"status": FAILED, "kind": type(error).__name__, "error": f"{type(error).__name__}: {error}"}
+
+
+def _told(run: Run, taken: Candidate) -> dict[str, dict]:
+    """Each option that was chosen, with what it was chosen among; steps too, where candidates differ in them."""
+    found = {}
+    for name, value in {**taken.length, **taken.options}.items():
+        among = list(dict.fromkeys({**one.options, **one.length}[name] for one in run.candidates))
+        if name in taken.options or len(among) > 1:
+            found[name.removeprefix("method.")] = {"value": value, "among": among}
+    return found
 
 
 def _known_base(plan: Plan, run: Run) -> Path | None:
