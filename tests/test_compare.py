@@ -242,27 +242,40 @@ def test_a_method_stays_one_however_its_options_were_chosen(tmp_path):
     among = [1e-3, 2e-3, 5e-3]
     for order, rate in zip(ORDERS, (1e-3, 5e-3), strict=True):
         for seed in range(3):
-            chosen = {"learning_rate": {"value": rate, "among": among}}
+            chosen = {"learning_rate": {"value": rate, "among": among, "tasks_seen": 1}}
             made_run(tmp_path / f"{rate}-{seed}", "replay", seed=seed, order=order, learning_rate=rate,
                      falls=0.2 + 0.025 * seed, more={"chosen": chosen})  # fmt: skip
     made_run(tmp_path / "fixed", "replay", learning_rate=1e-3)
     record = compare([tmp_path])
     told = by_label(record)
-    assert set(told) == {"replay [learning_rate chosen among 0.001, 0.002, 0.005]", "replay [learning_rate=0.001]"}
+    assert set(told) == {
+        "replay [learning_rate chosen among 0.001, 0.002, 0.005 by trials on 1 task]",
+        "replay [learning_rate=0.001]",
+    }
     chosen, _ = told.values()
     assert len(chosen["runs"]) == 6 and chosen["over"] == "seeds"
     assert chosen["chosen"]["learning_rate"]["values"] == [1e-3] * 3 + [5e-3] * 3
     text = compare_markdown(record)
-    assert "Chosen on validation rows" in text and "0.001 (3), 0.005 (3)" in text
+    assert "Chosen on validation rows" in text and "| 1 of 3 | 0.001 (3), 0.005 (3) |" in text
+    assert "WITH SIGHT" not in text
     assert "chosen: learning_rate" in compare_csv(record)
 
 
 def test_a_chosen_share_of_memory_is_on_no_curve(tmp_path):
     for seed, share in enumerate(("5%", "20%")):
-        among = {"memory": {"value": share, "among": ["5%", "20%"]}}
+        among = {"memory": {"value": share, "among": ["5%", "20%"], "tasks_seen": 1}}
         made_run(tmp_path / share, "replay", seed=seed, options={"memory": share}, more={"chosen": among})
     [told] = compare([tmp_path])["sets"]
     assert [one["label"] for one in told["configurations"]] == ["replay [memory chosen]"] and told["replay"] == []
+
+
+def test_a_choice_that_saw_later_tasks_is_said(tmp_path):
+    choice = {"value": 1e-3, "among": [1e-3, 2e-3], "tasks_seen": 3}
+    made_run(tmp_path / "one", more={"chosen": {"learning_rate": choice}})
+    made_run(tmp_path / "two", more={"chosen": {"learning_rate": choice | {"tasks_seen": 1}}}, seed=1)
+    record = compare([tmp_path])
+    assert len(by_label(record)) == 2 and "by trials on 3 tasks" in next(iter(by_label(record)))
+    assert "WITH SIGHT OF ALL TASKS" in compare_markdown(record)
 
 
 @pytest.mark.parametrize(

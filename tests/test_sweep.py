@@ -150,7 +150,8 @@ def test_candidates_of_other_costs_take_other_steps():
     assert [with_choice(cell.config, one).max_steps for one in cell.candidates] == [40, 53]
     assert [dict(one.options) for one in cell.candidates] == [{"method.replay_rows": 8}, {"method.replay_rows": 2}]
     assert running._told(cell, cell.candidates[1]) == {
-        "replay_rows": {"value": 2, "among": [8, 2]}, "max_steps": {"value": 53, "among": [40, 53]},
+        "replay_rows": {"value": 2, "among": [8, 2], "tasks_seen": 1},
+        "max_steps": {"value": 53, "among": [40, 53], "tasks_seen": 1},
     }  # fmt: skip
     told = " ".join(notes_of(sweep(text), ("a", "b")))
     assert "replay 1.12 to 1.5" in told and "as many rows as a step asks for" in told
@@ -376,7 +377,9 @@ def test_every_run_is_a_run_folder_and_the_record_names_it(swept):
         assert run["config"]["learning_rate"] == cell["chosen"]["learning_rate"]
         best = max(cell["among"], key=lambda one: scores[one["trial"]])
         assert cell["chosen"] == best["options"]
-        assert run["chosen"] == {"learning_rate": {"value": cell["chosen"]["learning_rate"], "among": [0.001, 0.02]}}
+        assert run["chosen"] == {
+            "learning_rate": {"value": cell["chosen"]["learning_rate"], "among": [0.001, 0.02], "tasks_seen": 1}
+        }
         summary = read_json(folder / cell["folder"] / "summary.json")
         assert cell["average"] == pytest.approx(sum(summary["headline"]["matrix"][-1]) / 2)
     page = (folder / "sweep.md").read_text()
@@ -470,7 +473,7 @@ def test_without_its_trials_a_run_is_not_made(write, tmp_path, monkeypatch):
     file, folder = write(tmp_path, choose={"learning_rate": [0.001, 0.02]})
     plan = open_plan(file, folder)
 
-    def breaks(config, base):
+    def breaks(*given):
         raise MemoryError("no room")
 
     monkeypatch.setattr(running, "learn", breaks)

@@ -80,7 +80,13 @@ def _configurations(members: list[dict]) -> list[list[dict]]:
 def _decided(entry: dict) -> dict:
     """What decides a run beside method, seed and order; of what was chosen, among what."""
     told = {"precision": entry["precision"], **entry["settings"], **entry["method"]["options"]}
-    return told | {name: f"chosen among {', '.join(map(str, one['among']))}" for name, one in entry["chosen"].items()}
+    return told | {name: _choice(one) for name, one in entry["chosen"].items()}
+
+
+def _choice(one: dict) -> str:
+    """`chosen among 0.001, 0.002 by trials on 1 task`."""
+    among, seen = ", ".join(map(str, one["among"])), one["tasks_seen"]
+    return f"chosen among {among} by trials on {seen} task{'s' * (seen > 1)}"
 
 
 def _labels(configurations: list[list[dict]]) -> list[str]:
@@ -151,7 +157,8 @@ def _configuration(runs: list[dict], label: str, tasks: list[str]) -> dict:
         "settings": first["settings"],
         "bound": first["method"]["bound"],
         "chosen": {
-            name: {"among": one["among"], "values": [run["chosen"][name]["value"] for run in runs]}
+            name: {"among": one["among"], "tasks_seen": one["tasks_seen"]}
+            | {"values": [run["chosen"][name]["value"] for run in runs]}
             for name, one in first["chosen"].items()
         },
         "texts": texts,

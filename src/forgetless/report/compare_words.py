@@ -41,6 +41,10 @@ def sentences(told: dict, record: dict) -> list[str]:
         lines.append(f"By their means no other both learns more and keeps more than: {', '.join(front)}.")
     if any(one["chosen"] for one in told["configurations"]):
         lines.append("A value that is said to be chosen was chosen on validation rows, for each order by itself.")
+    if any(
+        one["tasks_seen"] >= len(told["tasks"]) > 1 for run in told["configurations"] for one in run["chosen"].values()
+    ):
+        lines.append("Some values were chosen WITH SIGHT OF ALL TASKS, which one who learns task by task cannot have.")
     if len(told["texts"]) > 1:
         lines.append(
             "KL from the base was measured on different texts, whose beginnings of a hash stand beside it: it is "
@@ -171,10 +175,13 @@ def _orders(told: dict) -> Table:
 
 def _chosen(told: dict) -> Table:
     rows = [
-        [_label(one), clean(name), ", ".join(map(clean, map(str, choice["among"]))), _counted(choice["values"])]
+        [_label(one), clean(name), ", ".join(map(clean, map(str, choice["among"]))),
+         f"{choice['tasks_seen']} of {len(told['tasks'])}", _counted(choice["values"])]
         for one in ranked(told) for name, choice in one["chosen"].items()
     ]  # fmt: skip
-    return Table("Chosen on validation rows", ["method", "option", "among", "chosen (runs)"], rows)
+    return Table(
+        "Chosen on validation rows", ["method", "option", "among", "tasks that trials saw", "chosen (runs)"], rows
+    )
 
 
 def _counted(values: list) -> str:

@@ -56,7 +56,7 @@ RUN = {
     "versions": Each(str),
     "history": Maybe([{"from": int, "versions": Each(str)}]),
     "adopted": Maybe([{"name": NAME, "kind": str, "sha256": str}]),
-    "chosen": Maybe(Each({"among": list})),
+    "chosen": Maybe(Each({"among": list, "tasks_seen": int})),
 }  # fmt: skip
 LEARNED = {"lesson": str, "rows": int, "steps": int,
            "checks": [{"name": str, "value": NUMBER, "ok": bool, "meaning": str}]}  # fmt: skip

@@ -171,7 +171,8 @@ def _told(run: Run, taken: Candidate) -> dict[str, dict]:
     for name, value in {**taken.length, **taken.options}.items():
         among = list(dict.fromkeys({**one.options, **one.length}[name] for one in run.candidates))
         if name in taken.options or len(among) > 1:
-            found[name.removeprefix("method.")] = {"value": value, "among": among}
+            seen = len(taken.trial.tasks)
+            found[name.removeprefix("method.")] = {"value": value, "among": among, "tasks_seen": seen}
     return found
 
 
