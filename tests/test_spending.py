@@ -34,7 +34,7 @@ def counted(name: str, options: dict, tiny: str) -> list[tuple[float, float]]:
     """Rows forward and back in a step of each of three tasks."""
     base = load_base(tiny, torch.float32)
     base.model.eval()
-    spending = Spending(transformer(base.model).get_input_embeddings(), torch.device("cpu"))
+    spending = Spending(torch.device("cpu"), transformer(base.model).get_input_embeddings())
     method = find_method(name)(**options)
     method.start(Adapters(base.model, LoraSettings(r=2), tiny, 0), Encoder(base.tokenizer, 64), 0)
     found = []
@@ -74,7 +74,7 @@ def test_what_costs_more_than_passes_says_nothing(tiny, unpacked):
 
 def test_what_is_measured_aside_counts_for_nothing(tiny):
     base = load_base(tiny, torch.float32)
-    spending, ids = Spending(base.model.get_input_embeddings(), torch.device("cpu")), torch.ones(1, 5, dtype=torch.long)
+    spending, ids = Spending(torch.device("cpu"), base.model.get_input_embeddings()), torch.ones(1, 5, dtype=torch.long)
     with spending.uncounted(), torch.no_grad():
         base.model(input_ids=ids)
     assert spending.clocks()["forward_tokens"] == 0
@@ -83,7 +83,7 @@ def test_what_is_measured_aside_counts_for_nothing(tiny):
 
 
 def test_a_peak_is_of_its_own_time():
-    spending = Spending(torch.nn.Embedding(2, 2), torch.device("cpu"))
+    spending = Spending(torch.device("cpu"))
     assert spending.peak() is None, "not begun"
     spending.begin()
     if not spending.anew:

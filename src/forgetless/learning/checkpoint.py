@@ -34,7 +34,6 @@ from forgetless.learning.signals import Signals
 from forgetless.learning.spending import PASSES, Spending
 from forgetless.methods.base import Method
 from forgetless.model.adapters import named
-from forgetless.model.base import transformer
 from forgetless.runs.folder import (
     FORMAT,
     MANIFEST,
@@ -85,8 +84,7 @@ class Checkpoints:
         self.settings, self.follows, self.signals, self.say = settings, follows, signals or Signals(), say
         self.found = engine.agree(self._newest() if engine.is_main else None)
         self.records: list[dict] = read_lines(self.found / "log.jsonl") if self.found else []
-        embeddings = transformer(method.adapters.model).get_input_embeddings()
-        self.spending = spending or Spending(embeddings, engine.device)
+        self.spending = spending or Spending(engine.device)
         # what was spent before it was stopped counts once, not on every process
         self.before = _spent_before(self.found if engine.is_main else None, [*self.spending.clocks(), "peak_memory"])
         self.began = self.spending.clocks()

@@ -106,7 +106,7 @@ def prepare(config: LearnConfig) -> Session:
                                      "`forgetless audit` does it afterwards"]  # fmt: skip
     method.start(adapters, encoder, config.seed)
     lessons = method.lessons(stream)
-    spending = Spending(transformer(adapters.model).get_input_embeddings(), engine.device)
+    spending = Spending(engine.device, transformer(adapters.model).get_input_embeddings())
     session = Session(
         config, stream, method, engine, base, encoder, adapters, lessons, notes, run, text, spending, adopted
     )

@@ -23,12 +23,13 @@ class Spending:
     steps.
     """
 
-    def __init__(self, embeddings: nn.Module, device: torch.device):
+    def __init__(self, device: torch.device, embeddings: nn.Module | None = None):
         self.device = device
         self.tokens = dict.fromkeys(PASSES, 0)
         self.aside = dict.fromkeys(self._now(), 0.0)
         self.anew = False  # whether the peak was begun anew
-        embeddings.register_forward_pre_hook(self._count)
+        if embeddings is not None:  # else no tokens are counted
+            embeddings.register_forward_pre_hook(self._count)
 
     def _count(self, embeddings: nn.Module, inputs: tuple) -> None:
         for kind, counts in zip(PASSES, (True, torch.is_grad_enabled()), strict=True):
