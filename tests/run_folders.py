@@ -18,11 +18,13 @@ SETTINGS = {"score_on": "test", "on_bad_row": "error", "r": 8, "lora_alpha": 16,
 def made_run(
     root: Path, method: str = "sequential", *, seed: int = 0, order: tuple[str, ...] = ("a", "b", "c"), rows: int = 40,
     learnt: float = 0.9, falls: float = 0.2, options: dict | None = None, base: str = "ab" * 16,
-    status: str = "complete", kept_rows: int | None = None, tokens: int = 100,
+    status: str = "complete", kept_rows: int | None = None, tokens: int = 100, text: str = "s",
+    about: dict | None = None, spent: dict | None = None, more: dict | None = None, **decides: object,
 ) -> Path:  # fmt: skip
     """A finished run: each task scores `learnt` when learnt and falls by `falls` with each later task.
 
-    The rows that are right are the first of each task, so that two runs differ in the fewest rows they can.
+    The rows that are right are the first of each task, so that two runs differ in the fewest rows they can. `about`,
+    `spent` and `more` go into the records of the method, of times and of the run; all else is what decides the run.
     """
     run = RunFolder(root)
     root.mkdir(parents=True)
@@ -33,12 +35,14 @@ def made_run(
         for name in order
     ]  # fmt: skip
     write_json(run.config, sealed({
-        "format": 1, "status": status, "stream": "made-up", "config": SETTINGS | {"seed": seed}, "decides": {},
-        "method": {"name": method, "options": options or {}, "summary": method, "stock_peft": True, "deployed": "last"},
+        "format": 1, "status": status, "stream": "made-up", "config": SETTINGS | {"seed": seed},
+        "decides": SETTINGS | {"seed": seed, "method": method, "method_options": options or {}} | decides,
+        "method": {"name": method, "options": options or {}, "summary": method, "stock_peft": True, "deployed": "last"}
+        | (about or {}),
         "base": {"weights": base, "tokenizer": "t", "chat_template": "c"}, "precision": "float32", "tasks": tasks,
         "model": {"name": "tiny", "parameters": 10_000, "trainable": 800},
         "lessons": [{"name": name, "last_task": i} for i, name in enumerate(order)], "versions": {"forgetless": "0"},
-    }))  # fmt: skip
+    } | (more or {})))  # fmt: skip
     _scored(run, 0, "base", order, rows, {name: 0.4 for name in order})
     for i, name in enumerate(order):
         with run.publish(run.task(i + 1, name)) as folder:
@@ -47,7 +51,7 @@ def made_run(
                 checks.append({"name": "kept rows", "value": kept_rows, "ok": True, "meaning": "rows in memory"})
             write_json(folder / "learned.json", {"lesson": name, "rows": 50, "steps": 2, "checks": checks})
             write_lines(folder / "log.jsonl", [{"step": s, "loss": 1.0 / s, "tokens": tokens} for s in (1, 2)])
-            write_json(folder / "times.json", {"seconds": 10.0, "cpu_seconds": 10.0})
+            write_json(folder / "times.json", {"seconds": 10.0, "cpu_seconds": 10.0} | (spent or {}))
             (folder / "adapter").mkdir()
             head = json.dumps({"A": {"dtype": "F32", "shape": [8, 100], "data_offsets": [0, 0]}}).encode()
             (folder / "adapter" / "adapter_model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head)
@@ -57,7 +61,7 @@ def made_run(
             means = {"kl": 0.1 * (i + 1), "cross_entropy": 1.6, "entropy": 1.5, "agree": 0.9}
             write_json(folder / "forgetting.json", {
                 "asked": "a", "per_token": means, "per_document": means, "interval": [0.05, 0.5],
-                "text": {"name": "t", "source": "s", "documents": 2, "tokens": 9, "sha256": "s"},
+                "text": {"name": "t", "source": "s", "documents": 2, "tokens": 9, "sha256": text},
             })  # fmt: skip
     return root
 

@@ -6,15 +6,18 @@ import csv
 import io
 import json
 import re
+import shutil
 import statistics
 import zipfile
 
+import numpy as np
 import pytest
 from pages import Page, opened_in_browser, self_contained
-from run_folders import made_run
+from run_folders import SETTINGS, made_run
 
 from forgetless.cli import main
-from forgetless.comparing.comparison import compare, paired_t, spread, varies
+from forgetless.comparing.clusters import mean_over, sampled
+from forgetless.comparing.comparison import compare, over, spread, varies
 from forgetless.comparing.entries import read_archive, read_entries
 from forgetless.errors import DataError, ForgetlessError, RunError, UsageError
 from forgetless.methods import METHODS
@@ -22,6 +25,7 @@ from forgetless.report.compare import compare_csv, compare_latex, compare_markdo
 from forgetless.report.compare_figures import figures
 from forgetless.report.figures import pdf, svg
 from forgetless.report.papers import PAPERS, bibtex
+from forgetless.runs.seal import sealed
 from forgetless.runs.search import run_folders
 
 ORDERS = (("a", "b", "c"), ("c", "a", "b"))
@@ -63,7 +67,8 @@ def test_runs_are_grouped_by_what_is_equal(record):
     told = by_label(record)
     assert set(told) == {"sequential", "replay [memory=10%]", "replay [memory=50%]", "joint"}
     assert told["sequential"]["varies"] == "seeds and orders" and told["replay [memory=10%]"]["varies"] == "seeds"
-    assert told["joint"]["varies"] == "rows" and told["joint"]["bound"]
+    assert told["sequential"]["over"] == "seeds", "two orders are no sample of orders"
+    assert told["joint"]["varies"] == told["joint"]["over"] == "rows" and told["joint"]["bound"]
 
 
 def test_means_and_intervals_by_hand(record):
@@ -76,12 +81,68 @@ def test_means_and_intervals_by_hand(record):
     assert by_label(record)["joint"]["tasks"][0]["low"] is not None
 
 
+def runs_of(seeds, orders=("ab",)) -> list[dict]:
+    """Every seed in every order; an order is its letters."""
+    return [{"seed": seed, "tasks": [{"name": name} for name in order]} for order in orders for seed in seeds]
+
+
 def test_two_runs_give_values_and_no_interval():
-    told = spread([0.5, 0.7])
+    told = spread([0.5, 0.7], runs_of(range(2)))
     assert told["mean"] == pytest.approx(0.6) and told["low"] is None
-    assert spread([0.5, None, 0.7, 0.9])["mean"] is None, "a missing value is not left out of a mean"
-    assert spread([0.5, 0.6, 0.7])["low"] is not None and spread([0.5, 0.5, 0.5])["low"] is None
-    assert spread([0.2, 0.9, 1.0], share=True)["high"] == 1.0 < spread([0.2, 0.9, 1.0])["high"]
+    assert spread([0.5, None, 0.7, 0.9], runs_of(range(4)))["mean"] is None, "a missing value is not left out of a mean"
+    three = runs_of(range(3))
+    assert spread([0.5, 0.6, 0.7], three)["low"] is not None and spread([0.5, 0.5, 0.5], three)["low"] is None
+    high = spread([0.2, 0.9, 1.0], three)["high"]
+    assert spread([0.2, 0.9, 1.0], three, share=True)["high"] == 1.0 < high
+
+
+# ------------------------------------------------------------------------------------------- seeds and orders
+
+
+def test_seeds_by_orders_by_hand():
+    """Two orders, three seeds: the seeds' means 1, 2, 3 over the orders: √(1/3), two degrees of freedom."""
+    values = [0.0, 1.0, 2.0, 2.0, 3.0, 4.0]  # the second order is better by 2
+    found = mean_over(values, {"seeds": [0, 1, 2] * 2, "orders": [0] * 3 + [1] * 3})
+    assert (found.value, found.error, found.freedom, found.groups) == pytest.approx((2.0, (1 / 3) ** 0.5, 2, 3))
+    # 3 x 3, order effects of 0, 3, 6 alone: V = 9/3 from the orders, 0 from the seeds
+    found = mean_over([o for o in (0.0, 3.0, 6.0) for _ in range(3)], crossing(3, 3))
+    assert (found.error**2, found.freedom) == pytest.approx((3.0, 2.0))
+    # both: 9/3 + 1/3, (10/3)² / (3²/2 + (1/3)²/2)
+    found = mean_over([o + s for o in (0.0, 3.0, 6.0) for s in range(3)], crossing(3, 3))
+    assert (found.error**2, found.freedom) == pytest.approx((10 / 3, (100 / 9) / (9 / 2 + 1 / 18)))
+
+
+def crossing(seeds: int, orders: int) -> dict[str, list[int]]:
+    return {"seeds": list(range(seeds)) * orders, "orders": [o for o in range(orders) for _ in range(seeds)]}
+
+
+def test_what_an_interval_is_over():
+    assert sampled(crossing(3, 3)) == ["seeds", "orders"] and sampled(crossing(3, 2)) == ["seeds"]
+    assert sampled(crossing(2, 3)) == ["orders"] and sampled(crossing(2, 2)) == [] == sampled(crossing(1, 1))
+    assert sampled({"seeds": list(range(6)), "orders": [0, 0, 1, 1, 2, 2]}) == ["orders"], (
+        "each order has seeds of its own"
+    )
+    assert sampled({"seeds": [0, 1, 2], "orders": [0, 1, 2]}) == ["seeds"], "counted once"
+    assert over(runs_of([None] * 3)) == "seeds", "matrices without a seed are different runs"
+    assert spread([0.1, 0.2, 0.3, 0.4], runs_of([0, 1], ("ab", "ba")))["low"] is None, (
+        "four runs, and no three of one kind"
+    )
+
+
+@pytest.mark.parametrize(("of_seed", "of_order", "least"), [(0.3, 1.0, 0.92), (1.0, 0.3, 0.92), (0.0, 0.0, 0.95)])
+def test_intervals_hold_the_mean_of_all_seeds_and_orders(of_seed, of_order, least):
+    """4 seeds x 4 orders, each with an effect of its own, and noise; counted as 16 runs, far fewer would hold it."""
+    rng, levels, held, naive = np.random.default_rng(0), crossing(4, 4), 0, 0
+    for _ in range(400):
+        seeds, orders = of_seed * rng.normal(size=4), of_order * rng.normal(size=4)
+        values = [float(seeds[s] + orders[o] + 0.3 * rng.normal())
+                  for s, o in zip(levels["seeds"], levels["orders"], strict=True)]  # fmt: skip
+        low, high = mean_over(values, levels).interval(0.95)
+        held += low <= 0 <= high
+        low, high = mean_over(values, {"runs": range(16)}).interval(0.95)
+        naive += low <= 0 <= high
+    assert held / 400 >= least
+    assert naive / 400 < 0.75 or not of_order, "what the interval of independent runs would come to"
 
 
 def test_tests_are_over_pairs_of_seeds(record):
@@ -101,8 +162,11 @@ def test_tests_are_over_pairs_of_seeds(record):
 
 def test_paired_t_by_hand():
     """(1, 2, 3): t = 2 / (1/√3) = 3.464 with two degrees of freedom, p = 0.0742."""
-    assert paired_t([1.0, 2.0, 3.0]) == pytest.approx(0.0742, abs=1e-4)
-    assert paired_t([0.5] * 4) == 0.125 and paired_t([0.0, 0.0]) == 1.0, "equal differences: the sign test"
+    assert mean_over([1.0, 2.0, 3.0], {"seeds": range(3)}).p() == pytest.approx(0.0742, abs=1e-4)
+    assert mean_over([0.5] * 4, {"seeds": range(4)}).p() == 0.125, "equal differences: the sign test"
+    assert mean_over([0.0] * 3, {"seeds": range(3)}).p() == 1.0
+    # three seeds in each of three orders are no nine pairs
+    assert mean_over([0.5] * 9, crossing(3, 3)).p() == 0.25
 
 
 def test_single_pairs_are_tested_on_rows(tmp_path):
@@ -118,10 +182,20 @@ def test_single_pairs_are_tested_on_rows(tmp_path):
 def test_front_and_cost(record):
     told = by_label(record)
     assert not told["joint"]["front"] and told["replay [memory=50%]"]["front"]
-    assert told["replay [memory=10%]"]["cost"]["relative_compute"] == 2.0
+    assert told["replay [memory=10%]"]["cost"]["relative_tokens"] == 2.0
     cost = told["sequential"]["cost"]
     assert (cost["seconds"], cost["deployed"], cost["trained"], cost["memory"]) == (30.0, 800, 800, None)
     assert told["replay [memory=50%]"]["cost"]["rows_kept"] == 50 and cost["stock_peft"] and not cost["task_id"]
+
+
+def test_majority_and_base_stand_beside_every_score(record):
+    """Both score the same on all three tasks of the made-up runs."""
+    tables = compare_markdown(record).split("####")
+    for title, times in {"Figures": 1, "Scores at the end": 3, "How much old data": 2}.items():
+        [table] = [one for one in tables if one.strip().startswith(title)]
+        for name, score in (("majority answer", "50"), ("untouched base", "40")):
+            [line] = [line for line in table.splitlines() if name in line]
+            assert line.split("|").count(f" {score} ") == times, line
 
 
 def test_order_sensitivity(record):
@@ -158,6 +232,120 @@ def test_damage_is_seen(tmp_path):
     (tmp_path / "one" / "tasks" / "01-a" / "scores" / "predictions.jsonl").write_text("")
     with pytest.raises(RunError, match=r"predictions\.jsonl: has changed"):
         compare([tmp_path])
+
+
+# ------------------------------------------------------------------------------------------- configurations
+
+
+def test_a_method_stays_one_however_its_options_were_chosen(tmp_path):
+    """Two orders chose different rates among the same three; beside them the method at a fixed one."""
+    among = [1e-3, 2e-3, 5e-3]
+    for order, rate in zip(ORDERS, (1e-3, 5e-3), strict=True):
+        for seed in range(3):
+            chosen = {"learning_rate": {"value": rate, "among": among, "tasks_seen": 1}}
+            made_run(tmp_path / f"{rate}-{seed}", "replay", seed=seed, order=order, learning_rate=rate,
+                     falls=0.2 + 0.025 * seed, more={"chosen": chosen})  # fmt: skip
+    made_run(tmp_path / "fixed", "replay", learning_rate=1e-3)
+    record = compare([tmp_path])
+    told = by_label(record)
+    assert set(told) == {
+        "replay [learning_rate chosen among 0.001, 0.002, 0.005 by trials on 1 task]",
+        "replay [learning_rate=0.001]",
+    }
+    chosen, _ = told.values()
+    assert len(chosen["runs"]) == 6 and chosen["over"] == "seeds"
+    assert chosen["chosen"]["learning_rate"]["values"] == [1e-3] * 3 + [5e-3] * 3
+    text = compare_markdown(record)
+    assert "Chosen on validation rows" in text and "| 1 of 3 | 0.001 (3), 0.005 (3) |" in text
+    assert "WITH SIGHT" not in text
+    assert "chosen: learning_rate" in compare_csv(record)
+
+
+def test_a_chosen_share_of_memory_is_on_no_curve(tmp_path):
+    for seed, share in enumerate(("5%", "20%")):
+        among = {"memory": {"value": share, "among": ["5%", "20%"], "tasks_seen": 1}}
+        made_run(tmp_path / share, "replay", seed=seed, options={"memory": share}, more={"chosen": among})
+    [told] = compare([tmp_path])["sets"]
+    assert [one["label"] for one in told["configurations"]] == ["replay [memory chosen]"] and told["replay"] == []
+
+
+def test_a_choice_that_saw_later_tasks_is_said(tmp_path):
+    choice = {"value": 1e-3, "among": [1e-3, 2e-3], "tasks_seen": 3}
+    made_run(tmp_path / "one", more={"chosen": {"learning_rate": choice}})
+    made_run(tmp_path / "two", more={"chosen": {"learning_rate": choice | {"tasks_seen": 1}}}, seed=1)
+    record = compare([tmp_path])
+    assert len(by_label(record)) == 2 and "by trials on 3 tasks" in next(iter(by_label(record)))
+    assert "WITH SIGHT OF ALL TASKS" in compare_markdown(record)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"use_rslora": True}, "use_rslora=True"),
+        ({"method_code": {"Mine": "0123456789abcdef"}}, "code of Mine=01234567"),
+        (
+            {"more": {"adopted": [{"name": "x", "kind": "summed", "sha256": "fedcba98"}]}},
+            "adopted x=summed fedcba98",
+        ),
+    ],
+)
+def test_whatever_decides_a_run_tells_configurations_apart(tmp_path, change, said):
+    made_run(tmp_path / "one", "Mine")
+    made_run(tmp_path / "two", "Mine", seed=1, **change)
+    [told] = compare([tmp_path])["sets"]
+    assert len(told["configurations"]) == 2 and said in told["configurations"][1]["label"]
+
+
+def test_other_training_rows_are_another_configuration(tmp_path):
+    for i, digest in enumerate(("aa", "bb")):
+        folder = made_run(tmp_path / digest, seed=i)
+        run = json.loads((folder / "run.json").read_text())
+        for task in run["tasks"]:
+            task["digests"] = {"train": digest + task["name"]}
+        (folder / "run.json").write_text(json.dumps(sealed({key: run[key] for key in run if key != "sha256"})))
+    assert len(compare([tmp_path])["sets"][0]["configurations"]) == 2
+
+
+def test_kl_on_different_texts_is_not_averaged(tmp_path):
+    for seed in range(3):
+        made_run(tmp_path / f"one-{seed}", seed=seed, text="a" * 8)
+        made_run(tmp_path / f"two-{seed}", "replay", seed=seed, text=("b" if seed else "c") * 8)
+    record = compare([tmp_path])
+    told = by_label(record)
+    assert told["sequential"]["figures"]["kl"]["mean"] == pytest.approx(0.3)
+    assert told["replay"]["figures"]["kl"]["mean"] is None and len(told["replay"]["texts"]) == 2
+    text = compare_markdown(record)
+    assert "measured on different texts" in text and "aaaaaa" in text
+    shutil.rmtree(tmp_path / "two-0")
+    assert by_label(compare([tmp_path]))["replay"]["figures"]["kl"]["mean"] == pytest.approx(0.3)
+
+
+def test_what_a_method_is_stands_in_its_run(tmp_path):
+    """No built-in method: what run.json tells of it is all that is known."""
+    about = {"paper": "1706.08840, 2310.14152", "task_id": True, "bound": True, "extra_compute": "much"}
+    made_run(tmp_path / "one", "gem+Mine", about=about)
+    made_run(tmp_path / "two")
+    record = compare([tmp_path])
+    told = by_label(record)["gem+Mine"]
+    assert told["bound"] and told["cost"]["task_id"] and told["cost"]["extra_compute"] == "much"
+    assert told["cost"]["deployed"] == 3 * 800, "an adapter a task"
+    write_compare(record, tmp_path / "out")
+    assert "1706.08840}" in (tmp_path / "out" / "compare.bib").read_text()
+
+
+def test_passes_are_what_was_counted(tmp_path):
+    """(300 + 100) against (100 + 100); with gradient checkpointing a backward pass counts twice."""
+    counted = {"forward_tokens": 100, "backward_tokens": 100, "gpu_seconds": 5.0}
+    made_run(tmp_path / "plain", spent=counted)
+    made_run(tmp_path / "lwf", "lwf", spent=counted | {"forward_tokens": 300})
+    again = SETTINGS | {"seed": 0, "gradient_checkpointing": True}
+    made_run(tmp_path / "again", "agem", spent=counted, more={"config": again})
+    made_run(tmp_path / "old", "ewc")
+    cost = {label: one["cost"] for label, one in by_label(compare([tmp_path])).items()}
+    assert [cost[name]["relative_compute"] for name in ("sequential", "lwf", "agem", "ewc")] == [1.0, 2.0, 1.5, None]
+    assert (
+        cost["lwf"]["relative_tokens"] == 1.0 and cost["lwf"]["cpu_seconds"] == 30.0 == 2 * cost["lwf"]["gpu_seconds"]
+    )
 
 
 # ------------------------------------------------------------------------------------------- other code
@@ -285,10 +473,12 @@ def test_latex(record):
 def test_bibtex_knows_every_methods_paper():
     numbers = {method.paper for method in METHODS.values() if method.paper}
     text = bibtex(sorted(numbers))
-    assert text.count("@misc{") == len(numbers)
+    assert text.count("@misc{") == len(numbers) == len(set(re.findall(r"@misc\{(.*),", text)))
+    assert all(PAPERS[number][0] and PAPERS[number][2] in (y := 2000 + int(number[:2]), y + 1) for number in numbers)
     assert "eprint = {2402.18865}" in text and "Ren, Weijieying" in text
+    assert all(PAPERS[number][1] for number in numbers)
     assert bibtex(["1234.56789"]).count("title") == 0
-    assert all(year >= 2016 and title and authors for title, authors, year in PAPERS.values())
+    assert bibtex(["1706.08840, 2310.14152", "2310.14152"]).count("@misc{") == 2, "of a method of two parts"
 
 
 def test_figures_as_files(record):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import struct
 
 import numpy as np
@@ -260,11 +261,14 @@ def test_points_of_a_product_do_not_identify_rho():
         ({"kl": "much"}, "forgetting is 'much', not a number"),
         ({"base": "other"}, "mixed bases in one table"),
         ({"text": "other"}, "mixed texts"),
+        ({"targets": "q_proj"}, "mixed targets"),
+        ({"lora_alpha": "99"}, "mixed lora_alphas in one table"),
+        ({"lora_alpha": "0"}, "lora_alpha is 0; it must be a number above 0"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, change, message):
     file = tmp_path / "points.csv"
-    as_table(points(seeds=1), file, text="one")
+    as_table(points(seeds=1), file, text="one", targets="all", lora_alpha=16)
     lines = list(csv.DictReader(file.open()))
     lines[2] |= change
     with file.open("w", newline="") as out:
@@ -381,13 +385,14 @@ def test_fit_by_command_line(tmp_path, capsys, monkeypatch):
 # ------------------------------------------------------------------------------------------- folders
 
 
-def run_folder(root, rank: int, steps: int = 30, every: int = 0) -> None:
+def run_folder(root, rank: int, steps: int = 30, every: int = 0, config: dict | None = None, **told_of: dict) -> None:
     """A run of one lesson: step losses 2, 1.9, ...; KL 0.01 a step at its end and, with `every`, within."""
     run = RunFolder(root)
     root.mkdir(parents=True)
     told = run_record("some/base", ["a"], {"weights": "ab", "tokenizer": "", "chat_template": ""})
     told["model"]["trainable"] = 100 * rank
-    told["config"] |= {"r": rank, "learning_rate": 1e-3, "target_modules": "all"}
+    told["config"] |= {"r": rank, "learning_rate": 1e-3, "target_modules": "all"} | (config or {})
+    told |= told_of
     write_json(run.config, sealed(told))
     with run.publish(run.task(1, "a")) as folder:
         records = [{"step": i, "loss": 2 - i / 100} for i in range(1, steps + 1)]
@@ -402,11 +407,47 @@ def run_folder(root, rank: int, steps: int = 30, every: int = 0) -> None:
 def test_a_run_gives_a_point_at_its_end_and_at_each_measured_step(tmp_path):
     run_folder(tmp_path / "sweep" / "r8", 8)
     run_folder(tmp_path / "sweep" / "r16", 16, every=10)
-    last, *rest = sorted(read_points([tmp_path / "sweep"]), key=lambda one: one.rank)
+    last, *rest = sorted(read_points([tmp_path / "sweep"])[0], key=lambda one: one.rank)
     # the loss at step 30 is the mean of steps 21 to 30: 2 - 25.5 / 100
     assert (last.parameters, last.steps, last.forgetting, last.loss) == pytest.approx((800, 30, 0.3, 1.745))
     assert [(one.steps, one.forgetting) for one in rest] == [(10, 0.1), (20, 0.2), (30, 0.3)]
     assert {one.run for one in rest} == {str(tmp_path / "sweep" / "r16")} and rest[0].base == "ab"
+
+
+def test_a_run_without_points_is_left_out_and_named(tmp_path, monkeypatch, capsys):
+    for rank in (2, 4, 8):
+        run_folder(tmp_path / f"r{rank}", rank, every=5)
+    run_folder(tmp_path / "r16", 16)
+    shutil.rmtree(tmp_path / "r16" / "tasks" / "01-a")
+    monkeypatch.setattr(fitting, "LAWS", {name: LAWS[name] for name in ("constant", "log-linear")})
+    law = tmp_path / "law.json"
+    assert main(["forecast", "fit", str(tmp_path), "--output", str(law), "--law", "log-linear"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "left out" in said and "r16" in said and "r16" in law.with_suffix(".md").read_text()
+    assert json.loads(law.read_text())["laws"][0]["runs"] == 3
+    with pytest.raises(DataError, match=r"no points.*r16.*not finished"):
+        fit_laws([tmp_path / "r16"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"decides": {"batch_size": 16}}, "mixed batch_sizes"),
+        ({"decides": {"method_options": {"lam": 1}}}, "mixed method_options in one table"),
+        ({"config": {"lora_alpha": 99}}, "mixed lora_alphas"),
+        ({"config": {"target_modules": "q_proj"}}, "mixed targets"),
+    ],
+)
+def test_runs_of_one_law_differ_in_size_steps_and_seed_only(tmp_path, change, said):
+    for rank in (2, 4, 8):  # alpha grows with the rank
+        run_folder(tmp_path / f"r{rank}", rank, every=5, config={"lora_alpha": 2 * rank},
+                   decides={"batch_size": 8, "method_options": {}, "seed": rank, "max_steps": rank})  # fmt: skip
+    assert len(read_points([tmp_path])[0]) == 18
+    told = {kind: change.get(kind, {}) for kind in ("config", "decides")}
+    decides = {"batch_size": 8, "method_options": {}, "seed": 0, "max_steps": 9} | told["decides"]
+    run_folder(tmp_path / "other", 16, every=5, config={"lora_alpha": 32} | told["config"], decides=decides)
+    with pytest.raises(DataError, match=said):
+        fit_laws([tmp_path])
 
 
 def test_a_trainers_folder(tmp_path):
@@ -420,7 +461,7 @@ def test_a_trainers_folder(tmp_path):
         (folder / "adapter_config.json").write_text(json.dumps({"r": 4, "base_model_name_or_path": "some/base"}))
         head = json.dumps({"A": {"dtype": "F32", "shape": [4, 10], "data_offsets": [0, 160]}, "__metadata__": {}})
         (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head.encode() + bytes(160))
-    found = read_points([tmp_path / "out"])
+    found, _ = read_points([tmp_path / "out"])
     assert [(one.steps, one.loss, one.forgetting) for one in found] == [(50, 2.0, 0.1), (100, 1.75, 0.2)]
     assert found[0].parameters == 40 and found[0].learning_rate == 1e-4 and found[0].base == "some/base"
 

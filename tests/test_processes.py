@@ -92,7 +92,8 @@ def test_two_processes_equal_one(method, stream, tiny, tmp_path):
 
 
 @pytest.mark.slow  # several processes
-@pytest.mark.parametrize("method", ["ilora"])  # several passes a micro-batch
+# several passes a micro-batch; gradients on memory; the base's own weights
+@pytest.mark.parametrize("method", ["ilora", "gem", "oplora"])
 def test_a_base_in_shards_gives_what_a_whole_one_gives(method, stream, tiny, tmp_path):
     one = learn(tmp_path / "one", stream, tiny, method, 1)
     both = learn(tmp_path / "two", stream, tiny, method, 2, launch="fsdp2")

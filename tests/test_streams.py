@@ -212,6 +212,10 @@ def test_names_are_streams(monkeypatch):
     stream = Stream("demo", (Task("a", (), (), ()),))
     monkeypatch.setitem(NAMED_STREAMS, "demo", lambda on_bad_row: stream)
     assert load_stream("demo") is stream
+    one = load_stream("demo:a")
+    assert one.name == "demo-a" and one.tasks == stream.tasks
+    with pytest.raises(UsageError, match="stream demo: no task 'b'"):
+        load_stream("demo:b")
 
 
 @pytest.mark.skipif(not OLORA.is_dir(), reason=f"the O-LoRA files are not at {OLORA}")

@@ -16,12 +16,14 @@ import pytest
 import yaml
 
 from forgetless.cli import main
+from forgetless.comparing.comparison import compare
+from forgetless.config import LearnConfig
 from forgetless.errors import RunError, UsageError
 from forgetless.learning.dryrun import Estimate
 from forgetless.learning.step import TrainSettings
 from forgetless.runs.folder import RunFolder, complete, read_json
 from forgetless.sweeping import commands, running, workers
-from forgetless.sweeping.definition import Entry, Sweep, sweep_of
+from forgetless.sweeping.definition import Entry, Sweep, read_sweep, sweep_of
 from forgetless.sweeping.folder import DONE, FAILED, RUNNING, STOPPED, WAITING
 from forgetless.sweeping.grid import cost_of, notes_of, orders_of, points, runs_of, with_choice
 from forgetless.sweeping.running import Judged, attempt, choose, open_plan, settle
@@ -99,18 +101,65 @@ def test_equal_steps_are_the_same_for_all():
     }
 
 
-def test_equal_compute_halves_the_steps_of_twofold_cost():
-    found = cells("fair: compute\nmax_steps: 12\ngrid: {methods: [sequential, replay, ilora]}")
-    assert [cell.config.max_steps for cell in found] == [12, 6, 5]  # 12 / 2.33 = 5.15
-    found = cells("fair: compute\nnum_train_epochs: 3\ngrid: {methods: [sequential, replay]}")
-    assert [cell.config.num_train_epochs for cell in found] == [3, 1.5]
+def test_equal_compute_divides_the_steps_by_the_passes():
+    """Of three tasks the first replays nothing: replay costs (1 + 2 + 2) / 3, ilora (1 + 2.5 + 2.5) / 3 = 2."""
+    found = cells("fair: compute\nmax_steps: 60\ngrid: {methods: [sequential, replay, ilora]}")
+    assert [cell.config.max_steps for cell in found] == [60, 36, 30]
+    found = cells("fair: compute\nnum_train_epochs: 5\ngrid: {methods: [sequential, replay]}")
+    assert [cell.config.num_train_epochs for cell in found] == [5, 3]
     found = cells("fair: compute\ncosts: {replay: 3}\nmax_steps: 1\ngrid: {methods: [replay]}")
     assert found[0].config.max_steps == 1
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "two_tasks"),
+    [
+        ("replay", {"replay_rows": 2}, (1 + 1.25) / 2),  # 2 rows beside 8
+        ("replay", {"memory": 4}, (1 + 1.5) / 2),
+        ("replay", {"memory": "0%"}, 1),
+        ("lwf", {}, (1 + 1.5) / 2),  # one pass more beside one forward and one back
+        ("lwf", {"lam": 0}, 1),
+        ("ilora", {"gamma": 0}, (1 + 2) / 2),
+        ("gem", {}, (1 + 2) / 2),
+        ("agem", {"replay_rows": 4}, (1 + 1.5) / 2),
+        ("general_replay", {"general_rows": 2}, 1.25),
+        ("hiddenkey", {"kl": 0.5}, 2),
+        ("replay+sequential", {"replay_rows": 2}, (1 + 1.25) / 2),
+    ],
+)
+def test_a_step_costs_what_its_options_say(method, options, two_tasks):
+    config = LearnConfig(stream="demo", method=method, method_options=options, batch_size=8)
+    assert cost_of(config, {}, 2) == pytest.approx(two_tasks)
+
+
+def test_gem_costs_a_pass_a_task_and_a_pass_back_is_two_where_activations_are_computed_again():
+    gem = LearnConfig(stream="demo", method="gem")
+    assert cost_of(gem, {}, 5) == 3 == cost_of(gem, {"agem": 9}, 5) and cost_of(gem, {"gem": 9}, 5) == 9
+    lwf = LearnConfig(stream="demo", method="lwf", gradient_checkpointing=True)
+    assert cost_of(lwf, {}, 2) == pytest.approx((1 + 4 / 3) / 2)
+
+
+def test_candidates_of_other_costs_take_other_steps():
+    text = """
+      fair: compute
+      max_steps: 60
+      grid: {methods: [{name: replay, choose: {replay_rows: [8, 2]}}]}
+    """
+    trials, [cell] = runs_of(sweep(text), ("a", "b"))
+    assert [one.config.max_steps for one in trials] == [40, 53]  # 60 / 1.5, 60 / 1.125
+    assert [with_choice(cell.config, one).max_steps for one in cell.candidates] == [40, 53]
+    assert [dict(one.options) for one in cell.candidates] == [{"method.replay_rows": 8}, {"method.replay_rows": 2}]
+    assert running._told(cell, cell.candidates[1]) == {
+        "replay_rows": {"value": 2, "among": [8, 2], "tasks_seen": 1},
+        "max_steps": {"value": 53, "among": [40, 53], "tasks_seen": 1},
+    }  # fmt: skip
+    told = " ".join(notes_of(sweep(text), ("a", "b")))
+    assert "replay 1.12 to 1.5" in told and "as many rows as a step asks for" in told
+
+
 def test_a_cost_that_is_not_known_is_asked_for():
     with pytest.raises(UsageError, match=r"what does a step of olora cost .* `costs: \{olora: 1.1\}`"):
-        cost_of("olora", {})
+        cost_of(LearnConfig(stream="demo", method="olora"), {}, 2)
 
 
 def test_the_record_says_on_what_terms():
@@ -118,7 +167,7 @@ def test_the_record_says_on_what_terms():
     assert "equal steps" in told and "nothing is chosen" in told
     text = "fair: compute\nchoose: {learning_rate: [1, 2, 3], tasks: %s}\ngrid: {methods: [sequential, replay]}"
     told = " ".join(notes_of(sweep(text % 1), TASKS))
-    assert "equal compute" in told and "replay 2" in told and "3 trials each" in told and "first task" in told
+    assert "equal compute" in told and "replay 1.67" in told and "3 trials each" in told and "first task" in told
     assert "none of the later ones" in " ".join(notes_of(sweep(text % 2), TASKS))
     for seen in ("all", 3):
         assert "WITH SIGHT OF ALL TASKS" in " ".join(notes_of(sweep(text % seen), TASKS))
@@ -158,7 +207,7 @@ def test_a_method_may_choose_its_own_options_among_as_many():
     assert [one.options for one in olora.candidates] == [
         {"learning_rate": 1e-3, "method.lam": 0.1}, {"learning_rate": 1e-3, "method.lam": 0.5},
     ]  # fmt: skip
-    config = with_choice(olora.config, olora.candidates[1].options)
+    config = with_choice(olora.config, olora.candidates[1])
     assert config.method_options == {"lam": 0.5} and config.learning_rate == 1e-3
 
 
@@ -176,7 +225,7 @@ def candidates(*scores: float | None) -> list[Judged]:
     "scores, best", [((0.2, 0.9, 0.5), 2), ((0.5, 0.5, 0.1), 1), ((None, 0.0, 0.0), 2), ((0.0, None, 0.1), 3)]
 )
 def test_the_best_is_chosen_the_first_of_equals_and_none_that_diverged(scores, best):
-    assert choose(candidates(*scores)) == {"r": best}
+    assert choose(candidates(*scores)).options == {"r": best}
 
 
 def test_nothing_is_chosen_where_all_diverged():
@@ -224,6 +273,30 @@ def test_what_does_not_fit_is_said_before_anything_is_read(text, said):
     with pytest.raises(UsageError) as error:
         runs_of(sweep(text), TASKS)
     assert said in str(error.value) and str(error.value).startswith("sweep: ")
+
+
+EXAMPLES = {"demo": 18, "replay": 15, "collisions": 9, "slow-learner": 6, "four-tasks": 24, "forecast-sst2": 15,
+            "forecast-bbc": 15}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_are_what_they_say(name, monkeypatch):
+    file = Path(__file__).parents[1] / "examples" / f"sweep-{name}.yaml"
+    monkeypatch.chdir(file.parents[1])
+    said, told = file.read_text(), read_sweep(f"examples/sweep-{name}.yaml")
+    assert said.startswith(f"# forgetless sweep examples/sweep-{name}.yaml")
+    tasks = ("sst2", "bbc", "mmlu") if told.common["stream"] == "demo" else (told.common["stream"].partition(":")[2],)
+    found = runs_of(told, tasks)[1]
+    assert len(found) == EXAMPLES[name] and len({cell.config.seed for cell in found}) == 3
+    if name.startswith("forecast"):
+        config = found[0].config
+        assert len({cell.config.r for cell in found}) >= 5 and config.max_steps // config.forgetting_every >= 8
+        assert config.lr_scheduler_type == "constant" and config.forgetting_prompts
+
+
+def test_every_example_is_tested():
+    folder = Path(__file__).parents[1] / "examples"
+    assert {file.stem.removeprefix("sweep-") for file in folder.glob("sweep-*.yaml")} == set(EXAMPLES)
 
 
 def test_amounts_have_units():
@@ -304,10 +377,20 @@ def test_every_run_is_a_run_folder_and_the_record_names_it(swept):
         assert run["config"]["learning_rate"] == cell["chosen"]["learning_rate"]
         best = max(cell["among"], key=lambda one: scores[one["trial"]])
         assert cell["chosen"] == best["options"]
+        assert run["chosen"] == {
+            "learning_rate": {"value": cell["chosen"]["learning_rate"], "among": [0.001, 0.02], "tasks_seen": 1}
+        }
         summary = read_json(folder / cell["folder"] / "summary.json")
         assert cell["average"] == pytest.approx(sum(summary["headline"]["matrix"][-1]) / 2)
     page = (folder / "sweep.md").read_text()
     assert "2 trials each" in page and all(cell["id"] in page for cell in record["cells"])
+
+
+def test_a_comparison_takes_what_was_chosen_as_one_method(swept):
+    """Whatever the two orders chose."""
+    [told] = compare([swept[1]])["sets"]
+    assert [one["label"] for one in told["configurations"]] == ["replay [learning_rate chosen]"]
+    assert len(told["configurations"][0]["orders"]) == 2 and told["configurations"][0]["cost"]["passes"] > 0
 
 
 def test_trials_learn_the_first_task_only_and_are_judged_on_validation_rows(swept):
@@ -390,7 +473,7 @@ def test_without_its_trials_a_run_is_not_made(write, tmp_path, monkeypatch):
     file, folder = write(tmp_path, choose={"learning_rate": [0.001, 0.02]})
     plan = open_plan(file, folder)
 
-    def breaks(config, base):
+    def breaks(*given):
         raise MemoryError("no room")
 
     monkeypatch.setattr(running, "learn", breaks)

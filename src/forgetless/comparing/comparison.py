@@ -1,7 +1,8 @@
 """Runs next to one another: what is equal is grouped, what varies gives intervals, and pairs give tests.
 
 set             runs that may be compared: the same base, tasks, test rows and measures
-configuration   runs of a set with the same method and options, which differ in seed and order of tasks
+configuration   runs of a set in which nothing differs that decides a run but seed and order of tasks; an option that a
+                sweep chose counts by what it was chosen among, so that a method stays one however the choice fell
 """
 
 from __future__ import annotations
@@ -14,21 +15,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import t
 
+from forgetless.comparing.clusters import Levels, Mean, mean_over, sampled
 from forgetless.comparing.entries import read_entries, write_archive
 from forgetless.errors import UsageError
 from forgetless.score.intervals import band, holm, paired_change
 
-FORMAT = 1
-FEWEST = 3  # runs of which an interval is given, and pairs of which a test is
+FORMAT = 2
 CONFIDENCE = 0.95
-SAME = 1e-9  # a spread below it is rounding: runs that agree to the row bound nothing
 HIGHER = ("average_accuracy", "learning_accuracy", "bwt", "fwt")  # is better; of the others lower is
 FIGURES = (*HIGHER, "forgetting", "kl")
 SHARES = ("average_accuracy", "learning_accuracy")
 TESTED = ("average_accuracy", "bwt")
-COSTS = ("rows_kept", "trained", "deployed", "seconds", "memory", "tokens")
+COSTS = ("rows_kept", "trained", "deployed", "seconds", "cpu_seconds", "gpu_seconds", "memory", "tokens", "passes")
 
 
 def compare(paths: Iterable[str | Path], archive: Path | None = None) -> dict:
@@ -73,22 +72,34 @@ def order_of(entry: dict) -> tuple[str, ...]:
 def _configurations(members: list[dict]) -> list[list[dict]]:
     found: dict[str, list[dict]] = defaultdict(list)
     for entry in members:
-        method = entry["method"]
-        key = [entry["source"], method["name"], method["options"], entry["settings"], entry["precision"]]
+        key = [entry["source"], entry["method"]["name"], _decided(entry)]
         found[json.dumps(key, sort_keys=True)].append(entry)
     return list(found.values())
 
 
+def _decided(entry: dict) -> dict:
+    """What decides a run beside method, seed and order; of what was chosen, among what."""
+    told = {"precision": entry["precision"], **entry["settings"], **entry["method"]["options"]}
+    return told | {name: _choice(one) for name, one in entry["chosen"].items()}
+
+
+def _choice(one: dict) -> str:
+    """`chosen among 0.001, 0.002 by trials on 1 task`."""
+    among, seen = ", ".join(map(str, one["among"])), one["tasks_seen"]
+    return f"chosen among {among} by trials on {seen} task{'s' * (seen > 1)}"
+
+
 def _labels(configurations: list[list[dict]]) -> list[str]:
-    """The method's name, and of its options and settings those that tell two configurations apart."""
-    told = [{"precision": runs[0]["precision"], **runs[0]["settings"], **runs[0]["method"]["options"]}
-            for runs in configurations]  # fmt: skip
+    """The method's name, what was chosen, and of the rest what tells two configurations apart."""
+    told = [_decided(runs[0]) for runs in configurations]
     names = [runs[0]["method"]["name"] for runs in configurations]
     labels = []
     for i, (mine, name) in enumerate(zip(told, names, strict=True)):
         same = [other for j, other in enumerate(told) if names[j] == name and j != i]
+        chosen = configurations[i][0]["chosen"]
         differ = [key for key in mine if any(other.get(key) != mine[key] for other in same)]
-        said = ", ".join(f"{key}={mine[key]}" for key in differ)
+        parts = [f"{key} {mine[key]}" if key in differ else f"{key} chosen" for key in chosen]
+        said = ", ".join([*parts, *(f"{key}={mine[key]}" for key in differ if key not in chosen)])
         imported = " (imported)" if configurations[i][0]["source"] == "imported" else ""
         labels.append(name + (f" [{said}]" if said else "") + imported)
     return labels
@@ -102,7 +113,8 @@ def _compared(members: list[dict]) -> dict:
     labels, first = _labels(configurations), next((m for m in members if m["source"] == "run"), members[0])
     tasks = list(order_of(first))
     told = [_configuration(runs, label, tasks) for runs, label in zip(configurations, labels, strict=True)]
-    _relative_compute(told)
+    for relative, amount in (("relative_tokens", "tokens"), ("relative_compute", "passes")):
+        _relative(told, relative, amount)
     _mark_front(told)
     return {
         "tasks": [
@@ -112,6 +124,7 @@ def _compared(members: list[dict]) -> dict:
         "model": first["model"],
         "base": first["base"],
         "score_on": first["score_on"],
+        "texts": list(dict.fromkeys(run["text"] for run in members if run["text"])),
         "streams": list(dict.fromkeys(one["stream"] for one in members)),
         "configurations": told,
         "tests": _tests(configurations, labels),
@@ -125,11 +138,14 @@ def _configuration(runs: list[dict], label: str, tasks: list[str]) -> dict:
     figures: dict[str, dict] = {}
     for key in FIGURES:
         values = [run["kl"] if key == "kl" else run["metrics"][key] for run in runs]
-        figures[key] = spread(values, share=key in SHARES)
+        figures[key] = spread(values, runs, share=key in SHARES)
+    texts = list(dict.fromkeys(run["text"] for run in runs if run["text"]))
+    if len(texts) > 1:  # nats on one text and on another are two figures
+        figures["kl"] |= {"mean": None, "low": None, "high": None}
     if len(runs) == 1 and figures["average_accuracy"]["mean"] is not None:
         figures["average_accuracy"] |= _over_rows(first)
     scores = [dict(zip(order_of(run), run["matrix"][-1], strict=True)) for run in runs]
-    by_task = [spread([one[name] for one in scores], share=True) for name in tasks]
+    by_task = [spread([one[name] for one in scores], runs, share=True) for name in tasks]
     if len(runs) == 1:
         ranges = dict(zip(order_of(first), first["intervals"], strict=True))
         for name, one in zip(tasks, by_task, strict=True):
@@ -140,9 +156,16 @@ def _configuration(runs: list[dict], label: str, tasks: list[str]) -> dict:
         "source": first["source"],
         "settings": first["settings"],
         "bound": first["method"]["bound"],
+        "chosen": {
+            name: {"among": one["among"], "tasks_seen": one["tasks_seen"]}
+            | {"values": [run["chosen"][name]["value"] for run in runs]}
+            for name, one in first["chosen"].items()
+        },
+        "texts": texts,
         "runs": [{"name": run["name"], "seed": run["seed"], "order": orders.index(order_of(run))} for run in runs],
         "orders": [list(order) for order in orders],
         "varies": varies(runs),
+        "over": over(runs),
         "figures": figures,
         "tasks": by_task,
         "by_order": _by_order(runs, orders),
@@ -151,24 +174,37 @@ def _configuration(runs: list[dict], label: str, tasks: list[str]) -> dict:
 
 
 def varies(runs: list[dict]) -> str:
-    """What differs between runs of a configuration, over which means and intervals are taken."""
+    """What differs between runs of a configuration."""
     if len(runs) == 1:
         return "rows"
-    seeds, orders = ({json.dumps(of(run)) for run in runs} for of in (lambda run: run["seed"], order_of))
-    told = [name for name, found in (("seeds", seeds), ("orders", orders)) if len(found) > 1]
+    told = [name for name, found in levels(runs).items() if len(set(found)) > 1]
     return " and ".join(told) or "repeats of one seed and order"
 
 
-def spread(values: list[float | None], share: bool = False) -> dict:
-    """Mean, and its interval mean ± t s/√n from three values on that are not all equal; `share`: it lies in 0 to 1."""
-    known = [value for value in values if value is not None]
-    whole = len(known) == len(values)
-    told: dict = {"values": values, "mean": _mean(values) if whole else None, "low": None, "high": None}
-    if whole and len(known) >= FEWEST and (sd := statistics.stdev(known)) > SAME:
-        half = float(t.ppf((1 + CONFIDENCE) / 2, len(known) - 1)) * sd / len(known) ** 0.5
-        low, high = told["mean"] - half, told["mean"] + half
+def over(runs: list[dict]) -> str:
+    """Over what the intervals of a configuration are; empty where too little varies for any."""
+    return "rows" if len(runs) == 1 else " and ".join(sampled(levels(runs)))
+
+
+def levels(runs: list[dict]) -> Levels:
+    """The seed and the order of each run. A matrix of other code without a seed is taken to have one of its own."""
+    seeds = [json.dumps(["untold", i] if run["seed"] is None else run["seed"]) for i, run in enumerate(runs)]
+    return {"seeds": seeds, "orders": [order_of(run) for run in runs]}
+
+
+def spread(values: list[float | None], runs: list[dict], share: bool = False) -> dict:
+    """Mean over runs, and its interval (`clusters`); none where a value is missing. `share`: it lies in 0 to 1."""
+    told: dict = {"values": values, "mean": _mean(values), "low": None, "high": None}
+    ends = found.interval(CONFIDENCE) if (found := _over_levels(values, runs)) else None
+    if ends:
+        low, high = ends
         told |= {"low": max(low, 0.0), "high": min(high, 1.0)} if share else {"low": low, "high": high}
     return told
+
+
+def _over_levels(values: list[float | None], runs: list[dict]) -> Mean | None:
+    known = [value for value in values if value is not None]
+    return mean_over(known, levels(runs)) if len(known) == len(values) else None
 
 
 def _mean(values: list) -> float | None:
@@ -198,13 +234,13 @@ def _by_order(runs: list[dict], orders: list[tuple[str, ...]]) -> list[dict]:
     ]  # fmt: skip
 
 
-def _relative_compute(configurations: list[dict]) -> None:
-    """Tokens learnt from, against the naive sequence's, or where there is none against the fewest."""
-    known = [one for one in configurations if one["cost"]["tokens"]]
+def _relative(configurations: list[dict], relative: str, amount: str) -> None:
+    """An amount against the naive sequence's, or where there is none against the least."""
+    known = [one for one in configurations if one["cost"][amount]]
     naive = [one for one in known if one["method"]["name"] == "sequential"]
-    unit = min((one["cost"]["tokens"] for one in naive or known), default=None)
+    unit = min((one["cost"][amount] for one in naive or known), default=None)
     for one in configurations:
-        one["cost"]["relative_compute"] = one["cost"]["tokens"] / unit if unit and one["cost"]["tokens"] else None
+        one["cost"][relative] = one["cost"][amount] / unit if unit and one["cost"][amount] else None
 
 
 def _mark_front(configurations: list[dict]) -> None:
@@ -233,7 +269,8 @@ def _tests(configurations: list[list[dict]], labels: list[str]) -> list[dict]:
     found = []
     for (before, one), (after, other) in itertools.combinations(ours, 2):
         pairs = _pairs(before, after)
-        told = _over_runs(pairs) if len(pairs) >= FEWEST else [test for pair in pairs[:1] for test in _on_rows(*pair)]
+        enough = pairs and sampled(levels([run for run, _ in pairs]))
+        told = _over_runs(pairs) if enough else [test for pair in pairs[:1] for test in _on_rows(*pair)]
         found += [{"before": one, "after": other, **test} for test in told]
     return found
 
@@ -245,30 +282,19 @@ def _pairs(before: list[dict], after: list[dict]) -> list[tuple[dict, dict]]:
 
 
 def _over_runs(pairs: list[tuple[dict, dict]]) -> list[dict]:
-    """Paired t test of the mean difference, after minus before."""
-    found = []
+    """Paired t test of the mean difference, after minus before; pairs of a seed or an order err together."""
+    found, runs = [], [before for before, _ in pairs]
     for key in TESTED:
         values = [(a["metrics"][key], b["metrics"][key]) for a, b in pairs]
         if any(None in pair for pair in values):
             continue
-        told = spread([b - a for a, b in values])
-        found.append({"of": key, "over": varies([a for a, _ in pairs]), "n": len(pairs), "change": told["mean"],
-                      "low": told["low"], "high": told["high"], "p": paired_t([b - a for a, b in values])})  # fmt: skip
+        differences: list[float | None] = [b - a for a, b in values]
+        told = spread(differences, runs)
+        change = _over_levels(differences, runs)
+        assert change is not None  # pairs that vary over too few levels are tested on rows
+        found.append({"of": key, "over": over(runs), "n": len(pairs), "change": change.value,
+                      "low": told["low"], "high": told["high"], "p": change.p()})  # fmt: skip
     return found
-
-
-def paired_t(differences: list[float]) -> float:
-    """Two-sided p of "the mean difference is 0": t = mean / (s/√n), n-1 degrees of freedom.
-
-    Equal differences have no s: there it is the exact sign test's, 2^(1-n).
-
-    >>> round(paired_t([1.0, 2.0, 3.0]), 4)
-    0.0742
-    """
-    mean, sd = statistics.fmean(differences), statistics.stdev(differences)
-    if sd <= SAME:
-        return 1.0 if abs(mean) <= SAME else 2.0 ** (1 - len(differences))
-    return float(2 * t.sf(abs(mean) / sd * len(differences) ** 0.5, len(differences) - 1))
 
 
 def _on_rows(before: dict, after: dict) -> list[dict]:
@@ -302,21 +328,22 @@ def _replay_curves(configurations: list[list[dict]], labels: list[str], tasks: l
     for runs in configurations:
         share = kept_share(runs[0])
         if share is not None:
-            rest = {key: value for key, value in runs[0]["method"]["options"].items() if key != "memory"}
-            families[json.dumps([runs[0]["method"]["name"], rest, runs[0]["settings"]], sort_keys=True)].append(
-                (share, runs)
-            )
+            rest = {key: value for key, value in _decided(runs[0]).items() if key != "memory"}
+            families[json.dumps([runs[0]["method"]["name"], rest], sort_keys=True)].append((share, runs))
     found = []
     for key, members in families.items():
-        name, _, settings = json.loads(key)
+        name, decided = json.loads(key)
+        own = members[0][1][0]["method"]["options"]
+        plain = {key: value for key, value in decided.items() if key not in own}
         naive = [
             (0.0, runs)
             for runs in configurations
-            if runs[0]["method"]["name"] == "sequential" and _same(runs[0]["settings"], settings)
+            if runs[0]["method"]["name"] == "sequential" and _same(_decided(runs[0]), plain)
         ]
         if len({share for share, _ in members}) >= 2:
             ordered = sorted(naive + members, key=lambda one: one[0])
-            found.append({"method": name, "points": [_replayed(*one) for one in ordered]})
+            floors = {key: _floor(ordered[0][1], key) for key in ("majority", "untouched")}
+            found.append({"method": name, "points": [_replayed(*one) for one in ordered], **floors})
     return found
 
 
@@ -325,16 +352,22 @@ def _same(settings: dict, others: dict) -> bool:
 
 
 def kept_share(run: dict) -> float | None:
-    """The share of each earlier task that a run keeps; None where it is no share."""
-    memory = run["method"]["options"].get("memory")
+    """The share of each earlier task that a run keeps; None where it is no share, or was chosen run by run."""
+    memory = None if "memory" in run["chosen"] else run["method"]["options"].get("memory")
     return float(memory.rstrip("% ")) / 100 if isinstance(memory, str) and memory.strip().endswith("%") else None
+
+
+def _floor(runs: list[dict], key: str) -> dict[str, float | None]:
+    """What the majority answer or the untouched base scores on the old tasks and on the newest one of the runs."""
+    rows = [run["untouched"] if key == "untouched" else [task[key] for task in run["tasks"]] for run in runs]
+    return {"old": _mean([_mean(row[:-1]) for row in rows]), "new": _mean([row[-1] for row in rows])}
 
 
 def _replayed(share: float, runs: list[dict]) -> dict:
     old: Callable[[dict], float | None] = lambda run: _mean(run["matrix"][-1][:-1])  # noqa: E731
     return {
         "share": share,
-        "old": spread([old(run) for run in runs], share=True),
-        "new": spread([run["matrix"][-1][-1] for run in runs], share=True),
+        "old": spread([old(run) for run in runs], runs, share=True),
+        "new": spread([run["matrix"][-1][-1] for run in runs], runs, share=True),
         "rows_kept": _mean([run["cost"]["rows_kept"] for run in runs]),
     }

@@ -13,19 +13,21 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from forgetless.errors import DataError, RunError, nearest
-from forgetless.methods import METHODS
-from forgetless.report.contents import COMPARED
+from forgetless.methods import METHODS, Method
+from forgetless.methods.base import ABOUT
 from forgetless.report.summary import summarise
 from forgetless.runs.folder import RunFolder, complete, json_text, read_json, read_lines
 from forgetless.runs.search import run_folders
 from forgetless.runs.shapes import read_run
 from forgetless.score.metrics import metrics
 
-FORMAT = 1
+FORMAT = 2
 MEMBER = "entries.json"  # the one file of an archive
 LARGEST = 512 * 2**20  # bytes of it, unpacked
 FIGURES = ("average_accuracy", "learning_accuracy", "bwt", "forgetting", "fwt")
 """Metrics that are one number."""
+APART = ("seed", "score_on", "method", "method_options")
+"""Of what decides a run: what varies, what sets are told apart by, and what stands beside it in an entry."""
 REQUIRED = ("method", "tasks", "matrix")
 KNOWN = (*REQUIRED, "format", "stream", "model", "base", "majority", "test_rows", "seed", "paper", "settings", "cost")
 
@@ -60,10 +62,11 @@ def _entries_of(path: Path) -> list[dict]:
 def entry_of(folder: Path) -> dict:
     """The entry of a run folder, whose parts are checked against their hashes."""
     told, summary = read_run(folder), summarise(folder)
-    kind = METHODS.get(told["method"]["name"])
+    about = _about(told["method"])
     lessons = [RunFolder(folder).task(i + 1, one["name"]) for i, one in enumerate(told["lessons"])]
     done = [one for one in lessons if complete(one)]
     final = {task["name"]: task["headline"] for task in told["tasks"]}
+    border = next((one for one in reversed(summary.get("forgetting", [])) if "kl" in one), None)
     return {
         "source": "run",
         "name": folder.name,
@@ -72,15 +75,15 @@ def entry_of(folder: Path) -> dict:
         "method": {
             "name": told["method"]["name"],
             "options": told["method"]["options"],
-            "paper": kind.paper if kind else "",
-            "bound": bool(kind and kind.bound),
+            **about,
         },
         "model": told["model"]["name"],
         "base": told["base"]["weights"],
         "precision": told["precision"],
         "seed": told["config"]["seed"],
         "score_on": told["config"]["score_on"],
-        "settings": {key: told["config"].get(key) for key in COMPARED if key not in ("seed", "score_on")},
+        "settings": _settings(told),
+        "chosen": told.get("chosen") or {},
         "tasks": [
             {"name": task["name"], "test": task["test"], "headline": task["headline"]}
             | {"majority": task["majority"] and task["majority"]["share"]}
@@ -92,10 +95,26 @@ def entry_of(folder: Path) -> dict:
         "untouched": summary["headline"]["base"],
         "intervals": summary["intervals"][-1] if summary["intervals"] else [],
         "metrics": {key: summary["metrics"][key]["value"] for key in FIGURES},
-        "kl": next((one["kl"] for one in reversed(summary.get("forgetting", [])) if "kl" in one), None),
+        "kl": border["kl"] if border else None,
+        "text": border["text"]["sha256"] if border else None,
         "rows": _rows(done[-1], final) if done else {},
-        "cost": _cost(told, summary, done),
+        "cost": _cost(told, about, summary, done),
     }
+
+
+def _about(method: dict) -> dict:
+    """What run.json tells of the method; of a built-in one that an earlier version learnt with, what is told today."""
+    kind = METHODS.get(method["name"], Method)
+    return {key: method.get(key, getattr(kind, key)) for key in ABOUT}
+
+
+def _settings(told: dict) -> dict:
+    """All that decides a run, as it says itself, but the seed; with the adapters it began from and its rows."""
+    decides = {key: value for key, value in told["decides"].items() if key not in APART}
+    code = {f"code of {name}": digest[:8] for name, digest in decides.pop("method_code", {}).items()}
+    adopted = {f"adopted {one['name']}": f"{one['kind']} {one['sha256'][:8]}" for one in told.get("adopted") or []}
+    digests = {task["name"]: (task.get("digests") or {}).get("train") for task in told["tasks"]}
+    return decides | code | adopted | {f"rows of {name}": digests[name] for name in sorted(digests)}
 
 
 def _rows(folder: Path, headlines: dict[str, str]) -> dict[str, dict]:
@@ -109,27 +128,42 @@ def _rows(folder: Path, headlines: dict[str, str]) -> dict[str, dict]:
     return {name: {"keys": keys, "scores": scores} for name, (keys, scores) in found.items() if keys}
 
 
-def _cost(told: dict, summary: dict, lessons: list[Path]) -> dict:
+def _cost(told: dict, about: dict, summary: dict, lessons: list[Path]) -> dict:
     """What the run cost and needs; None where it was not recorded."""
-    kind, name = METHODS.get(told["method"]["name"]), told["method"]["name"]
     checks = {check["name"]: check["value"] for one in summary["acts"][-1:] for check in one["checks"]}
     times = [read_json(folder / "times.json") for folder in lessons if (folder / "times.json").exists()]
+    times = times if len(times) == len(lessons) else []
     logs = [record for steps in summary["losses"].values() for record in steps]
-    adapters = [folder / "adapter" for folder in (lessons if kind and kind.task_id else lessons[-1:])]
+    adapters = [folder / "adapter" for folder in (lessons if about["task_id"] else lessons[-1:])]
     peaks = [one["peak_memory"] for one in times if one.get("peak_memory")]
     return {
         "rows_kept": checks.get("kept rows", 0),
-        "task_id": bool(kind and kind.task_id),
+        "task_id": about["task_id"],
         "label_set": any(task["headline"] == "likelihood" for task in told["tasks"]),
         "trained": told["model"]["trainable"],
         "deployed": sum(map(numbers_in, adapters)) or None,
-        "seconds": sum(one["seconds"] for one in times) if len(times) == len(lessons) else None,
+        "seconds": _sum(times, "seconds"),
+        "cpu_seconds": _sum(times, "cpu_seconds"),
+        "gpu_seconds": _sum(times, "gpu_seconds"),
         "memory": max(peaks) if peaks else None,
         "tokens": sum(record["tokens"] for record in logs) if logs else None,
-        "extra_compute": kind.extra_compute if kind else "not known",
+        "passes": _passes(times, told["config"].get("gradient_checkpointing", False)),
+        "extra_compute": about["extra_compute"],
         "stock_peft": told["method"]["stock_peft"],
-        "method": name,
+        "method": told["method"]["name"],
     }
+
+
+def _sum(times: list[dict], key: str) -> float | None:
+    found = [one[key] for one in times if one.get(key) is not None]
+    return sum(found) if found and len(found) == len(times) else None
+
+
+def _passes(times: list[dict], again: bool) -> float | None:
+    """Token passes: forwards + backwards, with the base frozen of equal cost. `again`: a backward pass computes the
+    activations once more (gradient checkpointing)."""
+    forward, backward = (_sum(times, f"{kind}_tokens") for kind in ("forward", "backward"))
+    return None if forward is None or backward is None else forward + backward * (2 if again else 1)
 
 
 def numbers_in(folder: Path) -> int:
@@ -185,6 +219,7 @@ def _imported(told: object, place: str, name: str) -> dict:
         "stream": str(told.get("stream", name)),
         "status": "complete",
         "method": {"name": str(told["method"]), "options": {}, "paper": str(told.get("paper", "")), "bound": False},
+        "chosen": {},
         "model": str(told.get("model", "not told")),
         "base": None,
         "precision": None,
@@ -202,9 +237,10 @@ def _imported(told: object, place: str, name: str) -> dict:
         "intervals": [None] * many,
         "metrics": {key: found[key].value for key in FIGURES},
         "kl": None,
+        "text": None,
         "rows": {},
-        "cost": {key: None for key in ("rows_kept", "task_id", "label_set", "trained", "deployed", "seconds", "memory",
-                                       "tokens", "stock_peft")}
+        "cost": {key: None for key in ("rows_kept", "task_id", "label_set", "trained", "deployed", "seconds",
+                                       "cpu_seconds", "gpu_seconds", "memory", "tokens", "passes", "stock_peft")}
         | {"extra_compute": "not told", "method": str(told["method"])} | told.get("cost", {}),
     }  # fmt: skip
 

@@ -39,14 +39,17 @@ def fit_laws(
         raise UsageError(f"law: no {law!r}{nearest(law, LAWS)}")
     if not 0.5 <= confidence < 1:
         raise UsageError(f"confidence must be from 0.5 to below 1, not {confidence}")
-    points = read_points(sources)
-    _check_one_base(points)
+    points, left_out = read_points(sources)
+    _check_one(points, {"base": "a law is of one base", "text": "forgetting is comparable on one text only",
+                        "targets": "a rank is another number of parameters on other layers"})  # fmt: skip
     unit = "parameters" if all(point.parameters is not None for point in points) else "rank"
     if unit == "rank" and any(point.rank is None for point in points):
         raise DataError("some points have only `parameters` and others only `rank`; give all of them the same one")
     groups: dict[tuple[str, str, float | None], list[Point]] = defaultdict(list)
     for point in points:
         groups[point.dataset, point.method, point.learning_rate].append(point)
+    for found in groups.values():
+        _check_one_recipe(found)
     told = {"law": law, "confidence": confidence, "seed": seed, "draws": draws, "starts": starts}
     return {
         "format": FORMAT,
@@ -56,19 +59,42 @@ def fit_laws(
         "parameters_per_rank": _per_rank(points),
         "confidence": confidence,
         "seed": seed,
+        "left_out": left_out,
         "laws": [_fit_group(*key, points=found, unit=unit, told=told) for key, found in groups.items()],
     }
 
 
-def _check_one_base(points: Sequence[Point]) -> None:
-    for name, why in (("base", "a law is of one base"), ("text", "forgetting is comparable on one text only")):
-        first = points[0]
+def _check_one(points: Sequence[Point], why: dict[str, str]) -> None:
+    """DataError where an attribute of the points is not one and the same."""
+    first = points[0]
+    for name, reason in why.items():
         for point in points:
-            if getattr(point, name) != getattr(first, name):
-                raise DataError(
-                    f"mixed {name}s in one table: {first.source} has {getattr(first, name)!r}, {point.source} has "
-                    f"{getattr(point, name)!r}; {why}, so fit them apart"
-                )
+            _same(name, first.source, getattr(first, name), point.source, getattr(point, name), reason)
+
+
+def _same(name: str, where: str, one: object, there: str, other: object, why: str) -> None:
+    if one != other:
+        raise DataError(
+            f"mixed {name.removesuffix('s')}s in one table: {where} has {one!r}, {there} has {other!r}; {why}, so fit "
+            "them apart"
+        )
+
+
+def _check_one_recipe(points: Sequence[Point]) -> None:
+    """DataError where runs of one law differ in more than size, steps and seed.
+
+    `lora_alpha` may be the same for all sizes, or in proportion to them: either is one way to grow.
+    """
+    first = next((point for point in points if point.recipe), points[0])
+    for point in points:
+        for name in sorted(first.recipe.keys() & point.recipe.keys()):
+            _same(name, first.source, first.recipe[name], point.source, point.recipe[name], "it decides what is learnt")
+    known = [point for point in points if point.lora_alpha is not None]
+    scales = {f"{point.lora_alpha / (point.rank or point.parameters or 1):.6g}" for point in known if point.lora_alpha}
+    if len(scales) > 1:
+        why = "keep it, or lora_alpha / rank, the same for all ranks"
+        for point in known:
+            _same("lora_alpha", known[0].source, known[0].lora_alpha, point.source, point.lora_alpha, why)
 
 
 def _per_rank(points: Sequence[Point]) -> float | None:

@@ -10,8 +10,8 @@ import csv
 import json
 import math
 import struct
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from forgetless.errors import DataError, RunError, nearest
@@ -22,6 +22,8 @@ from forgetless.runs.shapes import read_run
 STATE = "trainer_state.json"
 KL, LOSS = "forgetting/kl", "loss"  # as the callback logs them
 WINDOW = 10  # steps of which the training loss at a point is the mean
+VARY = ("seed", "r", "lora_alpha", "learning_rate", "max_steps", "num_train_epochs", "method", "score_on")
+"""Of what decides a run, what may differ between points of one law; `lora_alpha` by a rule of its own."""
 REQUIRED = ("steps", "loss", "forgetting", "base")
 SIZES = ("parameters", "rank")
 
@@ -43,9 +45,11 @@ class Point:
     run: str = ""  # points of one training run have one name
     text: str = ""  # on which forgetting was measured
     targets: str = ""  # the layers that are tuned
+    lora_alpha: float | None = None
+    recipe: Mapping[str, object] = field(default_factory=dict)  # of a run: all else that decides it
 
     def __post_init__(self) -> None:
-        for name in (*SIZES, "steps", "learning_rate"):
+        for name in (*SIZES, "steps", "learning_rate", "lora_alpha"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise DataError(f"{self.source}: {name} is {value:g}; it must be a number above 0")
@@ -58,18 +62,25 @@ class Point:
             raise DataError(f"{self.source}: give `parameters` (how many are tuned) or `rank`")
 
 
-def read_points(paths: Iterable[str | Path]) -> list[Point]:
-    """Points of tables (.csv, .json, .jsonl), run folders, trainers' output folders, and folders of these."""
-    found = [point for path in map(Path, paths) for point in _points_of(path)]
+class NoPointsError(RunError):
+    """A run that has none (yet)."""
+
+
+def read_points(paths: Iterable[str | Path]) -> tuple[list[Point], list[str]]:
+    """Points of tables (.csv, .json, .jsonl), run folders, trainers' output folders, and folders of these; and of each
+    run that has none, why.
+    """
+    left_out: list[str] = []
+    found = [point for path in map(Path, paths) for point in _points_of(path, left_out)]
     if not found:
         raise DataError(
             "no points: give a table (.csv, .json), or folders of runs that measured forgetting "
-            "(docs/forecast.md says what a run must record)"
+            f"(docs/forecast.md says what a run must record){''.join(f'. {why}' for why in left_out)}"
         )
-    return found
+    return found, left_out
 
 
-def _points_of(path: Path) -> Iterator[Point]:
+def _points_of(path: Path, left_out: list[str]) -> Iterator[Point]:
     if path.is_file():
         yield from _from_table(path)
         return
@@ -77,7 +88,10 @@ def _points_of(path: Path) -> Iterator[Point]:
     if not runs and not states:
         raise RunError(f"{path}: holds no {RUN} of `forgetless learn` and no {STATE} of a trainer")
     for folder in runs:
-        yield from from_run(folder)
+        try:
+            yield from from_run(folder)
+        except NoPointsError as error:
+            left_out.append(str(error))
     for file in states:
         yield from from_trainer(file)
 
@@ -113,14 +127,15 @@ def _from_row(row: dict, source: str) -> Point:
     for name in REQUIRED:
         if name not in told:
             raise DataError(f"{source}: no {name!r}{nearest(name, row)}")
-    parameters, rank, rate = (
-        _number(told, name, source) if name in told else None for name in ("parameters", "rank", "learning_rate")
+    parameters, rank, rate, alpha = (
+        _number(told, name, source) if name in told else None
+        for name in ("parameters", "rank", "learning_rate", "lora_alpha")
     )
     steps, loss, forgetting = (_number(told, name, source) for name in ("steps", "loss", "forgetting"))
     dataset, method, text, targets = (str(told.get(name, "")) for name in ("dataset", "method", "text", "targets"))
     run = str(told.get("run", f"{rank or parameters or 0:g}/{rate}/{told.get('seed', '')}"))
     return Point(parameters, rank, steps, loss, forgetting, str(told["base"]), source, rate, dataset, method, run, text,
-                 targets)  # fmt: skip
+                 targets, alpha)  # fmt: skip
 
 
 def _number(row: dict, name: str, source: str) -> float:
@@ -143,7 +158,7 @@ def from_run(folder: Path) -> list[Point]:
     lesson = told["lessons"][0]["name"]
     place = run.task(1, lesson)
     if not complete(place):
-        raise RunError(f"{place}: this lesson is not finished; run the same `forgetless learn` again")
+        raise NoPointsError(f"{place}: this lesson is not finished; run the same `forgetless learn` again")
     config, records = told["config"], read_lines(place / "log.jsonl")
     losses = {record["step"]: record["loss"] for record in records}
     measured = {record["step"]: record[KL] for record in records if KL in record}
@@ -154,11 +169,15 @@ def from_run(folder: Path) -> list[Point]:
             measured.setdefault(records[-1]["step"], border["per_token"]["kl"])
             text = border["text"]["sha256"]
     if not measured:
-        raise RunError(f"{place}: forgetting was not measured; run `forgetless learn` without --forgetting_prompts 0")
+        raise NoPointsError(
+            f"{place}: forgetting was not measured; run `forgetless learn` without --forgetting_prompts 0"
+        )
     common = Point(
         parameters=float(told["model"]["trainable"]), rank=float(config["r"]), steps=1, loss=0, forgetting=0,
         base=told["base"]["weights"], source=str(folder), learning_rate=float(config["learning_rate"]), dataset=lesson,
         method=told["method"]["name"], run=str(folder), text=text, targets=str(config.get("target_modules", "")),
+        lora_alpha=float(config["lora_alpha"]) if "lora_alpha" in config else None,
+        recipe={name: value for name, value in told["decides"].items() if name not in VARY},
     )  # fmt: skip
     return list(_moments(common, losses, measured))
 
@@ -193,6 +212,7 @@ def from_trainer(file: Path) -> list[Point]:
         parameters=_tuned(file.parent / "adapter_model.safetensors"), rank=float(config["r"]), steps=1, loss=0,
         forgetting=0, base=str(config["base_model_name_or_path"]), source=str(file), run=str(file.parent.parent),
         learning_rate=max(rates, default=0.0) or None, targets=",".join(sorted(config.get("target_modules") or ())),
+        lora_alpha=config.get("lora_alpha"),
     )  # fmt: skip
     return list(_moments(common, losses, measured, evaluated))
 

@@ -29,7 +29,9 @@ from torch.optim import Optimizer
 
 from forgetless.errors import RunError, Stopped
 from forgetless.learning.engine import Engine
+from forgetless.learning.processes import summed
 from forgetless.learning.signals import Signals
+from forgetless.learning.spending import PASSES, Spending
 from forgetless.methods.base import Method
 from forgetless.model.adapters import named
 from forgetless.runs.folder import (
@@ -74,6 +76,7 @@ class Checkpoints:
         *,
         follows: str = "",
         signals: Signals | None = None,
+        spending: Spending | None = None,
         say: Callable[[str], None] = print,
     ):
         """Finds the newest checkpoint; `follows` is the `fingerprint` of the lesson before, which must be the same."""
@@ -81,13 +84,22 @@ class Checkpoints:
         self.settings, self.follows, self.signals, self.say = settings, follows, signals or Signals(), say
         self.found = engine.agree(self._newest() if engine.is_main else None)
         self.records: list[dict] = read_lines(self.found / "log.jsonl") if self.found else []
-        before = _spent_before(self.found)
-        self.began = {name: now - before[name] for name, now in _clocks().items()}
+        self.spending = spending or Spending(engine.device)
+        # what was spent before it was stopped counts once, not on every process
+        self.before = _spent_before(self.found if engine.is_main else None, [*self.spending.clocks(), "peak_memory"])
+        self.began = self.spending.clocks()
+        self.spending.begin()
         self.saved_at = time.monotonic()
 
     def spent(self) -> dict[str, float]:
-        """Seconds and processor seconds of the lesson, with those before it was stopped."""
-        return {name: now - self.began[name] for name, now in _clocks().items()}
+        """What the lesson cost (`Spending`), with what it did before it was stopped: times of this process, tokens of
+        all, so all call it.
+        """
+        told = {name: self.before[name] + now - self.began[name] for name, now in self.spending.clocks().items()}
+        tokens = summed(torch.tensor([told[name] for name in PASSES], dtype=torch.float64, device=self.engine.device))
+        told |= dict(zip(PASSES, map(int, tokens.tolist()), strict=True))
+        peak = self.spending.peak()
+        return told | ({} if peak is None else {"peak_memory": max(peak, int(self.before["peak_memory"]))})
 
     # -------------------------------------------------------------------------------- putting back
 
@@ -156,6 +168,7 @@ class Checkpoints:
         parts = {"trainable": self.method.adapters.snapshot(), "optimizer": moments, "method": method}
         for part, tensors in parts.items():
             refuse_nan(tensors, folder / f"{part}.safetensors")
+        spent = self.spent()
         if self.engine.is_main:
             with self.run.publish(folder) as temporary:
                 for part, tensors in parts.items():
@@ -163,7 +176,7 @@ class Checkpoints:
                 told = {"format": FORMAT, "step": step, "follows": self.follows}
                 write_json(temporary / "checkpoint.json", told | {"optimizer_steps": counters, "method": values})
                 write_lines(temporary / "log.jsonl", self.records)
-                write_json(temporary / f"{TIMES}.json", self.spent())
+                write_json(temporary / f"{TIMES}.json", spent)
             self._prune(folder)
         self.saved_at = time.monotonic()
         self.engine.wait()
@@ -246,15 +259,10 @@ def unpacked(told: Any, tensors: dict[str, Tensor]) -> Any:
     return told
 
 
-def _spent_before(folder: Path | None) -> dict[str, float]:
-    """What a checkpoint says of times, which no hash covers and nothing depends on: 0 where it cannot be read."""
-    nothing = dict.fromkeys(_clocks(), 0.0)
+def _spent_before(folder: Path | None, names: list[str]) -> dict[str, float]:
+    """What a checkpoint says of costs, which no hash covers and nothing depends on: 0 where it cannot be read."""
     try:
-        told = read_json(folder / f"{TIMES}.json") if folder else nothing
-        return {name: float(told[name]) for name in nothing}
-    except (RunError, LookupError, TypeError, ValueError):
-        return nothing
-
-
-def _clocks() -> dict[str, float]:
-    return {"seconds": time.monotonic(), "cpu_seconds": time.process_time()}
+        told = read_json(folder / f"{TIMES}.json") if folder else {}
+        return {name: float(told.get(name, 0)) for name in names}
+    except (RunError, AttributeError, TypeError, ValueError):
+        return dict.fromkeys(names, 0.0)

@@ -15,6 +15,7 @@ from torch import Tensor
 from forgetless.data.batches import Encoder, Part, collate, split, weigh
 from forgetless.data.tasks import Row
 from forgetless.learning.processes import gathered, rank_and_count, summed
+from forgetless.learning.sharding import in_shards
 from forgetless.model.adapters import Adapters
 from forgetless.model.answers import logits_at, token_losses
 
@@ -22,8 +23,11 @@ Value = Callable[[int, Tensor, Tensor], Tensor]  # the row's number, logits (ans
 
 
 def mean_gradient(adapters: Adapters, encoder: Encoder, rows: Sequence[Row], size: int) -> Tensor:
-    """∂/∂θ of the mean of -log p over the rows' answer tokens; `size` rows go through the model at once."""
-    rank, count = rank_and_count()
+    """∂/∂θ of the mean of -log p over the rows' answer tokens; `size` rows go through the model at once.
+
+    The processes share the rows; where each holds a part of the base, all of them take all rows.
+    """
+    rank, count = (0, 1) if (alike := in_shards(adapters)) else rank_and_count()
     parameters = adapters.parameters()
     total = torch.zeros(sum(parameter.numel() for parameter in parameters), device=parameters[0].device)
     examples = weigh([encoder(row) for row in rows], 1.0)
@@ -32,7 +36,7 @@ def mean_gradient(adapters: Adapters, encoder: Encoder, rows: Sequence[Row], siz
         with evaluating(adapters.model):
             loss = (part.weights * token_losses(_logits(adapters, part), part.targets)).sum()
         total += _derivative(loss, parameters)
-    return summed(total)
+    return total if alike else summed(total)
 
 
 def each_gradient(adapters: Adapters, encoder: Encoder, rows: Sequence[Row], value: Value) -> Iterator[Tensor]:

@@ -19,10 +19,11 @@ from forgetless.learning.again import with_earlier_tasks
 from forgetless.learning.engine import Engine
 from forgetless.learning.sharding import shard_base
 from forgetless.learning.signals import Signals
+from forgetless.learning.spending import Spending
 from forgetless.methods import Lesson, Method
 from forgetless.methods.finding import label_of
 from forgetless.model.adapters import Adapters, LoraSettings
-from forgetless.model.base import Base, load_base
+from forgetless.model.base import Base, load_base, transformer
 from forgetless.progress import console
 from forgetless.runs.folder import RunFolder
 from forgetless.runs.shapes import read_run
@@ -44,12 +45,14 @@ class Session:
     notes: list[str]
     run: RunFolder
     text: Text | None  # on which forgetting is measured at task borders
+    spending: Spending
     adopted: list[Adopted] = field(default_factory=list)  # the first lessons, which another trainer learnt
     stored: dict | None = None  # run.json as it was found
     history: list[dict] = field(default_factory=list)  # what it was learnt with, from which lesson on
     steps_before: list[int] = field(default_factory=list)  # of each lesson trained in this session
     side: Reference | None = None  # the base's, once it was needed
     signals: Signals = field(default_factory=Signals)
+    chosen: dict = field(default_factory=dict)  # option -> its value and what it was chosen among, by a sweep
 
     def say(self, text: str) -> None:
         if self.engine.is_main:
@@ -101,7 +104,10 @@ def prepare(config: LearnConfig) -> Session:
                                      "`forgetless audit` does it afterwards"]  # fmt: skip
     method.start(adapters, encoder, config.seed)
     lessons = method.lessons(stream)
-    session = Session(config, stream, method, engine, base, encoder, adapters, lessons, notes, run, text, adopted)
+    spending = Spending(engine.device, transformer(adapters.model).get_input_embeddings())
+    session = Session(
+        config, stream, method, engine, base, encoder, adapters, lessons, notes, run, text, spending, adopted
+    )
     check_adopted(session)
     return session
 

@@ -12,6 +12,7 @@ import os
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from forgetless.errors import UsageError
 from forgetless.model.adapters import Adapters
@@ -40,3 +41,8 @@ def shard_base(adapters: Adapters, processes: int, device: torch.device) -> None
     fully_shard(base, mesh=mesh, ignored_params=whole)
     for parameter in whole:
         parameter.data = parameter.data.to(device)
+
+
+def in_shards(adapters: Adapters) -> bool:
+    """Whether each process holds a part of the base: then all must make the same passes."""
+    return any(isinstance(parameter, DTensor) for parameter in transformer(adapters.model).parameters())

@@ -19,7 +19,7 @@ from forgetless.learning.session import Session, prepare
 from forgetless.learning.state import resume, save_state
 from forgetless.learning.step import TrainSettings, count_steps, learn_task
 from forgetless.methods import Lesson
-from forgetless.methods.base import penalty_acts
+from forgetless.methods.base import ABOUT, penalty_acts
 from forgetless.methods.finding import label_of
 from forgetless.model.adapters import named
 from forgetless.progress import steps
@@ -31,25 +31,26 @@ from forgetless.runs.shapes import LEARNED, read
 from forgetless.score.scorers import Scorer, headline
 
 
-def learn(config: LearnConfig, base_scores: Path | None = None) -> dict:
+def learn(config: LearnConfig, base_scores: Path | None = None, chosen: dict | None = None) -> dict:
     """Learns the stream of `config` and returns the summary that is also in the run folder.
 
     With budgets (`max_drop`, `max_lost`, `max_kl`) the finished run is blended border by border, and `blends` has each
     border's record. `base_scores`: another run folder with the same base and stream, whose row of the untouched base
-    is taken over.
+    is taken over. `chosen`: of the options those that trials chose, {name: {value, among}}, which the run then tells.
     """
     if not (budgeted := config.as_blend("")):
-        return _learnt(config, base_scores)
+        return _learnt(config, base_scores, chosen)
     from forgetless.geometry.borders import blend_run, check_budgets
 
     config.check()
     check_budgets(config)
-    summary = _learnt(config, base_scores)
+    summary = _learnt(config, base_scores, chosen)
     return summary | {"blends": blend_run(replace(budgeted, after=summary["path"]))}
 
 
-def _learnt(config: LearnConfig, base_scores: Path | None) -> dict:
+def _learnt(config: LearnConfig, base_scores: Path | None, chosen: dict | None) -> dict:
     session = prepare(config)
+    session.chosen = chosen or {}
     with session.signals, session.run.locked() if session.engine.is_main else nullcontext():
         return _learn(session, base_scores)
 
@@ -105,7 +106,7 @@ def _learn_lesson(session: Session, number: int, lesson: Lesson, folder: Path) -
     before = session.run.task(number, session.lessons[number - 1].name) if number else None
     checkpoints = Checkpoints(
         session.run, number + 1, lesson.name, method, engine, config.part(SaveSettings),
-        follows=fingerprint(before), signals=session.signals, say=session.say,
+        follows=fingerprint(before), signals=session.signals, spending=session.spending, say=session.say,
     )  # fmt: skip
     records = checkpoints.records
     method.begin_task(number)
@@ -116,7 +117,8 @@ def _learn_lesson(session: Session, number: int, lesson: Lesson, folder: Path) -
     ):
 
         def log(record: dict) -> None:
-            measure_step(session, record)
+            with session.spending.uncounted():
+                measure_step(session, record)
             records.append(record)
             progress.advance(record["tokens"], record.get("loss"))
             if "skipped" in record:
@@ -142,6 +144,7 @@ def _learn_lesson(session: Session, number: int, lesson: Lesson, folder: Path) -
             )
     pairs, state = method.export(), method.state()
     refuse_nan(named(pairs) | state.tensors, folder)
+    spent = checkpoints.spent()
     if engine.is_main:
         with session.run.publish(folder) as temporary:
             session.adapters.save(temporary / "adapter", pairs)
@@ -152,7 +155,7 @@ def _learn_lesson(session: Session, number: int, lesson: Lesson, folder: Path) -
                 temporary / "learned.json",
                 {"lesson": lesson.name, "rows": len(lesson.rows), "steps": len(records), "checks": checks},
             )
-            write_json(temporary / f"{TIMES}.json", checkpoints.spent())
+            write_json(temporary / f"{TIMES}.json", spent)
     engine.wait()
 
 
@@ -173,7 +176,7 @@ def _describe(session: Session, status: str) -> dict:
             "name": label_of(session.config.method),
             "options": session.config.all_method_options(),
             "summary": session.method.summary,
-            "stock_peft": session.method.stock_peft,
+            **{key: getattr(session.method, key) for key in ABOUT},
             "deployed": next(iter(session.method.views())),
         },
         "base": session.base.identity.as_json(),
@@ -189,7 +192,7 @@ def _describe(session: Session, status: str) -> dict:
         "lessons": [{"name": lesson.name, "last_task": lesson.last_task} for lesson in session.lessons],
         "versions": versions_here(),
         "history": session.history,
-    } | ({"adopted": adopted} if adopted else {})
+    } | {key: told for key, told in (("adopted", adopted), ("chosen", session.chosen)) if told}
 
 
 def _notes(session: Session, task: Task) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from forgetless.data.tasks import Row
 from forgetless.methods.gem import GEM
+from forgetless.methods.replay import Replay
 
 
 class AGEM(GEM):
@@ -37,6 +38,9 @@ class AGEM(GEM):
     def draw(self, count: int, step: int) -> list[list[Row]]:
         rows = self.memory.draw(count, self.task, step)
         return [rows] if rows else []
+
+    def passes(self, rows: int, task: int) -> tuple[float, float]:
+        return Replay.passes(self, rows, task)
 
     def project(self, g: Tensor, G: Tensor) -> Tensor:
         return project(g, G[0])

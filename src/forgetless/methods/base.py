@@ -37,6 +37,10 @@ for; it grows when such a method would have to change.
 """
 
 
+ABOUT = ("paper", "task_id", "bound", "old_rows", "extra_memory", "extra_compute", "stock_peft")
+"""What a run's record tells of its method, so that readers need not have it."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One piece of evidence that a method acted on a task."""
@@ -213,6 +217,14 @@ class Method:
         if not (self.has("penalty") or self.has("after_step")):
             return "has neither a penalty nor anything to do after a step"
         return ""
+
+    # ----------------------------------------------------------------------------- what a step costs
+
+    def passes(self, rows: int, task: int) -> tuple[float, float] | None:
+        """Rows that go forward through the model in a step of task 0, 1, ... with `rows` new ones, and rows that come
+        back; of kept rows as many as a step asks for. None where a step costs more than passes.
+        """
+        return (rows, rows) if self.extra_compute.partition(";")[0] == "none" else None
 
     # ----------------------------------------------------------------------------------- helpers
 

@@ -76,6 +76,10 @@ class GEM(Replay):
             kept.setdefault(task, []).append(row)
         return [Memory(0, seed=self.seed, rows=rows).draw(count, self.task, step, task) for task, rows in kept.items()]
 
+    def passes(self, rows: int, task: int) -> tuple[float, float]:
+        on_memory = task * self.asked(rows, task)
+        return rows + on_memory, rows + on_memory
+
     def loss(self, part: Part) -> Tensor:
         self.rows_at_once = max(self.rows_at_once, len(part.ids))
         return Method.loss(self, part)

@@ -68,6 +68,10 @@ class GeneralReplay(Method):
         general = weigh([self.encoder(row) for row in drawn], self.share, memory=True)
         return weigh(examples, 1 - self.share) + general
 
+    def passes(self, rows: int, task: int) -> tuple[float, float]:
+        every = rows + (self.general_rows if self.share else 0)
+        return every, every
+
     def state(self) -> State:
         """The base's own answers; a text is read again, and must be the same."""
         if self.text:

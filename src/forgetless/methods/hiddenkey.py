@@ -89,6 +89,10 @@ class HiddenKey(Method):
             loss = loss + self.kl * divergence
         return loss
 
+    def passes(self, rows: int, task: int) -> tuple[float, float]:
+        twice = 2 if self.kl and (self.keys.p or self.hidden.p) else 1
+        return twice * rows, twice * rows
+
     def _pass(self, part: Part, number: int) -> Tensor:
         """Logits (answers, vocabulary) with masks that are a function of seed, task, step, pass and a row's tokens."""
         lengths = part.mask.sum(1).tolist()

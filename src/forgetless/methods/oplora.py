@@ -15,7 +15,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from forgetless.errors import UsageError
 from forgetless.methods.base import Check, Method
 from forgetless.model.adapters import Pair
 

@@ -59,6 +59,15 @@ class Replay(Method):
         # L = 1/2 CE_current + 1/2 CE_memory
         return weigh(examples, 0.5) + weigh([self.encoder(row) for row in drawn], 0.5, memory=True)
 
+    def passes(self, rows: int, task: int) -> tuple[float, float]:
+        return rows + self.asked(rows, task), rows + self.asked(rows, task)
+
+    def asked(self, rows: int, task: int) -> int:
+        """Kept rows of a step with `rows` new ones."""
+        count = self.replay_rows or rows
+        room = count if self.memory.share else self.memory.room
+        return min(count, room) if task else 0
+
     def end_task(self, task: int, rows: tuple[Row, ...]) -> None:
         self.memory.add_task(task, rows)
 

@@ -137,6 +137,15 @@ class Together(Method):
     def has(self, hook: str) -> bool:
         return any(part.has(hook) for part in self.parts.values())
 
+    def passes(self, rows: int, task: int) -> tuple[float, float] | None:
+        """Each part multiplies what the others make of a row."""
+        forward = backward = float(rows)
+        for part in self.parts.values():
+            if (told := part.passes(rows, task)) is None:
+                return None
+            forward, backward = forward * told[0] / rows, backward * told[1] / rows
+        return forward, backward
+
     def _whose(self, hook: str) -> Method:
         """The part that changes a hook; the last where none does."""
         return next((part for part in self.parts.values() if part.has(hook)), self.last)

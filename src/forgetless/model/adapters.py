@@ -26,6 +26,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
@@ -137,9 +138,13 @@ class Adapters:
         return trained + ([self._magnitudes.values] if self._magnitudes else []) + [*self._beside]
 
     def base_weight(self, name: str) -> Tensor:
-        """W (out, in) of a layer; UsageError where it is quantised."""
+        """W (out, in) of a layer, of a base in shards with all its parts, for which every process must ask.
+
+        UsageError where it is quantised.
+        """
         pair, layer = self.pairs()[name], self.layers()[name]
         W = layer.get_base_layer().get_parameter("weight").detach()
+        W = W.full_tensor() if isinstance(W, DTensor) else W
         if W.shape != (pair.B.shape[0], pair.A.shape[1]) or not W.is_floating_point():
             raise UsageError(
                 f"this method works on the weights of {name} as numbers, and they are {W.dtype} {tuple(W.shape)}: "

@@ -71,7 +71,8 @@ def compare_csv(record: dict) -> str:
     for number, told in enumerate(record["sets"], start=1):
         names = [f"score at the end: {task['name']}" for task in told["tasks"]]
         for one in told["configurations"]:
-            series = [*one["figures"].items(), *zip(names, one["tasks"], strict=True)]
+            chosen = [(f"chosen: {name}", choice) for name, choice in one["chosen"].items()]
+            series = [*one["figures"].items(), *zip(names, one["tasks"], strict=True), *chosen]
             for name, spread in series:
                 for run, value in zip(one["runs"], spread["values"], strict=True):
                     order = " > ".join(one["orders"][run["order"]])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from forgetless.report.audit import Table
+from forgetless.report.contents import mean
 from forgetless.report.words import clean, figure, number, p_value, percent, points, signed
 
 NAMES = {
@@ -14,9 +17,11 @@ NAMES = {
     "kl": "KL from the base",
 }
 DIFFERENCES = ("bwt", "forgetting", "fwt")  # in points
+FLOORS = (("majority answer", "majority"), ("untouched base", "untouched"))
 CAUTIONS = (
     "An interval over seeds or orders says how runs differ, not how test rows do; one over rows says the reverse.",
-    "Fewer than three runs give values and no interval; a claim needs p < 0.05 after Holm's correction over all tests.",
+    "Fewer than three seeds and orders give values and no interval; a claim needs p < 0.05 after Holm's correction "
+    "over all tests.",
 )
 
 
@@ -34,6 +39,17 @@ def sentences(told: dict, record: dict) -> list[str]:
     front = [clean(one["label"]) for one in told["configurations"] if one["front"]]
     if front:
         lines.append(f"By their means no other both learns more and keeps more than: {', '.join(front)}.")
+    if any(one["chosen"] for one in told["configurations"]):
+        lines.append("A value that is said to be chosen was chosen on validation rows, for each order by itself.")
+    if any(
+        one["tasks_seen"] >= len(told["tasks"]) > 1 for run in told["configurations"] for one in run["chosen"].values()
+    ):
+        lines.append("Some values were chosen WITH SIGHT OF ALL TASKS, which one who learns task by task cannot have.")
+    if len(told["texts"]) > 1:
+        lines.append(
+            "KL from the base was measured on different texts, whose beginnings of a hash stand beside it: it is "
+            "comparable on one text only, and where runs of one method have several it is left out."
+        )
     if len(record["sets"]) > 1:
         lines.append("Other runs have other tasks, test rows or bases: they are in tables of their own.")
     if record["unfinished"]:
@@ -54,7 +70,7 @@ def claim(test: dict) -> str:
 
 def tables(told: dict) -> list[Table]:
     """Figures, scores of tasks, differences, orders, replay, cost."""
-    found = [_figures(told), _tasks(told), _tests(told), _orders(told), *_replay(told), _cost(told)]
+    found = [_figures(told), _tasks(told), _tests(told), _orders(told), _chosen(told), *_replay(told), _cost(told)]
     return [table for table in found if table.rows]
 
 
@@ -77,11 +93,32 @@ def with_interval(key: str, one: dict) -> str:
 
 def _figures(told: dict) -> Table:
     rows = [
-        [_label(one), str(len(one["runs"])), one["varies"], *(with_interval(key, one["figures"][key]) for key in NAMES)]
+        [_label(one), _runs(one), one["over"] or "–", *(with_interval(key, one["figures"][key]) for key in NAMES)]
         for one in ranked(told)
     ]
+    if len(told["texts"]) > 1:
+        for row, one in zip(rows, ranked(told), strict=True):
+            row[-1] += f" [{', '.join(text[:6] for text in one['texts'])}]" if one["texts"] else ""
+    floors = [
+        [
+            name,
+            "–",
+            "–",
+            value_of("average_accuracy", mean([task[key] for task in told["tasks"]])),
+            *["–"] * (len(NAMES) - 1),
+        ]
+        for name, key in FLOORS
+    ]
+    rows = floors + rows
     head = ["method", "runs", "interval over", *NAMES.values()]
     return Table("Figures, % and points; KL in nats per token", head, rows, (CAUTIONS[1],))
+
+
+def _runs(one: dict) -> str:
+    """`6 (3 seeds, 2 orders)`."""
+    seeds = {str(run["seed"]) for run in one["runs"]}
+    told = [f"{many} {name}" for many, name in ((len(seeds), "seeds"), (len(one["orders"]), "orders")) if many > 1]
+    return f"{len(one['runs'])} ({', '.join(told)})" if len(told) > 1 else str(len(one["runs"]))
 
 
 def ranked(told: dict) -> list[dict]:
@@ -100,10 +137,7 @@ def _label(one: dict) -> str:
 
 def _tasks(told: dict) -> Table:
     """Scores at the end, under what a model without learning reaches."""
-    rows = [
-        [name, *(value_of("score", task[key]) for task in told["tasks"])]
-        for name, key in (("majority answer", "majority"), ("untouched base", "untouched"))
-    ]
+    rows = [[name, *(value_of("score", task[key]) for task in told["tasks"])] for name, key in FLOORS]
     rows += [[_label(one), *(with_interval("score", task) for task in one["tasks"])] for one in ranked(told)]
     return Table("Scores at the end, %", ["", *(clean(task["name"]) for task in told["tasks"])], rows)
 
@@ -139,19 +173,43 @@ def _orders(told: dict) -> Table:
     return Table("Order of tasks: average accuracy, each order the mean of its runs", head, rows)
 
 
+def _chosen(told: dict) -> Table:
+    rows = [
+        [_label(one), clean(name), ", ".join(map(clean, map(str, choice["among"]))),
+         f"{choice['tasks_seen']} of {len(told['tasks'])}", _counted(choice["values"])]
+        for one in ranked(told) for name, choice in one["chosen"].items()
+    ]  # fmt: skip
+    return Table(
+        "Chosen on validation rows", ["method", "option", "among", "tasks that trials saw", "chosen (runs)"], rows
+    )
+
+
+def _counted(values: list) -> str:
+    """`0.001 (4), 0.002 (2)`, the commonest first."""
+    return ", ".join(f"{clean(value)} ({many})" for value, many in Counter(map(str, values)).most_common())
+
+
 def _replay(told: dict) -> list[Table]:
     return [
         Table(
             f"How much old data? {clean(curve['method'])}: scores at the end, %",
             ["kept of each task", "rows kept", "runs", "old tasks", "newest task"],
             [
-                [percent(one["share"]), "–" if one["rows_kept"] is None else figure(one["rows_kept"]),
-                 str(len(one["old"]["values"])), with_interval("score", one["old"]), with_interval("score", one["new"])]
-                for one in curve["points"]
+                *(
+                    [name, "–", "–", value_of("score", curve[key]["old"]), value_of("score", curve[key]["new"])]
+                    for name, key in FLOORS
+                ),
+                *map(_replayed, curve["points"]),
             ],
         )
         for curve in told["replay"]
     ]  # fmt: skip
+
+
+def _replayed(one: dict) -> list[str]:
+    rows = "–" if one["rows_kept"] is None else figure(one["rows_kept"])
+    scores = (with_interval("score", one[key]) for key in ("old", "new"))
+    return [percent(one["share"]), rows, str(len(one["old"]["values"])), *scores]
 
 
 def _cost(told: dict) -> Table:
@@ -160,21 +218,30 @@ def _cost(told: dict) -> Table:
         cost = one["cost"]
         rows.append([
             _label(one), _amount(cost["rows_kept"]), _yes(cost["task_id"]), _yes(cost["label_set"]),
-            _amount(cost["trained"]), _amount(cost["deployed"]), _seconds(cost["seconds"]), _bytes(cost["memory"]),
-            "–" if cost["relative_compute"] is None else f"{cost['relative_compute']:.2f}×",
-            clean(cost["extra_compute"]), _yes(cost["stock_peft"]),
+            _amount(cost["trained"]), _amount(cost["deployed"]), _seconds(cost["seconds"]),
+            _seconds(cost["cpu_seconds"]), _seconds(cost["gpu_seconds"]), _bytes(cost["memory"]),
+            _times(cost["relative_tokens"]), _times(cost["relative_compute"]), clean(cost["extra_compute"]),
+            _yes(cost["stock_peft"]),
         ])  # fmt: skip
     head = ["method", "rows kept", "task id at test", "label set at test", "trained", "deployed",
-            "time", "peak memory", "tokens, relative", "extra compute", "stock PEFT"]  # fmt: skip
+            "time", "CPU time", "GPU time", "peak memory", "tokens, relative", "passes, relative", "extra compute",
+            "stock PEFT"]  # fmt: skip
     notes = (
-        "Trained at a time and deployed: numbers in adapters. Memory: the machine's peak, where it was recorded.",
-        "Tokens learnt from and replayed are relative to the naive sequence (or the least). – : not recorded.",
+        "Trained at a time and deployed: numbers in adapters. Time, processor time, time that a GPU was held, and the "
+        "process's peak of memory are of learning, without scoring.",
+        "Tokens: of the rows of all steps. Passes: tokens that went forward through the model + those that came back, "
+        "as counted while learning, with a method's extra passes; its products beside the model's are not in them. "
+        "Both are relative to the naive sequence (or the least). – : not recorded.",
     )
     return Table("What it takes", head, rows, notes)
 
 
 def _amount(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
+
+
+def _times(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}×"
 
 
 def _yes(value: bool | None) -> str:

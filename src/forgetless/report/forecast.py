@@ -14,6 +14,8 @@ INDEPENDENT = "AICc and BIC count the points of a run as if they were independen
 
 def print_laws(record: dict, console: Console) -> None:
     """A few sentences and a table for each group of points."""
+    for line in left_out(record):
+        console.print(Text(f"- {line}"))
     for group in record["laws"]:
         for line in sentences(group):
             console.print(Text(f"- {line}"))
@@ -23,12 +25,17 @@ def print_laws(record: dict, console: Console) -> None:
 
 def laws_markdown(record: dict) -> str:
     """The same as Markdown."""
-    parts = ["## Laws of forgetting", ""]
+    parts = ["## Laws of forgetting", "", *(f"- {escaped(line)}" for line in left_out(record))]
     for group in record["laws"]:
         parts += [f"- {escaped(line)}" for line in sentences(group)]
         told = table(group)
         parts += ["", f"#### {escaped(told.title)}", "", *pipe_table(told.head, told.rows), "", INDEPENDENT, ""]
     return "\n".join(parts)
+
+
+def left_out(record: dict) -> list[str]:
+    """The runs that gave no points."""
+    return [f"left out: {clean(why)}" for why in record["left_out"]]
 
 
 def sentences(group: dict) -> list[str]:

@@ -454,12 +454,13 @@ BLEND_GLOSSARY = {
 COMPARE_GLOSSARY = {
     "configuration": (
         "configuration",
-        "A method with its options and training settings. Its runs differ in seed and order of tasks only.",
+        "A method with all that decides a run. Its runs differ in seed and order of tasks only, and in what a sweep "
+        "chose for each order.",
     ),
     "varies": (
         "what varies",
-        "What an interval is taken over: seeds, orders of tasks, or for a single run its test rows. It says nothing of "
-        "what was held fixed.",
+        "What an interval is taken over: seeds, orders of tasks, or for a single run its test rows. Runs of one seed "
+        "or one order err together, which it counts. It says nothing of what was held fixed.",
     ),
     "paired": (
         "paired difference",

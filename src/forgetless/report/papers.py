@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 PAPERS: dict[str, tuple[str, str, int]] = {
     "2310.14152": (
         "Orthogonal Subspace Learning for Language Model Continual Learning",
@@ -20,23 +23,75 @@ PAPERS: dict[str, tuple[str, str, int]] = {
         "Yuan, Li",
         2024,
     ),
+    "1606.09282": ("Learning without Forgetting", "Li and Hoiem", 2016),
+    "1612.00796": ("Overcoming catastrophic forgetting in neural networks", "Kirkpatrick and others", 2016),
+    "1706.08840": ("Gradient Episodic Memory for Continual Learning", "Lopez-Paz and Ranzato", 2017),
+    "1812.00420": ("Efficient Lifelong Learning with A-GEM", "Chaudhry and Ranzato and Rohrbach and Elhoseiny", 2018),
+    "1910.07104": ("Orthogonal Gradient Descent for Continual Learning", "Farajtabar and Azizan and Mott and Li", 2019),
+    "2403.00812": ("LoRA Meets Dropout under a Unified Framework", "Wang and others", 2024),
+    "2404.00228": ("InfLoRA: Interference-Free Low-Rank Adaptation for Continual Learning", "Liang and Li", 2024),
+    "2410.04010": ("Hyperbolic Fine-Tuning for Large Language Models", "Yang and others", 2024),
+    "2410.08305": (
+        "Randomized Asymmetric Chain of LoRA: The First Meaningful Theoretical Framework for Low-Rank Adaptation",
+        "Malinovsky and others",
+        2024,
+    ),
+    "2410.09437": ("MTL-LoRA: Low-Rank Adaptation for Multi-Task Learning", "Yang and others", 2024),
+    "2410.16801": (
+        "Controlled Low-Rank Adaptation with Subspace Regularization for Continued Training on Large Language Models",
+        "Lu and others",
+        2024,
+    ),
+    "2411.00623": (
+        "Replay-Free Continual Low-Rank Adaptation with Dynamic Memory",
+        "Chen, Huancheng and Li, Jingtao and Zhuang, Weiming and Chen, Chen and Lyu, Lingjuan",
+        2024,
+    ),
+    "2501.13198": (
+        "SD-LoRA: Scalable Decoupled Low-Rank Adaptation for Class Incremental Learning",
+        "Wu and others",
+        2025,
+    ),
+    "2502.06042": (
+        "Scaling Laws for Forgetting during Finetuning with Pretraining Data Injection",
+        r"B{\'e}thune and others",
+        2025,
+    ),
+    "2504.07448": (
+        "LoRI: Reducing Cross-Task Interference in Multi-Task Low-Rank Adaptation",
+        "Zhang and You and Panda and Goldstein",
+        2025,
+    ),
+    "2510.13003": (
+        "OPLoRA: Orthogonal Projection LoRA Prevents Catastrophic Forgetting during Parameter-Efficient Fine-Tuning",
+        "Xiong and Xie",
+        2025,
+    ),
+    "2512.23017": (
+        "Merge before Forget: A Single LoRA Continual Learning via Continual Merging",
+        "Qiao, Fuli and Mahdavi, Mehrdad",
+        2025,
+    ),
     "2401.05605": (
         "Scaling Laws for Forgetting When Fine-Tuning Large Language Models",
         "Kalajdzievski, Damjan",
         2024,
     ),
 }
-"""arXiv number -> title, authors, year of the first version. A number that is not here gives an entry without them."""
+"""arXiv number -> title, authors (surnames where no more is known to us), year of the first version; what is not known
+is left out of the entry, as all of it is for a number that is not here."""
 
 
-def bibtex(numbers: list[str]) -> str:
-    """An entry for each arXiv number, in order."""
-    return "\n".join(_entry(number) for number in dict.fromkeys(numbers) if number)
+def bibtex(papers: Iterable[str]) -> str:
+    """An entry for each arXiv number, in order; the paper of a method of several parts is a list with commas."""
+    numbers = dict.fromkeys(number.strip() for told in papers for number in told.split(","))
+    return "\n".join(_entry(number) for number in numbers if number)
 
 
 def _entry(number: str) -> str:
     title, authors, year = PAPERS.get(number, ("", "", 0))
-    key = f"{authors.partition(',')[0].lower()}{year}" if authors else "arxiv"
+    first = re.sub(r"[^a-z]", "", re.split(r",| and ", authors)[0].lower())
+    key = f"{first}{year}" if authors else "arxiv"
     told = {"title": title and f"{{{title}}}", "author": authors, "year": year or "",
             "eprint": number, "archiveprefix": "arXiv"}  # fmt: skip
     fields = ",\n".join(f"  {name} = {{{value}}}" for name, value in told.items() if value)

@@ -41,7 +41,9 @@ RUN = {
     "stream": str,
     "config": {"on_bad_row": str},
     "decides": dict,
-    "method": {"name": str, "options": dict, "summary": str, "stock_peft": bool, "deployed": str},
+    "method": {"name": str, "options": dict, "summary": str, "stock_peft": bool, "deployed": str,
+               "paper": Maybe(str), "task_id": Maybe(bool), "bound": Maybe(bool), "old_rows": Maybe(bool),
+               "extra_memory": Maybe(str), "extra_compute": Maybe(str)},
     "base": {"weights": str, "tokenizer": str, "chat_template": str},
     "model": {"name": str, "parameters": int, "trainable": int},
     "precision": str,
@@ -53,7 +55,8 @@ RUN = {
     "lessons": [{"name": NAME, "last_task": int}],
     "versions": Each(str),
     "history": Maybe([{"from": int, "versions": Each(str)}]),
-    "adopted": Maybe([{"name": NAME}]),
+    "adopted": Maybe([{"name": NAME, "kind": str, "sha256": str}]),
+    "chosen": Maybe(Each({"among": list, "tasks_seen": int})),
 }  # fmt: skip
 LEARNED = {"lesson": str, "rows": int, "steps": int,
            "checks": [{"name": str, "value": NUMBER, "ok": bool, "meaning": str}]}  # fmt: skip

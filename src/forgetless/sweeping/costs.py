@@ -32,7 +32,7 @@ def costs_of(plan: Plan, runs: Iterable[Run]) -> Costs:
     known: dict[tuple, Estimate] = {}
     seconds, disk = 0.0, 0.0
     for run in runs:
-        config = with_choice(run.config, run.candidates[0].options) if run.candidates else run.config
+        config = with_choice(run.config, run.candidates[0]) if run.candidates else run.config
         decisive = sorted((name, repr(value)) for name, value in config.plain().items() if name not in FREE)
         key = (run.kind, *sorted(run.tasks), repr(decisive))
         if key not in known:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 
 from forgetless.config import LearnConfig
 from forgetless.errors import UsageError, nearest
-from forgetless.methods.finding import code_of, find_method, label_of
+from forgetless.methods.finding import code_of, label_of
 from forgetless.model.identity import json_digest
 from forgetless.seeds import generator
 from forgetless.sweeping.definition import Entry, Sweep, method_options, trials, typed
@@ -75,6 +75,7 @@ class Candidate:
 
     options: Mapping[str, Any]  # option of learn or method.OPTION -> value
     trial: Run
+    length: Mapping[str, Any] = field(default_factory=dict)  # what equal compute leaves it: steps or epochs
 
 
 def runs_of(sweep: Sweep, tasks: Sequence[str], place: str = "sweep") -> tuple[list[Run], list[Run]]:
@@ -129,15 +130,15 @@ def _cell(sweep: Sweep, entry: Entry, point: Mapping[str, Any], order: str, task
     candidates = []
     for values in product(*entry.candidates.values()):
         chosen = dict(zip(entry.candidates, values, strict=True))
-        trial = _fair(typed(entry.method, fixed | chosen | {"seed": seeds[0]} | TRIAL, place), sweep)
+        trial = _fair(typed(entry.method, fixed | chosen | {"seed": seeds[0]} | TRIAL, place), sweep, len(tasks))
         parsed = {name: _value(trial, name) for name in chosen}
         begins = seen[0] if len(seen) == 1 else f"{seen[0]}_{len(seen)}"  # orders of one beginning share their trials
-        candidates.append(Candidate(parsed, Run(trial, begins, seen, kind="trial")))
+        candidates.append(Candidate(parsed, Run(trial, begins, seen, kind="trial"), _length(trial, sweep)))
     if len({one.trial.id for one in candidates}) < len(candidates):
         raise UsageError(f"{place}: {entry.method}: choose: two candidates mean the same")
     if len(candidates) == 1:  # nothing to choose
         fixed, candidates = fixed | dict(candidates[0].options), []
-    return Run(_fair(typed(entry.method, fixed, place), sweep), order, tasks, tuple(candidates))
+    return Run(_fair(typed(entry.method, fixed, place), sweep, len(tasks)), order, tasks, tuple(candidates))
 
 
 def _value(config: LearnConfig, name: str) -> Any:
@@ -145,8 +146,9 @@ def _value(config: LearnConfig, name: str) -> Any:
     return config.method_options[own] if own != name else getattr(config, name)
 
 
-def with_choice(config: LearnConfig, options: Mapping[str, Any]) -> LearnConfig:
+def with_choice(config: LearnConfig, chosen: Candidate) -> LearnConfig:
     """The configuration with the candidate that was chosen."""
+    options = {**chosen.options, **chosen.length}
     own = {name.removeprefix("method."): value for name, value in options.items() if name.startswith("method.")}
     rest = {name: value for name, value in options.items() if not name.startswith("method.")}
     return replace(config, **rest, method_options=config.method_options | own)
@@ -155,33 +157,42 @@ def with_choice(config: LearnConfig, options: Mapping[str, Any]) -> LearnConfig:
 # ---------------------------------------------------------------------------------------- fairness
 
 
-def _fair(config: LearnConfig, sweep: Sweep) -> LearnConfig:
-    """Equal steps as they are; for equal compute a method whose steps cost c times as much takes 1/c as many."""
+def _fair(config: LearnConfig, sweep: Sweep, tasks: int) -> LearnConfig:
+    """Equal steps as they are; for equal compute one whose steps cost c times as much takes 1/c as many."""
     if sweep.fair == "steps":
         return config
-    cost = cost_of(config.method, sweep.costs)
+    cost = cost_of(config, sweep.costs, tasks)
     if config.max_steps > 0:
         return replace(config, max_steps=max(1, round(config.max_steps / cost)))
     return replace(config, num_train_epochs=config.num_train_epochs / cost)
 
 
-def cost_of(method: str, costs: Mapping[str, float]) -> float:
-    """A step's compute, plain fine-tuning being 1: as the sweep says, or as the method's own description begins.
+def _length(config: LearnConfig, sweep: Sweep) -> dict[str, Any]:
+    """What `_fair` has set."""
+    name = "max_steps" if config.max_steps > 0 else "num_train_epochs"
+    return {name: getattr(config, name)} if sweep.fair == "compute" else {}
 
-    >>> cost_of("replay", {}), cost_of("replay", {"replay": 1.5}), cost_of("sequential", {})
-    (2.0, 1.5, 1.0)
+
+def cost_of(config: LearnConfig, costs: Mapping[str, float], tasks: int) -> float:
+    """A step's compute, plain fine-tuning being 1: as the sweep says, or by the passes of the method with its options.
+
+        c = mean over the tasks of (F + b B) / ((1 + b) n)
+
+    of n new rows of a step F go forward and B come back, replayed ones and repetitions with them. With the base frozen
+    a pass back costs what one forward does (b = 1; only activations have gradients), and with gradient checkpointing
+    twice that. Products of adapters and penalties are not counted; where a method has such, the sweep must say c.
     """
-    if method in costs:
-        return costs[method]
-    told = find_method(method).extra_compute
-    if found := re.match(r"(\d+(?:\.\d+)?)x\b", told):
-        return float(found[1])
-    if told == "none":
-        return 1.0
-    raise UsageError(
-        f"fair: compute: what does a step of {method} cost ({told})? Say it beside a plain step's 1, as "
-        f"`costs: {{{method}: 1.1}}`; forgetless learn --method {method} --dry_run times a step"
-    )
+    if config.method in costs:
+        return costs[config.method]
+    method, n, b = config.build_method(), config.batch_size, 2 if config.gradient_checkpointing else 1
+    passes = [told for task in range(tasks) if (told := method.passes(n, task)) is not None]
+    if len(passes) < tasks:
+        raise UsageError(
+            f"fair: compute: what does a step of {config.method} cost ({method.extra_compute})? Say it beside a plain "
+            f"step's 1, as `costs: {{{config.method}: 1.1}}`; forgetless learn --method {config.method} --dry_run "
+            "times a step"
+        )
+    return sum(F + b * B for F, B in passes) / (tasks * (1 + b) * n)
 
 
 def notes_of(sweep: Sweep, tasks: Sequence[str]) -> list[str]:
@@ -191,8 +202,11 @@ def notes_of(sweep: Sweep, tasks: Sequence[str]) -> list[str]:
     if sweep.fair == "steps":
         notes = [f"equal steps: {rows}; each method takes as many steps a task with as many new rows a step"]
     else:
-        costs = ", ".join(f"{name} {cost_of(name, sweep.costs):g}" for name in {one.method: 1 for one in sweep.entries})
-        notes = [f"equal compute: {rows}; steps a task are divided by the cost of a method's step ({costs})"]
+        costs = ", ".join(f"{name} {told}" for name, told in _costs(sweep, len(tasks)).items())
+        notes = [
+            f"equal compute: {rows}; steps a task are divided by the cost of a method's step ({costs}), which is its "
+            "passes through the model, averaged over the tasks, of a memory that holds as many rows as a step asks for"
+        ]
     if max(numbers) == 1:
         return [*notes, "nothing is chosen: every option is fixed for all runs, so a method may be at its worse values"]
     told = (
@@ -205,6 +219,20 @@ def notes_of(sweep: Sweep, tasks: Sequence[str]) -> list[str]:
     else:
         sight = f"the trials see the first {sweep.seen} tasks of the order and none of the later ones"
     return [*notes, told, sight]
+
+
+def _costs(sweep: Sweep, tasks: int) -> dict[str, str]:
+    """Method -> the cost of its step, or the least and the most of its points and candidates."""
+    found: dict[str, list[float]] = {}
+    for entry in sweep.entries:
+        own = {f"method.{name}": value for name, value in entry.options.items()}
+        for point in points(sweep.axes, entry):
+            for values in product(*entry.candidates.values()):
+                options = dict(sweep.common) | own | point | dict(zip(entry.candidates, values, strict=True))
+                cost = cost_of(typed(entry.method, options, "sweep"), sweep.costs, tasks)
+                found.setdefault(entry.method, []).append(cost)
+    ends = {name: sorted({f"{cost:.3g}" for cost in costs}, key=float) for name, costs in found.items()}
+    return {name: " to ".join(dict.fromkeys((told[0], told[-1]))) for name, told in ends.items()}
 
 
 def _how_many(sweep: Sweep) -> str:

@@ -6,7 +6,7 @@ import os
 import statistics
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,12 +102,12 @@ def judged(folder: SweepFolder, run: Run) -> list[Judged]:
     return found
 
 
-def choose(candidates: list[Judged]) -> Mapping[str, Any]:
-    """The options with the best score, the first of equals; one that diverged is below all."""
+def choose(candidates: list[Judged]) -> Candidate:
+    """The one with the best score, the first of equals; one that diverged is below all."""
     finite = [one for one in candidates if one.score is not None]
     if not finite:
         raise RunError("its options cannot be chosen: every trial diverged; give lower learning rates")
-    return max(finite, key=lambda one: one.score or 0.0).candidate.options
+    return max(finite, key=lambda one: one.score or 0.0).candidate
 
 
 # ---------------------------------------------------------------------------------------- one run
@@ -151,17 +151,29 @@ def settled(folder: SweepFolder, run: Run) -> bool:
 def _tried(plan: Plan, run: Run) -> dict[str, Any]:
     """The outcome as it is noted. A run that fails must not end the others, so every error is noted as its own."""
     try:
-        chosen = choose(judged(plan.folder, run)) if run.candidates else {}
+        taken = choose(judged(plan.folder, run)) if run.candidates else Candidate({}, run)
+        chosen = dict(taken.options)
         tasks = {task.name: task for task in plan.stream.tasks}
         stream = Stream(plan.stream.name, tuple(tasks[name] for name in run.tasks))
-        config = replace(with_choice(run.config, chosen), stream=stream, output_dir=str(plan.folder.run(run)))
-        learn(config, _known_base(plan, run))
-        return {"status": DONE, "chosen": dict(chosen)}
+        config = replace(with_choice(run.config, taken), stream=stream, output_dir=str(plan.folder.run(run)))
+        learn(config, _known_base(plan, run), _told(run, taken))
+        return {"status": DONE, "chosen": chosen}
     except ForgetlessError as error:
         return {"status": FAILED, "kind": type(error).__name__, "error": str(error)}
     except Exception as error:
         traceback.print_exc()
         return {"status": FAILED, "kind": type(error).__name__, "error": f"{type(error).__name__}: {error}"}
+
+
+def _told(run: Run, taken: Candidate) -> dict[str, dict]:
+    """Each option that was chosen, with what it was chosen among; steps too, where candidates differ in them."""
+    found = {}
+    for name, value in {**taken.length, **taken.options}.items():
+        among = list(dict.fromkeys({**one.options, **one.length}[name] for one in run.candidates))
+        if name in taken.options or len(among) > 1:
+            seen = len(taken.trial.tasks)
+            found[name.removeprefix("method.")] = {"value": value, "among": among, "tasks_seen": seen}
+    return found
 
 
 def _known_base(plan: Plan, run: Run) -> Path | None:
