@@ -15,7 +15,7 @@ from forgetless.forecasting import fitting
 from forgetless.forecasting.fitting import Draws, Fit, Grid, curves, half_width
 from forgetless.forecasting.laws import LAWS, published_form
 from forgetless.forecasting.points import Point, read_points
-from forgetless.runs.folder import json_text, make_folder, read_json, write_whole
+from forgetless.runs.folder import make_folder, read_json, write_json_whole
 
 FORMAT = 1
 DIGITS = 8  # of kept numbers
@@ -186,7 +186,7 @@ def _short(values: np.ndarray) -> list:
 def write_laws(record: dict, file: Path) -> None:
     """The file that forecasts are made from."""
     make_folder(file.parent, "give another --output")
-    write_whole(file, json_text(record))
+    write_json_whole(file, record)
 
 
 # ------------------------------------------------------------------------------------------- forecasting

@@ -26,7 +26,7 @@ from forgetless.runs.folder import (
     write_lines,
     write_whole,
 )
-from forgetless.runs.seal import sealed
+from forgetless.runs.seal import write_sealed
 from forgetless.runs.shapes import KEPT_ROW, LEARNED, PREDICTION, read, read_records, read_run
 
 SHORTEST = 12  # characters of a text that is looked for after deletion: shorter ones stand everywhere
@@ -131,7 +131,7 @@ def _rewrite_notes(run: RunFolder, told: dict, task: str) -> None:
     for one in told["tasks"]:
         if one["name"] == task:
             one["notes"] = [note.partition("; first: ")[0] for note in one["notes"]]
-    run.write(run.config, sealed(told))
+    write_sealed(run.config, told)
 
 
 def _append(run: RunFolder, record: dict) -> None:

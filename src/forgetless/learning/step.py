@@ -131,6 +131,7 @@ def learn_task(
             skipped += 1
             record["skipped"] = allowed_fault(f"task {task + 1}, step {step + 1}: {fault}", skipped, settings)
             optimizer.zero_grad()
+            method.after_skip()
         else:
             method.after_backward()  # the whole gradient, before clipping
             norm = clip_grad_norm_(parameters, settings.max_grad_norm or math.inf)

@@ -1,4 +1,4 @@
-"""What a method may change about plain fine-tuning: nine hooks, in call order, then what it deploys.
+"""What a method may change about plain fine-tuning: ten hooks, in call order, then what it deploys.
 
     start                       once a run
     begin_task                  before a task's steps
@@ -8,6 +8,7 @@
       penalty                   once a step, after all micro-batches and processes
       after_backward            the whole gradient, before clipping
       after_step                the optimizer has moved
+      after_skip                or the step was left out, since its loss or gradient was NaN
     end_task                    after a task's steps
 
 Every default is plain fine-tuning. A method never mentions processes, accumulation or clipping.
@@ -105,7 +106,7 @@ class Method:
     encoder: Encoder
     seed: int
 
-    # ------------------------------------------------------------------------------ the nine hooks
+    # ------------------------------------------------------------------------------ the ten hooks
 
     def start(self, adapters: Adapters, encoder: Encoder, seed: int) -> None:
         self.adapters, self.encoder, self.seed = adapters, encoder, seed
@@ -131,6 +132,9 @@ class Method:
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         pass
+
+    def after_skip(self) -> None:
+        """Drops what was summed over the parts of a step that moves no weight (`--on_nan skip`)."""
 
     def end_task(self, task: int, rows: tuple[Row, ...]) -> None:
         pass

@@ -109,6 +109,9 @@ class HiddenKey(Method):
         self.divergence += self.step_divergence
         self.last_divergence, self.step_divergence = self.step_divergence, 0.0
 
+    def after_skip(self) -> None:
+        self.step_divergence = 0.0
+
     def told(self) -> dict[str, float]:
         return {"divergence": self.last_divergence} if self.kl and self.keys.p + self.hidden.p else {}
 

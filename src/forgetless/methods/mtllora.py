@@ -100,6 +100,9 @@ class MTLLoRA(Method):
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.tasks = None
 
+    def after_skip(self) -> None:
+        self.tasks = None
+
     def _tasks(self, part: Part) -> list[int]:
         """The task of each row; one that no task had is learnt as the current one's."""
         lengths = part.mask.sum(1).tolist()

@@ -2,7 +2,7 @@
 
     batch, loss, after_backward         of the one part that changes it
     penalty                             Σ over the parts
-    after_step, end_task, ...           of each part, in the order of the name
+    after_step, after_skip, ...         of each part, in the order of the name
     lessons, resume, export, views      of the last part, which has the adapters; so it begins a task first
 
 Parts before the last must be made for it (`under_any`). What two parts would both change is refused: the result would
@@ -76,6 +76,10 @@ class Together(Method):
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         for part in self.parts.values():
             part.after_step(optimizer)
+
+    def after_skip(self) -> None:
+        for part in self.parts.values():
+            part.after_skip()
 
     def end_task(self, task: int, rows: tuple[Row, ...]) -> None:
         for part in self.parts.values():

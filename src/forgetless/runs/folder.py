@@ -107,6 +107,7 @@ class RunFolder:
             folder = previous.with_name(previous.name.removeprefix(".").removesuffix(PREVIOUS))
             if not folder.exists():
                 previous.rename(folder)
+                _flush(folder.parent)
 
     @contextmanager
     def publish(self, folder: Path) -> Iterator[Path]:
@@ -138,7 +139,7 @@ class RunFolder:
 
     def write(self, file: Path, value: Any) -> None:
         """Writes one JSON file, whole or not at all."""
-        write_whole(file, json_text(value))
+        write_json_whole(file, value)
 
 
 def discard(folder: Path) -> None:
@@ -146,13 +147,17 @@ def discard(folder: Path) -> None:
     hidden = folder.with_name(f".{folder.name}.removing")
     shutil.rmtree(hidden, ignore_errors=True)
     folder.rename(hidden)
+    _flush(folder.parent)
     shutil.rmtree(hidden, ignore_errors=True)
 
 
 def make_folder(folder: Path, elsewhere: str) -> None:
     """The folder and those above it; `elsewhere` is the remedy that the error names."""
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for place in new:  # a folder's name is kept by the one above it
+            _flush(place.parent)
     except OSError as error:
         raise RunError(f"{folder}: cannot be written ({error.strerror}); {elsewhere}") from error
 
@@ -275,8 +280,39 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def finite_json(file: Path, value: Any) -> Any:
+    """The value, if all its numbers are finite; RunError with the file and the place of the first that is not."""
+    if place := not_finite(value):
+        name = re.sub(r"(?<=/)\.([^/]+)\.writing(?=/)", r"\1", file.as_posix())  # what it is on its way to
+        raise RunError(
+            f"{name}: not written, {place} is NaN or infinite; what was saved before is unchanged. Whatever made this "
+            "number divides by 0 or has diverged: mend it, or leave it out"
+        )
+    return value
+
+
+def not_finite(value: Any, place: str = "") -> str:
+    """Where in a JSON value a number is NaN or infinite; empty where none is.
+
+    >>> not_finite({"checks": [{"value": float("nan")}]})
+    'checks[0].value'
+    """
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else place or "the value"
+    if isinstance(value, dict):
+        return next((at for key, one in value.items() if (at := not_finite(one, f"{place}.{key}".lstrip(".")))), "")
+    if isinstance(value, list | tuple):
+        return next((at for i, one in enumerate(value) if (at := not_finite(one, f"{place}[{i}]"))), "")
+    return ""
+
+
 def write_json(file: Path, value: Any) -> None:
-    file.write_text(json_text(value), encoding="utf-8")
+    file.write_text(json_text(finite_json(file, value)), encoding="utf-8")
+
+
+def write_json_whole(file: Path, value: Any) -> None:
+    """Writes one JSON file, whole or not at all."""
+    write_whole(file, json_text(finite_json(file, value)))
 
 
 def write_whole(file: Path, text: str) -> None:
@@ -286,6 +322,7 @@ def write_whole(file: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         _flush(temporary)
         temporary.replace(file)
+        _flush(file.parent)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -297,6 +334,7 @@ def write_whole(file: Path, text: str) -> None:
 
 def write_lines(file: Path, records: list[dict]) -> None:
     """JSONL."""
+    finite_json(file, records)
     lines = (json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False) for record in records)
     file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 

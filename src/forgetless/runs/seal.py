@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from forgetless.errors import RunError
-from forgetless.runs.folder import FORMAT, check_format, read_json
+from forgetless.runs.folder import FORMAT, check_format, finite_json, read_json, write_json_whole
 
 SHA256 = "sha256"
 
@@ -35,6 +35,11 @@ def own_hash(told: dict) -> str:
 def sealed(told: dict) -> dict:
     """The record with its own hash."""
     return told | {SHA256: own_hash(told)}
+
+
+def write_sealed(file: Path, told: dict) -> None:
+    """Writes the record with its own hash, whole or not at all."""
+    write_json_whole(file, sealed(finite_json(file, told)))
 
 
 def read_sealed(file: Path, remedy: str = "restore it from a copy", reads: int = FORMAT) -> dict:

@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from forgetless.errors import RunError
-from forgetless.runs.folder import json_text, make_folder, read_json, write_whole
+from forgetless.runs.folder import make_folder, read_json, write_json_whole
 from forgetless.sweeping.grid import Run
 
 FORMAT = 1
@@ -53,7 +53,7 @@ class SweepFolder:
 
     def note(self, run: Run, told: dict[str, Any]) -> None:
         """Writes how it was tried; for the holder of the run's lock."""
-        write_whole(self._attempt(run, "json"), json_text(told))
+        write_json_whole(self._attempt(run, "json"), told)
 
     @contextmanager
     def held(self, run: Run) -> Iterator[bool]:

@@ -9,7 +9,7 @@ from forgetless import __version__
 from forgetless.errors import RunError
 from forgetless.model.identity import json_digest
 from forgetless.report.sweep import sweep_markdown
-from forgetless.runs.folder import json_text, make_folder, read_json, write_whole
+from forgetless.runs.folder import make_folder, read_json, write_json_whole, write_whole
 from forgetless.sweeping.folder import DONE, ELSEWHERE, FAILED, FORMAT
 from forgetless.sweeping.grid import Run, notes_of, orders_of
 from forgetless.sweeping.running import DIVERGED, Plan, judged
@@ -21,7 +21,7 @@ def write_record(plan: Plan) -> dict:
     make_folder(folder.root, ELSEWHERE)
     with folder.alone("record"):
         record = as_json(plan)
-        write_whole(folder.record, json_text({key: value for key, value in record.items() if key != "path"}))
+        write_json_whole(folder.record, {key: value for key, value in record.items() if key != "path"})
         write_whole(folder.page, sweep_markdown(record))
     return record
 
