@@ -238,7 +238,7 @@ base_model: {session.base.name}
 tags: [peft, lora, "base_model:adapter:{session.base.name}", forgetless]
 ---
 LoRA adapter for {", ".join(learnt)}, learnt in this order with `{name}` (forgetless {__version__}).
-{use}. sha256 of the base's weights: {session.base.identity.weights}
+{use}. {session.base.identity.told()}
 """
 
 

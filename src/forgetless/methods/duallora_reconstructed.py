@@ -21,7 +21,7 @@ from torch import Tensor
 from forgetless.data.batches import Example
 from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
-from forgetless.methods.base import Check, State
+from forgetless.methods.base import ROWS, Check, State
 from forgetless.methods.incremental import Incremental
 from forgetless.methods.inflora import extended, new_directions
 from forgetless.model.adapters import Pair
@@ -39,6 +39,7 @@ class DualLoRAReconstructed(Incremental):
     """
 
     paper = "2411.00623"
+    adopts = ROWS
     summary = "a new adapter per task: one part reads no earlier task's inputs, the other only directions of theirs"
     extra_memory = "one frozen pair of rank r a finished task; old inputs' directions, up to in x in a layer"
     extra_compute = "two passes over each task's rows, two eigendecompositions of in x in a layer and task; projections"

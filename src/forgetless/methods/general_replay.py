@@ -19,7 +19,7 @@ from forgetless.forgetting.texts import PROMPTS, general_prompts, own_prompts, r
 from forgetless.learning.gradients import evaluating
 from forgetless.learning.memory import Memory
 from forgetless.learning.processes import agreed
-from forgetless.methods.base import Check, Method, State
+from forgetless.methods.base import ADAPTER, Check, Method, State
 from forgetless.model.identity import json_digest
 
 MOST_ROWS = 10_000  # of a text, drawn once
@@ -37,6 +37,7 @@ class GeneralReplay(Method):
     """
 
     paper = "2502.06042"
+    adopts = ADAPTER
     summary = "mixes a small share of general text into every step"
     extra_memory = "the general rows"
     extra_compute = "`general_rows` more rows a step; without a text, at the start, `prompts` answers of the base"

@@ -19,7 +19,7 @@ from torch import Tensor
 from forgetless.data.batches import Example
 from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
-from forgetless.methods.base import Check, State
+from forgetless.methods.base import ROWS, Check, State
 from forgetless.methods.incremental import Incremental
 from forgetless.model.adapters import Pair
 from forgetless.model.inputs import Moments, second_moments
@@ -36,6 +36,7 @@ class InfLoRA(Incremental):
     """
 
     paper = "2404.00228"
+    adopts = ROWS
     summary = "a new adapter per task whose A reads the task's inputs and none of the earlier tasks'"
     extra_memory = "one frozen pair of rank r a finished task; old inputs' directions, up to in x in a layer"
     extra_compute = "two passes over each task's rows, and two eigendecompositions of in x in a layer and task"

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
-from forgetless.methods.base import Check, Method, State
+from forgetless.methods.base import ADAPTER, Check, Method, State
 from forgetless.model.adapters import Pair, named
 from forgetless.seeds import generator
 
@@ -33,6 +33,7 @@ class RACLoRA(Method):
     """
 
     paper = "2410.08305"
+    adopts = ADAPTER
     summary = "a chain of blocks: one factor random and frozen, the other trained, then merged"
     plain_pairs = False
     extra_memory = "one frozen pair of rank r a finished block, at most as large as the layers"
@@ -109,6 +110,7 @@ class RACLoRA(Method):
 
     def adopt(self, task: int, pairs: dict[str, Pair], rows: tuple[Row, ...] | None) -> dict[str, Pair]:
         """Pairs of any rank are the finished blocks of the next task."""
+        self.check_adoption(rows is not None)
         self.task, self.trained = task, False
         past = self.adapters.filled(pairs)
         self.adapters.set_past(past)

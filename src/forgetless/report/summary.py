@@ -100,7 +100,7 @@ def _history(told: dict, learned: list[int]) -> list[dict]:
     entries = told.get("history", [])
     if len(entries) < 2:
         return []
-    ends = [entry["from"] for entry in entries[1:]] + [len(told["lessons"]) + 1]
+    ends = [entry["from"] + ("step" in entry) for entry in entries[1:]] + [len(told["lessons"]) + 1]
     names = [
         [told["lessons"][i]["name"] for i in learned if entry["from"] <= i + 1 < end]
         for entry, end in zip(entries, ends, strict=True)

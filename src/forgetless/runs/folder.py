@@ -42,6 +42,7 @@ FORGETTING = "forgetting"
 FORGOTTEN_ROWS = "forgotten-rows.jsonl"
 TIMES = "times"
 PREVIOUS = ".previous"
+PUT_BACK = "give the same `forgetless learn` or `forget-rows` command again, which puts it back"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}(?<!\.)")  # of a task: it becomes a folder's
 
 
@@ -76,6 +77,11 @@ class RunFolder:
         """`checkpoints/02-amazon`: steps inside a task."""
         return self.root / "checkpoints" / f"{number:02d}-{name}"
 
+    def steps_saved(self, number: int, name: str) -> int:
+        """The step of the newest whole checkpoint inside a task; 0 where there is none."""
+        folders = (folder for folder in self.checkpoints(number, name).glob("step-*") if _is_whole(folder))
+        return max((int(folder.name.removeprefix("step-")) for folder in folders), default=0)
+
     def drop_checkpoints(self, number: int, name: str) -> None:
         """Those of a finished task."""
         shutil.rmtree(self.checkpoints(number, name), ignore_errors=True)
@@ -101,13 +107,22 @@ class RunFolder:
         finally:
             lock.release()
 
+    def put_back(self) -> None:
+        """What `locked` does first, for who looks before it works; a process that is at work here has done so."""
+        with suppress(Timeout, OSError):
+            if self.away():
+                with FileLock(self.root / ".lock", timeout=0):
+                    self._put_back()
+
+    def away(self) -> list[Path]:
+        """Folders that a command which was killed between the two renames of `publish` has left under another name."""
+        found = (_published(previous) for previous in sorted(self.root.rglob(f".*{PREVIOUS}")))
+        return [folder for folder in found if not folder.exists()]
+
     def _put_back(self) -> None:
-        """A command that was killed between the two renames of `publish` has left the folder under another name."""
-        for previous in self.root.rglob(f".*{PREVIOUS}"):
-            folder = previous.with_name(previous.name.removeprefix(".").removesuffix(PREVIOUS))
-            if not folder.exists():
-                previous.rename(folder)
-                _flush(folder.parent)
+        for folder in self.away():
+            _previous(folder).rename(folder)
+            _flush(folder.parent)
 
     @contextmanager
     def publish(self, folder: Path) -> Iterator[Path]:
@@ -122,7 +137,7 @@ class RunFolder:
             for path in sorted(temporary.rglob("*")):
                 _flush(path)
             _flush(temporary)
-            previous = folder.with_name(f".{folder.name}{PREVIOUS}")
+            previous = _previous(folder)
             shutil.rmtree(previous, ignore_errors=True)
             if folder.exists():
                 folder.rename(previous)
@@ -140,6 +155,20 @@ class RunFolder:
     def write(self, file: Path, value: Any) -> None:
         """Writes one JSON file, whole or not at all."""
         write_json_whole(file, value)
+
+
+def _previous(folder: Path) -> Path:
+    """Where a published folder is while its successor takes its name."""
+    return folder.with_name(f".{folder.name}{PREVIOUS}")
+
+
+def _published(previous: Path) -> Path:
+    return previous.with_name(previous.name.removeprefix(".").removesuffix(PREVIOUS))
+
+
+def replaced(folder: Path) -> str:
+    """What is to be said of a folder that is away."""
+    return f"{folder}: a command was stopped while it replaced this folder, which is whole in {_previous(folder).name}"
 
 
 def discard(folder: Path) -> None:
@@ -166,12 +195,21 @@ def complete(folder: Path) -> bool:
     """Whether `folder` was finished; damage since then is a named error."""
     remedy = f"Restore it from a copy, or remove {folder} to do this part again."
     if not (folder / MANIFEST).exists():
+        if not folder.exists() and _previous(folder).exists():
+            raise RunError(f"{replaced(folder)}; {PUT_BACK}")
         if folder.is_dir() and (found := _hashes(folder)):  # folders get their name when they are whole
             raise RunError(f"{folder / MANIFEST}: is missing beside {min(found)}. {remedy}")
         return False
     if damage := damaged(folder):
         raise RunError(f"{damage}. {remedy}")
     return True
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        return complete(folder)
+    except RunError:
+        return False
 
 
 def damaged(folder: Path) -> str:

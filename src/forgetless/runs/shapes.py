@@ -52,7 +52,7 @@ RUN = {
     }],
     "lessons": [{"name": NAME, "last_task": int}],
     "versions": Each(str),
-    "history": Maybe([{"from": int, "versions": Each(str)}]),
+    "history": Maybe([{"from": int, "step": Maybe(int), "versions": Each(str)}]),
     "adopted": Maybe([{"name": NAME}]),
 }  # fmt: skip
 LEARNED = {"lesson": str, "rows": int, "steps": int,
