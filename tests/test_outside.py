@@ -103,6 +103,17 @@ def test_names_lead_to_methods(here):
     assert code_of("replay+./mine.py:Stay") == code_of("./c++/mine.py:Stay") and not code_of("replay+olora")
 
 
+def test_every_class_attribute_is_in_the_guide():
+    """What a class says of itself, of all the methods that are built in."""
+    guide = (Path(__file__).parents[1] / "docs" / "add-a-method.md").read_text()
+    table = guide.split("## What the class says of itself")[1].split("## The contract")[0]
+    for name, told in Method.__annotations__.items():
+        if "ClassVar" in str(told):
+            assert f"`{name}`" in table, f"the table does not explain {name}"
+    for hook in ("after_skip", "check_adoption"):
+        assert f"`{hook}(" in guide
+
+
 HEAD = "from forgetless.methods import Method\n"
 
 

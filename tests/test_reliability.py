@@ -233,6 +233,25 @@ def test_a_part_that_cannot_be_written_leaves_what_was_there(code, said, run, mo
     assert contents(run) == before
 
 
+def test_every_new_name_is_flushed_with_the_folder_that_holds_it(tmp_path, monkeypatch):
+    """After a power cut a file may be whole and yet have no name, unless the folder that names it was flushed too."""
+    flushed, real = [], folders._flush
+    monkeypatch.setattr(folders, "_flush", lambda path: flushed.append(path) or real(path))
+    run = RunFolder(tmp_path / "runs" / "may" / "one")
+    with run.locked():
+        assert flushed == [tmp_path / "runs" / "may", tmp_path / "runs", tmp_path]
+        flushed.clear()
+        run.write(run.config, {})
+        assert flushed[-1] == run.root
+        flushed.clear()
+        with run.publish(run.task(1, "a")) as temporary:
+            (temporary / "part").mkdir()
+        assert flushed == [run.root, temporary / "manifest.json", temporary / "part", temporary, run.root / "tasks"]
+        flushed.clear()
+        folders.discard(run.task(1, "a"))
+        assert flushed == [run.root / "tasks"]
+
+
 def test_a_full_disk_stops_learning_and_the_same_command_goes_on(tiny, two, run, capsys):
     """Here the system itself refuses: no file may grow beyond 2 KiB."""
     whole = contents(run)
@@ -374,12 +393,50 @@ def test_doctor_on_adapters(ran, tiny, tmp_path):
     base = load_file(other / "model.safetensors")
     base["model.norm.weight"][0] += 1
     save_file(base, other / "model.safetensors", {"format": "pt"})
-    assert "was learnt on weights of sha256" in problems(mine, str(other))
-    assert "those of" in problems(ran, str(other))
+    assert "was learnt on a base with another weights than" in problems(mine, str(other))
+    assert "which has another weights than" in problems(ran, str(other))
     weights.unlink()
     assert "complete: " in problems(mine)
     torch.save(tensors, mine / "adapter_model.bin")
     assert "the weights are a pickle" in problems(mine)
+
+
+def test_doctor_compares_tokenizer_and_template_too(ran, tiny, tmp_path):
+    """Of a run, by its record; of one of its adapters, by the model card; of another trainer's, which it brings."""
+    other = Path(shutil.copytree(tiny, tmp_path / "other"))
+    template = other / "chat_template.jinja"
+    template.write_text("Hello. " + template.read_text())
+    told = json.loads((other / "tokenizer.json").read_text())
+    told["model"]["merges"].pop()
+    (other / "tokenizer.json").write_text(json.dumps(told))
+    for place in (ran, ran / "adapter"):
+        assert "another tokenizer and another chat template than" in problems(place, str(other))
+    theirs = Path(shutil.copytree(ran / "adapter", tmp_path / "theirs"))
+    (theirs / "README.md").unlink()
+    (theirs / MANIFEST).unlink()
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(other / name, theirs / name)
+    notes = " ".join(one.said for one in doctor(theirs, tiny).findings if one.level == "note")
+    assert "splits the same text into other tokens" in notes and "its chat template differs" in notes
+
+
+def test_a_folder_that_a_kill_left_under_another_name_is_named_and_put_back(run, tiny, two):
+    """Between the two renames of a replacement: readers name it, and the command puts it back, rows gone or not."""
+    task = run / "tasks" / "01-colours"
+    whole = contents(run)
+    task.rename(task.with_name(f".{task.name}.previous"))
+    moved = contents(run)
+    for reads in (lambda: summarise(run), lambda: find_subjects(str(run))):
+        with pytest.raises(RunError, match=r"01-colours: a command was stopped .* command again, which puts it back"):
+            reads()
+    assert "at work: " in problems(run) and "puts it back" in problems(run)
+    assert contents(run) == moved
+    learn(config(tiny, Stream("two", (replace(two.tasks[0], train=(), test=(), gone="deleted"), two.tasks[1])), run))
+    assert contents(task) == {
+        name.removeprefix("tasks/01-colours/"): data for name, data in whole.items() if "01-colours" in name
+    }
+    (run / "tasks" / ".02-sizes.previous").mkdir()  # a kill after the second one leaves only this
+    assert not problems(run) and any(".02-sizes.previous: left by" in one.said for one in doctor(run).findings)
 
 
 def test_doctor_on_full_weights(tiny, tmp_path):
