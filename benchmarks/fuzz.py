@@ -22,7 +22,8 @@ from types import SimpleNamespace
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import conftest
-from formats import Format, examine, formats
+from formats import Format, examine
+from more_formats import every_format
 
 from forgetless.errors import UsageError, nearest
 
@@ -67,7 +68,7 @@ def fuzz(chosen: list[Format], inputs: int | None, seconds: float | None, seed: 
 def _examples(folder: Path) -> list[Format]:
     """Intact files of every format, of a run on a tiny random model."""
     made = SimpleNamespace(mktemp=lambda name: (folder / name).mkdir() or folder / name)
-    return formats(folder, conftest.tiny.__wrapped__(made))
+    return every_format(folder, conftest.tiny.__wrapped__(made))
 
 
 def _chosen(known: list[Format], name: str | None) -> list[Format]:

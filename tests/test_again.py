@@ -305,7 +305,8 @@ def test_forgotten_rows_are_nowhere(tiny, two, free, sounds, replayed, tmp_path,
 
 
 def test_forgotten_rows_of_a_reservoir_count_as_never_seen(tiny, two, sounds, tmp_path):
-    learn(config(tiny, two, tmp_path / "run", method="replay", method_options={"memory": 8}))
+    told = config(tiny, two, tmp_path / "run", method="replay", method_options={"memory": 8}, max_steps=1, cells="last")
+    learn(told)
     states = [tmp_path / "run" / "tasks" / name / "method.json" for name in ("01-colours", "02-sizes")]
     assert [read_json(file)["seen"] for file in states] == [12, 24]
     forget_rows(tmp_path / "run", "colours")
@@ -316,8 +317,7 @@ def test_forgotten_rows_of_a_reservoir_count_as_never_seen(tiny, two, sounds, tm
     assert record["seen"] == {"01-colours": [12, 0], "02-sizes": [24, 12]} and record["rows"]["01-colours"] == 8
     assert forget_rows(tmp_path / "run", "colours")["seen"] == {}  # again: they count as never seen already
     assert [read_json(file)["seen"] for file in states] == [0, 12]
-    learn(config(tiny, Stream("mine", (*two.tasks, sounds)), tmp_path / "run", method="replay",
-                 method_options={"memory": 8}))  # fmt: skip
+    learn(replace(told, stream=Stream("mine", (*two.tasks, sounds))))
     last = read_json(tmp_path / "run" / "tasks" / "03-sounds" / "method.json")
     assert last == {"seen": 24, "forgotten": {"0": 12}, "replaced": 12}
     kept = read_lines(tmp_path / "run" / "tasks" / "03-sounds" / "memory" / "rows.jsonl")

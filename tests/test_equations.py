@@ -171,7 +171,7 @@ def test_reservoir_keeps_each_row_equally_often():
 def test_rows_left_after_a_task_was_forgotten_are_kept_equally_often():
     """20 of a, 10 of b; a is forgotten; 30 of c, fewer and more than the places that a left: random pairing."""
     for later in (8, 30):
-        counts, repeats = [0] * (10 + later), 3000
+        counts, repeats = [0] * (10 + later), 800
         for seed in range(repeats):
             memory = Memory(5, "reservoir", seed)
             memory.add_task(0, rows(20, "a"))

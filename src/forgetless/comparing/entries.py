@@ -9,16 +9,28 @@ import json
 import math
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from struct import error as StructError
 
 from forgetless.errors import DataError, RunError, nearest
 from forgetless.methods import METHODS
 from forgetless.report.contents import COMPARED
 from forgetless.report.summary import summarise
-from forgetless.runs.folder import RunFolder, complete, json_text, read_json, read_lines
+from forgetless.runs.folder import (
+    RunFolder,
+    complete,
+    finite_json,
+    json_text,
+    parse_json,
+    read_json,
+    read_lines,
+    shaped,
+)
+from forgetless.runs.seal import check_sealed, sealed
 from forgetless.runs.search import run_folders
-from forgetless.runs.shapes import read_run
+from forgetless.runs.shapes import SPENT, read, read_run
 from forgetless.score.metrics import metrics
 
 FORMAT = 1
@@ -113,7 +125,7 @@ def _cost(told: dict, summary: dict, lessons: list[Path]) -> dict:
     """What the run cost and needs; None where it was not recorded."""
     kind, name = METHODS.get(told["method"]["name"]), told["method"]["name"]
     checks = {check["name"]: check["value"] for one in summary["acts"][-1:] for check in one["checks"]}
-    times = [read_json(folder / "times.json") for folder in lessons if (folder / "times.json").exists()]
+    times = [read(folder / "times.json", SPENT) for folder in lessons if (folder / "times.json").exists()]
     logs = [record for steps in summary["losses"].values() for record in steps]
     adapters = [folder / "adapter" for folder in (lessons if kind and kind.task_id else lessons[-1:])]
     peaks = [one["peak_memory"] for one in times if one.get("peak_memory")]
@@ -136,9 +148,9 @@ def numbers_in(folder: Path) -> int:
     """How many numbers an adapter's safetensors files hold, from their heads alone."""
     total = 0
     for file in folder.glob("*.safetensors"):
-        with file.open("rb") as raw:
+        with shaped(file), file.open("rb") as raw:
             [length] = struct.unpack("<Q", raw.read(8))
-            head = json.loads(raw.read(length))
+            head = json.loads(raw.read(min(length, file.stat().st_size)))
         total += sum(math.prod(one["shape"]) for key, one in head.items() if key != "__metadata__")
     return total
 
@@ -226,7 +238,7 @@ def write_archive(entries: list[dict], file: Path) -> None:
     """One file from which the whole comparison is drawn again: no weights, no row texts."""
     when = (1980, 1, 1, 0, 0, 0)  # the same entries, the same bytes
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        text = json_text({"format": FORMAT, "entries": entries})
+        text = json_text(sealed(finite_json(file, {"format": FORMAT, "entries": entries})))
         archive.writestr(zipfile.ZipInfo(MEMBER, when), text, zipfile.ZIP_DEFLATED)
 
 
@@ -239,11 +251,8 @@ def read_archive(file: Path) -> list[dict]:
                 raise RunError(f"{file}: holds {names[:3]}, not {MEMBER} alone; `compare --archive` wrote no such file")
             if archive.getinfo(MEMBER).file_size > LARGEST:
                 raise RunError(f"{file}: {MEMBER} has more than {LARGEST:,} bytes")
-            told = json.loads(archive.read(MEMBER))
-    except (OSError, zipfile.BadZipFile, json.JSONDecodeError) as error:
+            text = archive.read(MEMBER).decode("utf-8")
+    except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error, StructError) as error:
         raise RunError(f"{file}: no archive that can be read ({error}); restore it from a copy") from error
-    if not isinstance(told, dict) or told.get("format") != FORMAT:
-        raise RunError(
-            f"{file}: format {told.get('format') if isinstance(told, dict) else '?'}, this version reads {FORMAT}"
-        )
+    told = check_sealed(parse_json(text, file), file, reads=FORMAT)
     return told["entries"]

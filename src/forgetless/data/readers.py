@@ -293,7 +293,13 @@ def _folder_items(folder: Path, split: str) -> Iterator[tuple[str, Any]]:
             f"{folder}: a folder, and not one written by datasets' save_to_disk; name a file in it, or use `olora:`, "
             "`trace:` or `llmcl:` for a folder of one of these benchmarks"
         )
-    data = datasets.load_from_disk(str(folder))
+    try:
+        data = datasets.load_from_disk(str(folder))
+    except Exception as error:  # what a damaged folder makes `datasets` and pyarrow raise has no common class
+        raise DataError(
+            f"{folder}: no data set that can be read ({type(error).__name__}: {short(str(error))}); copy it again, or "
+            "write it anew with save_to_disk"
+        ) from error
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
             raise DataError(f"{folder}: no split {split!r}; known: {', '.join(data)}")

@@ -201,12 +201,21 @@ def _cached(files: list[Path], compute) -> str:
     """`compute(files)`, kept in the cache folder under what the file system says of the files."""
     key = json_digest([compute.__name__, file_stats(files)])
     kept = cache_dir() / "identity" / key
-    if kept.exists():
-        return kept.read_text()
+    if value := _kept(kept):
+        return value
     value = compute(files)
     with suppress(OSError):  # a cache that cannot be written costs time only
         kept.parent.mkdir(parents=True, exist_ok=True)
         temporary = kept.with_suffix(f".{os.getpid()}")
-        temporary.write_text(value)
+        temporary.write_text(f"{value} {text_digest(key + value)}")
         temporary.replace(kept)
     return value
+
+
+def _kept(file: Path) -> str:
+    """The value of a cached file; empty where there is none, or it is damaged and made again."""
+    with suppress(OSError, ValueError):
+        value, check = file.read_text().split(" ")
+        if check == text_digest(file.name + value):
+            return value
+    return ""

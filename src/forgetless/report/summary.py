@@ -9,6 +9,7 @@ from forgetless.errors import RunError
 from forgetless.runs.folder import FORGETTING, FORGOTTEN_ROWS, RunFolder, complete
 from forgetless.runs.shapes import (
     FORGOTTEN,
+    FORGOTTEN_TASK,
     LABELS,
     LEARNED,
     NUMBER,
@@ -113,7 +114,7 @@ def _forgotten_rows(run: RunFolder) -> list[dict]:
     file = run.root / FORGOTTEN_ROWS
     if not file.exists():
         return []
-    return [told for told in read_records(file, {"status": str}) if told["status"] == "deleted"]
+    return [told for told in read_records(file, FORGOTTEN_TASK) if told["status"] == "deleted"]
 
 
 def _metrics(

@@ -29,6 +29,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from struct import error as StructError
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -303,6 +304,16 @@ def parse_json(text: str, file: Path, line: int = 1) -> Any:
     except (ValueError, RecursionError) as error:  # digits without end, NaN; nesting without end
         where, why = line, short(str(error))
     raise RunError(f"{file}:{where}: broken JSON ({why}); restore it from a copy")
+
+
+@contextmanager
+def shaped(file: Path, remedy: str = "restore it from a copy") -> Iterator[None]:
+    """Taking apart a file that no hash covers: what fails for its shape is a RunError that names it."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, StructError, TypeError, ValueError) as error:
+        told = f"{type(error).__name__}: {short(str(error))}"
+        raise RunError(f"{file}: is not of the shape that is read here ({told}); {remedy}") from error
 
 
 def _no_number(text: str) -> Any:

@@ -44,7 +44,11 @@ def write_sealed(file: Path, told: dict) -> None:
 
 def read_sealed(file: Path, remedy: str = "restore it from a copy", reads: int = FORMAT) -> dict:
     """What `sealed` gave, without the hash; RunError for a file that is cut, changed or of another format."""
-    told = read_json(file)
+    return check_sealed(read_json(file), file, remedy, reads)
+
+
+def check_sealed(told: Any, file: Path, remedy: str = "restore it from a copy", reads: int = FORMAT) -> dict:
+    """The value that was read in a file, if it is what `sealed` gave; without the hash."""
     if not isinstance(told, dict):
         raise RunError(f"{file}: holds no object; {remedy}")
     check_format(told, file, reads)

@@ -57,6 +57,7 @@ RUN = {
 }  # fmt: skip
 LEARNED = {"lesson": str, "rows": int, "steps": int,
            "checks": [{"name": str, "value": NUMBER, "ok": bool, "meaning": str}]}  # fmt: skip
+SPENT = {"seconds": NUMBER, "peak_memory": Maybe(NUMBER)}
 STEP = {"step": int, "loss": Maybe(NUMBER)}
 SCORES = Each(Each({"n": int, "scores": Each(Maybe(NUMBER)), "counts": Maybe(Each(int))}))
 LABELS = [str]
@@ -65,6 +66,8 @@ MEANS = {"cross_entropy": NUMBER, "entropy": NUMBER, "kl": NUMBER, "agree": NUMB
 FORGOTTEN = {"asked": str, "not_measured": Maybe(str), "interval": Maybe([NUMBER]), "per_token": Maybe(MEANS),
              "per_document": Maybe(MEANS),
              "text": Maybe({"name": str, "source": str, "documents": int, "tokens": int})}  # fmt: skip
+FORGOTTEN_TASK = {"status": str, "task": str, "rows": Each(int), "texts": Maybe(int)}
+CHECKPOINT = {"format": int, "step": int, "follows": str, "optimizer_steps": Each(NUMBER), "method": dict}
 KEPT_ROW = {"task": int, "source": str, "domain": Maybe(str), "prompt": Maybe(str), "answer": Maybe(str),
             "text": Maybe(str), "options": Maybe([str]),
             "messages": Maybe([{"role": str, "content": str}])}  # fmt: skip
