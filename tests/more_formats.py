@@ -71,9 +71,16 @@ MATRIX = {"method": "EWC", "tasks": ["a", "b", "c"], "matrix": [[0.9, 0.4, 0.3],
 
 def every_format(root: Path, tiny: str) -> list[Format]:
     """Intact examples of everything that is read, below `root`; here those beside the ones of `formats`."""
-    return [*formats(root, tiny), *_checkpoint_formats(root / "stopped", tiny), *_record_formats(root), *_compared_formats(root / "c"),
-            *_forecast_formats(root / "f"), *_sweep_formats(root / "sweep"), *_cache_formats(root / "kept", tiny),
-            *_model_formats(root, tiny)]  # fmt: skip
+    return [
+        *formats(root, tiny),
+        *_checkpoint_formats(root / "stopped", tiny),
+        *_record_formats(root),
+        *_compared_formats(root / "compared"),
+        *_forecast_formats(root / "forecast"),
+        *_sweep_formats(root / "sweep"),
+        *_cache_formats(root / "kept", tiny),
+        *_model_formats(root, tiny),
+    ]
 
 
 # --------------------------------------------------------------------------------- a task that was stopped
@@ -161,8 +168,8 @@ def _forecast_formats(folder: Path) -> list[Format]:
     trained = folder / "out" / "checkpoint-50"
     trained.mkdir(parents=True)
     points = [
-        {"rank": rank, "steps": steps, "loss": 2 - 0.1 * i, "kl": steps / 5000 * rank**0.1, "base": "b", "run": f"{rank}"}
-        for rank in (8, 16, 32) for i, steps in enumerate((50, 100, 150))
+        {"rank": r, "steps": steps, "loss": 2 - 0.1 * i, "kl": steps / 5000 * r**0.1, "base": "b", "run": f"{r}"}
+        for r in (8, 16, 32) for i, steps in enumerate((50, 100, 150))
     ]  # fmt: skip
     with (folder / "points.csv").open("w", newline="") as out:
         table = csv.DictWriter(out, points[0])

@@ -8,10 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from more_formats import every_format
 
-HEAVY = ("run.json", "parts of a run", "parts of a run, hashed again", "evidence.json, verified", "an adapter, doctor",
-         "a checkpoint inside a task", "a checkpoint, hashed again", "times", "forgotten-rows.jsonl", "a model")  # fmt: skip
-LONG = ("any file of a run, doctor", "parts of a run, going on", "an adapter on its base", "audit.json and evidence.json",
-        "run.json, hashed again")  # fmt: skip  # benchmarks/fuzz.py has these
+HEAVY = ("run.json", "parts of a run", "parts of a run, hashed again", "evidence.json, verified", "a model",
+         "an adapter, doctor", "a checkpoint inside a task", "a checkpoint, hashed again", "times",
+         "forgotten-rows.jsonl")  # fmt: skip
+LONG = ("any file of a run, doctor", "parts of a run, going on", "an adapter on its base", "run.json, hashed again",
+        "audit.json and evidence.json")  # fmt: skip  # benchmarks/fuzz.py has these
 
 
 @pytest.fixture(scope="module")

@@ -183,24 +183,63 @@ def test_a_run_may_be_moved_and_copied_and_clocks_may_jump_back(run, ran, tiny, 
     assert same(tmp_path / "third", contents(ran))
 
 
-def test_another_tokenizer_or_template_is_another_base(run, tiny, two, tmp_path):
-    def changed(name: str, change) -> str:
-        folder = Path(shutil.copytree(tiny, tmp_path / name))
-        change(folder)
-        return str(folder)
+def merge_less(folder: Path) -> None:
+    told = json.loads((folder / "tokenizer.json").read_text())
+    told["model"]["merges"].pop()
+    (folder / "tokenizer.json").write_text(json.dumps(told))
 
-    def merge_less(folder: Path) -> None:
-        told = json.loads((folder / "tokenizer.json").read_text())
-        told["model"]["merges"].pop()
-        (folder / "tokenizer.json").write_text(json.dumps(told))
 
-    def greet(folder: Path) -> None:
-        file = folder / "chat_template.jinja"
-        file.write_text("Hello. " + file.read_text())
+def greet(folder: Path) -> None:
+    file = folder / "chat_template.jinja"
+    file.write_text("Hello. " + file.read_text())
 
-    for name, change in (("tokenizer", merge_less), ("chat template", greet)):
-        with pytest.raises(RunError, match=f"another base: its {name}"):
-            learn(config(changed(name, change), two, run))
+
+def other_weights(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+BASES = {"weights": other_weights, "tokenizer": merge_less, "chat template": greet}
+
+
+@pytest.mark.parametrize("what", [*BASES, "data", "options", "older format", "two processes", "extra file", "NaN"])
+def test_what_does_not_fit_is_named_and_leaves_everything_as_it_was(what, ran, run, tiny, two, tmp_path, monkeypatch):
+    """One command on a whole run for each: path and remedy in the error, and not a byte of the folder differs."""
+    base, told = Path(shutil.copytree(tiny, tmp_path / "base")), config(tiny, two, run)
+    remedy = "another output_dir"
+    if what in BASES:
+        BASES[what](base)
+        told, said = replace(told, model=str(base)), f"run.json: was learnt on another base: its {what} had"
+    elif what == "data":
+        changed = Stream("two", (replace(two.tasks[0], train=two.tasks[0].train[1:]), two.tasks[1]))
+        told, said = replace(told, stream=changed), r"run.json: task 1 \(colours\) has changed: its training rows"
+    elif what == "options":
+        told, said = replace(told, learning_rate=0.5), "run.json: this run was begun with learning_rate=0.02, now it is"
+    elif what == "older format":
+        write_json(run / "run.json", sealed(read_json(run / "run.json") | {"format": FORMAT - 1}))
+        said, remedy = "run.json: format 0 instead of 1", "go on with the version that wrote it"
+    elif what == "two processes":
+        monkeypatch.setattr(folders.FileLock, "acquire", _taken)
+        said = "run: another process is working in this run folder; wait for it"
+    elif what == "extra file":
+        (run / "tasks" / "01-colours" / "stray").write_text("x")
+        said, remedy = "stray: is not listed since the folder was written", "or remove"
+    else:
+        shutil.rmtree(run / "tasks" / "02-sizes")
+        said = "task 2, step 1: loss nan.*The tasks before and this task's checkpoints are as they were"
+        monkeypatch.setattr("forgetless.learning.step.not_finite", lambda *_: "loss nan")
+    before = contents(run)
+    with pytest.raises(RunError, match=rf"(?s){said}.*{remedy}"):
+        learn(told)
+    now = contents(run)
+    kept = before.keys() if what != "NaN" else [name for name in before if name.startswith("tasks")]
+    assert {name: now[name] for name in kept} == {name: before[name] for name in kept}
+    assert what == "NaN" or now.keys() == before.keys()
+
+
+def _taken(lock, timeout: float) -> None:
+    raise folders.Timeout(lock.lock_file)
 
 
 def test_code_that_a_model_brings_is_not_run(tiny, tmp_path, two):

@@ -416,7 +416,12 @@ def test_a_border_measured_by_a_later_command_is_the_same(tiny, one, tmp_path):
 def test_killed_at_random_moments(tmp_path):
     """A few kills of the real command; `benchmarks/kill.py --kills 100` is the long form."""
     harness = Path(__file__).parents[1] / "benchmarks" / "kill.py"
-    command = [sys.executable, str(harness), "--kills", "4", "--methods", "ilora"]
+    command = [sys.executable, str(harness), "--kills", "4", "--methods", "ilora", "replay+olora"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert done.stdout.startswith("4 kills") and "all files equal those" in done.stdout
+
+
+def test_the_page_says_how_many_methods_are_killed():
+    page = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
+    assert f"all {len(METHODS)} built-in methods and `replay+olora` in turn" in page
