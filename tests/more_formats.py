@@ -60,7 +60,7 @@ grid:
   methods: [sequential, {name: olora, choose: {lam: [0.1, 0.5]}}]
   seed: [0, 1]
   orders: 2
-choose: {learning_rate: [0.001, 0.01], tasks: 1}
+choose: {learning_rate: [0.001, 0.01], tasks: 1, equal_trials: false}
 max_time: 2h
 max_disk: 10GB
 """
