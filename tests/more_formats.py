@@ -27,8 +27,9 @@ from forgetless.comparing.comparison import compare
 from forgetless.comparing.entries import entry_of, read_entries, write_archive
 from forgetless.config import LearnConfig
 from forgetless.data.batches import Encoder
+from forgetless.data.benchmarks import read_trace
 from forgetless.data.packages import cache_dir
-from forgetless.data.readers import read_rows
+from forgetless.data.readers import read_olora, read_rows
 from forgetless.errors import ForgetlessError
 from forgetless.forecasting import fitting
 from forgetless.forecasting.forecast import fit_laws, read_law, write_laws
@@ -80,6 +81,7 @@ def every_format(root: Path, tiny: str) -> list[Format]:
         *_sweep_formats(root / "sweep"),
         *_cache_formats(root / "kept", tiny),
         *_model_formats(root, tiny),
+        *_benchmark_formats(root / "olora" / "TC" / "news", root / "trace" / "FOMC"),
     ]
 
 
@@ -281,3 +283,18 @@ def _model_formats(root: Path, tiny: str) -> list[Format]:
 def _unpickled(folder: Path) -> list:
     [adapter] = find_adapters(str(folder), allow_pickle=True)
     return sorted(read_update(as_safetensors(adapter.folder, True)).layers)
+
+
+def _benchmark_formats(news: Path, views: Path) -> list[Format]:
+    """Task folders in the layouts of the O-LoRA benchmark and of TRACE."""
+    news.mkdir(parents=True)
+    views.mkdir(parents=True)
+    rows = [{"label": ("sport", "war")[i % 2], "sentence": f"Row {i}"} for i in range(6)]
+    (news / "labels.json").write_text(json.dumps(["sport", "war"]))
+    (news / "train.json").write_text(json.dumps(rows))
+    (views / "train.json").write_text(json.dumps([{"prompt": f"View {i}?", "answer": "ABC"[i % 3]} for i in range(6)]))
+    olora = news / "labels.json", news / "train.json"
+    return [
+        Format("a folder of the O-LoRA benchmark", news, olora, lambda at, _: read_olora(at, "train").rows),
+        Format("a folder of TRACE", views, (views / "train.json",), lambda at, _: read_trace(at, "train").rows),
+    ]
