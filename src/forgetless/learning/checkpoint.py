@@ -103,6 +103,8 @@ class Checkpoints:
             trainable, moments, loaded = (read_tensors(self.found / f"{part}.safetensors") for part in PARTS)
             with torch.no_grad():
                 for name, tensor in named(self.method.adapters.pairs()).items():
+                    if trainable[name].shape != tensor.shape:
+                        raise ValueError(f"{name} is {tuple(trainable[name].shape)}, here {tuple(tensor.shape)}")
                     tensor.copy_(trainable[name])
             load_optimizer(optimizer, moments, told["optimizer_steps"])
             tensors = {name: tensor.to(self.engine.device) for name, tensor in loaded.items()}

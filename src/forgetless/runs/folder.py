@@ -81,7 +81,8 @@ class RunFolder:
     def steps_saved(self, number: int, name: str) -> int:
         """The step of the newest whole checkpoint inside a task; 0 where there is none."""
         folders = (folder for folder in self.checkpoints(number, name).glob("step-*") if _is_whole(folder))
-        return max((int(folder.name.removeprefix("step-")) for folder in folders), default=0)
+        steps = (folder.name.removeprefix("step-") for folder in folders)
+        return max((int(step) for step in steps if step.isdecimal()), default=0)
 
     def drop_checkpoints(self, number: int, name: str) -> None:
         """Those of a finished task."""
@@ -311,7 +312,7 @@ def shaped(file: Path, remedy: str = "restore it from a copy") -> Iterator[None]
     """Taking apart a file that no hash covers: what fails for its shape is a RunError that names it."""
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, StructError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, StructError, TypeError, ValueError) as error:
         told = f"{type(error).__name__}: {short(str(error))}"
         raise RunError(f"{file}: is not of the shape that is read here ({told}); {remedy}") from error
 
