@@ -11,6 +11,7 @@ printed with what makes it again: `--seed`, `--format` and `--first`.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -39,6 +40,7 @@ def main() -> None:
     if not (told.inputs or told.seconds):
         parser.error("say how many --inputs, or for how many --seconds")
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["FORGETLESS_CACHE"] = f"{folder}/cache"
         chosen = _chosen(_examples(Path(folder)), told.format)
         sys.exit(fuzz(chosen, told.inputs, told.seconds, told.seed, told.first))
 

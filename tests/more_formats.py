@@ -46,7 +46,7 @@ from forgetless.model.identity import weights_digest
 from forgetless.runs.folder import MANIFEST, RunFolder, write_lines
 from forgetless.runs.seal import sealed
 from forgetless.score.generation import Answer
-from forgetless.subjects.models import find_adapters, find_subjects
+from forgetless.subjects.models import find_subjects
 from forgetless.subjects.pickles import as_safetensors
 from forgetless.subjects.updates import read_update
 from forgetless.sweeping.definition import read_sweep
@@ -281,8 +281,12 @@ def _model_formats(root: Path, tiny: str) -> list[Format]:
 
 
 def _unpickled(folder: Path) -> list:
-    [adapter] = find_adapters(str(folder), allow_pickle=True)
-    return sorted(read_update(as_safetensors(adapter.folder, True)).layers)
+    copy = as_safetensors(folder, True)
+    try:
+        return sorted(read_update(copy).layers)
+    except ForgetlessError as error:  # what was read as tensors is no adapter: its copy in the cache is named
+        assert str(copy) in str(error)
+        raise ForgetlessError(f"{folder}: {error}") from error
 
 
 def _benchmark_formats(news: Path, views: Path) -> list[Format]:

@@ -30,7 +30,7 @@ from forgetless.runs.folder import (
 )
 from forgetless.runs.seal import check_sealed, sealed
 from forgetless.runs.search import run_folders
-from forgetless.runs.shapes import SPENT, read, read_run
+from forgetless.runs.shapes import NUMBER, SPENT, Maybe, misfit, read, read_run
 from forgetless.score.metrics import metrics
 
 FORMAT = 1
@@ -40,6 +40,10 @@ FIGURES = ("average_accuracy", "learning_accuracy", "bwt", "forgetting", "fwt")
 """Metrics that are one number."""
 REQUIRED = ("method", "tasks", "matrix")
 KNOWN = (*REQUIRED, "format", "stream", "model", "base", "majority", "test_rows", "seed", "paper", "settings", "cost")
+IMPORTED = {"tasks": [str], "seed": Maybe(int), "test_rows": Maybe([Maybe(int)]), "settings": Maybe(dict), "cost": Maybe({
+    **dict.fromkeys(("rows_kept", "trained", "deployed", "seconds", "memory", "tokens"), Maybe(NUMBER)),
+    **dict.fromkeys(("task_id", "label_set", "stock_peft"), Maybe(bool)),
+})}  # fmt: skip
 
 
 def read_entries(paths: Iterable[str | Path]) -> list[dict]:
@@ -176,6 +180,8 @@ def _imported(told: object, place: str, name: str) -> dict:
     for key in told:
         if key not in KNOWN:
             raise DataError(f"{place}: unknown key {key!r}{nearest(key, KNOWN)}")
+    if said := misfit(told, IMPORTED):
+        raise DataError(f"{place}: {said}")
     tasks = told["tasks"]
     if not isinstance(tasks, list) or not tasks or len(set(map(str, tasks))) != len(tasks):
         raise DataError(f"{place}: tasks must be a list of different names, in the order in which they were learnt")
@@ -202,7 +208,7 @@ def _imported(told: object, place: str, name: str) -> dict:
         "precision": None,
         "seed": told.get("seed"),
         "score_on": "test",
-        "settings": told.get("settings", {}),
+        "settings": told.get("settings") or {},
         "tasks": [
             {"name": str(task), "test": n, "headline": "not known", "majority": share}
             for task, n, share in zip(tasks, rows, majority, strict=True)
@@ -217,7 +223,7 @@ def _imported(told: object, place: str, name: str) -> dict:
         "rows": {},
         "cost": {key: None for key in ("rows_kept", "task_id", "label_set", "trained", "deployed", "seconds", "memory",
                                        "tokens", "stock_peft")}
-        | {"extra_compute": "not told", "method": str(told["method"])} | told.get("cost", {}),
+        | {"extra_compute": "not told", "method": str(told["method"])} | (told.get("cost") or {}),
     }  # fmt: skip
 
 
@@ -225,7 +231,7 @@ def _scores(row: object, many: int, place: str) -> list[float | None]:
     if not isinstance(row, list) or len(row) != many:
         raise DataError(f"{place}: {many} scores are needed, one a task; null for one that was not measured")
     for value in row:
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and 0 <= value <= 1):
             raise DataError(f"{place}: {value!r} is no share from 0 to 1; divide percentages by 100")
     return [None if value is None else float(value) for value in row]
