@@ -40,10 +40,10 @@ FIGURES = ("average_accuracy", "learning_accuracy", "bwt", "forgetting", "fwt")
 """Metrics that are one number."""
 REQUIRED = ("method", "tasks", "matrix")
 KNOWN = (*REQUIRED, "format", "stream", "model", "base", "majority", "test_rows", "seed", "paper", "settings", "cost")
-IMPORTED = {"tasks": [str], "seed": Maybe(int), "test_rows": Maybe([Maybe(int)]), "settings": Maybe(dict), "cost": Maybe({
-    **dict.fromkeys(("rows_kept", "trained", "deployed", "seconds", "memory", "tokens"), Maybe(NUMBER)),
-    **dict.fromkeys(("task_id", "label_set", "stock_peft"), Maybe(bool)),
-})}  # fmt: skip
+NUMBERS = ("rows_kept", "trained", "deployed", "seconds", "memory", "tokens")  # of a cost
+COST = dict.fromkeys(NUMBERS, Maybe(NUMBER)) | dict.fromkeys(("task_id", "label_set", "stock_peft"), Maybe(bool))
+IMPORTED = {"tasks": [str], "seed": Maybe(int), "test_rows": Maybe([Maybe(int)]), "settings": Maybe(dict),
+            "cost": Maybe(COST)}  # fmt: skip
 
 
 def read_entries(paths: Iterable[str | Path]) -> list[dict]:
@@ -180,11 +180,11 @@ def _imported(told: object, place: str, name: str) -> dict:
     for key in told:
         if key not in KNOWN:
             raise DataError(f"{place}: unknown key {key!r}{nearest(key, KNOWN)}")
-    if said := misfit(told, IMPORTED):
-        raise DataError(f"{place}: {said}")
     tasks = told["tasks"]
     if not isinstance(tasks, list) or not tasks or len(set(map(str, tasks))) != len(tasks):
         raise DataError(f"{place}: tasks must be a list of different names, in the order in which they were learnt")
+    if said := misfit(told, IMPORTED):
+        raise DataError(f"{place}: {said}")
     many = len(tasks)
     if not isinstance(told["matrix"], list) or len(told["matrix"]) not in (1, many):
         raise DataError(f"{place}: the matrix needs a row after each of the {many} tasks, or one row for a joint run")
