@@ -11,6 +11,7 @@ printed with what makes it again: `--seed`, `--format` and `--first`.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -22,7 +23,8 @@ from types import SimpleNamespace
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import conftest
-from formats import Format, examine, formats
+from formats import Format, examine
+from more_formats import every_format
 
 from forgetless.errors import UsageError, nearest
 
@@ -38,6 +40,7 @@ def main() -> None:
     if not (told.inputs or told.seconds):
         parser.error("say how many --inputs, or for how many --seconds")
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["FORGETLESS_CACHE"] = f"{folder}/cache"
         chosen = _chosen(_examples(Path(folder)), told.format)
         sys.exit(fuzz(chosen, told.inputs, told.seconds, told.seed, told.first))
 
@@ -67,7 +70,7 @@ def fuzz(chosen: list[Format], inputs: int | None, seconds: float | None, seed: 
 def _examples(folder: Path) -> list[Format]:
     """Intact files of every format, of a run on a tiny random model."""
     made = SimpleNamespace(mktemp=lambda name: (folder / name).mkdir() or folder / name)
-    return formats(folder, conftest.tiny.__wrapped__(made))
+    return every_format(folder, conftest.tiny.__wrapped__(made))
 
 
 def _chosen(known: list[Format], name: str | None) -> list[Format]:

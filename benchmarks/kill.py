@@ -1,19 +1,21 @@
 """Killed at any moment: `forgetless learn` is killed again and again, and must end with the bytes of a run that was
 not.
 
-    python benchmarks/kill.py [--kills 100] [--methods ilora replay ...] [--seed 0]
+    python benchmarks/kill.py [--kills 100] [--seconds 600] [--methods ilora replay+olora ...] [--seed 0]
 
 The command learns two small tasks with a tiny random model and saves a checkpoint every second step. A parent that has
 imported everything forks a child for each attempt; the child runs the command's own entry point and gets SIGKILL: half
 of the kills at a random moment, half a few milliseconds after something began to be written. The same command is given
 again until the run is finished. Then every file is compared with those of an uninterrupted run, all but `times*` and
-the lock. The methods take turns.
+the lock. The methods take turns: all that are built in and one of two parts, with options that suit the tiny model.
+`--seconds` bounds the time: no run is begun after it, and the last one is still finished and compared.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import signal
@@ -29,10 +31,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from forgetless.cli import main as command
 from forgetless.methods import METHODS
+from forgetless.methods.finding import find_method
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from conftest import COLOURS, SIZES, make_tokenizer
 
+EVERY = [*METHODS, "replay+olora"]
 POLL = 0.002  # seconds
 FLAGS = "--r 4 --batch_size 4 --micro_batch_size 3 --num_train_epochs 10 --learning_rate 0.02 --max_length 64"
 FLAGS += " --device cpu --precision fp32 --forgetting_prompts 2 --lora_dropout 0.1 --save_steps 2"
@@ -62,6 +66,12 @@ def make_stream(folder: Path) -> Path:
                       "options": sorted(set(table.values()))})  # fmt: skip
     (folder / "stream.yaml").write_text(json.dumps({"tasks": tasks}))
     return folder / "stream.yaml"
+
+
+def options(method: str) -> list[str]:
+    """The method as flags, with the options that the contract gives it."""
+    given = find_method(method).example.items()
+    return ["--method", method, *(text for name, value in given for text in (f"--method.{name}", str(value)))]
 
 
 def start(arguments: list[str], log: Path) -> int:
@@ -125,7 +135,8 @@ def finish(pid: int, log: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="no run is begun after so many")
+    parser.add_argument("--methods", nargs="+", default=EVERY)
     parser.add_argument("--seed", type=int, default=0)
     told = parser.parse_args()
     torch.set_num_threads(1)
@@ -138,15 +149,15 @@ def main() -> None:
         shared = ["learn", "--model", str(root / "model"), "--stream", str(make_stream(root)), *FLAGS.split()]
         whole: dict[str, dict[str, bytes]] = {}
         longest = {}
-        while kills < told.kills:
+        while kills < told.kills and time.monotonic() - began < told.seconds:
             method = told.methods[runs % len(told.methods)]
             log = root / f"{runs}.log"
             if method not in whole:
                 run, at = root / "whole" / method, time.monotonic()
-                finish(start([*shared, "--method", method, "--output_dir", str(run)], log), log)
+                finish(start([*shared, *options(method), "--output_dir", str(run)], log), log)
                 whole[method], longest[method] = contents(run), time.monotonic() - at
             run = root / str(runs) / method
-            arguments = [*shared, "--method", method, "--output_dir", str(run)]
+            arguments = [*shared, *options(method), "--output_dir", str(run)]
             code: int | None = None
             while code is None and kills < told.kills:
                 code = kill_once(start(arguments, log), run, draw, longest[method])

@@ -1,4 +1,6 @@
-"""Every file format that forgetless reads, with a small intact example: what is fuzzed, and what must come of it.
+"""File formats that forgetless reads, with a small intact example: what is fuzzed, and what must come of it.
+
+The others are in `more_formats`, whose `every_format` gives all.
 
 A damaged file gives what the intact one gives, or a ForgetlessError that names the file. Where no hash covers it, it
 may also give something else, as an edited file does. Nothing else may happen.
@@ -60,6 +62,8 @@ time-limit: 30min
 waivers:
   - {max-drop: mmlu, owner: Ana, reason: retired in May, until: 2026-05-31}
 """ % ("ab" * 32)
+TWO = Stream("two", (make_task("colours", COLOURS, "colour", scorers=("options", "exact_match")),
+                     make_task("sizes", SIZES, "size")))  # fmt: skip
 STREAM = """
 name: support
 tasks:
@@ -154,12 +158,8 @@ def examine(one: Format, number: int, seed: int, intact: Any) -> tuple[str, Path
 
 
 def _run_formats(run: Path, tiny: str) -> list[Format]:
-    tasks = (
-        make_task("colours", COLOURS, "colour", scorers=("options", "exact_match")),
-        make_task("sizes", SIZES, "size"),
-    )
     learn(LearnConfig(
-        model=tiny, stream=Stream("two", tasks), output_dir=str(run), method="ilora", method_options={"memory": 6},
+        model=tiny, stream=TWO, output_dir=str(run), method="ilora", method_options={"memory": 6},
         learning_rate=2e-2, num_train_epochs=1.0, batch_size=8, r=2, target_modules=["q_proj"], max_length=64,
         device="cpu", precision="fp32", forgetting_prompts=2,
     ))  # fmt: skip
@@ -171,8 +171,8 @@ def _run_formats(run: Path, tiny: str) -> list[Format]:
     told = tuple(path for path in parts if path.suffix in (".json", ".jsonl") and path.name != MANIFEST)
     adapter = tuple(sorted((run / "adapter").iterdir()))
     return [
-        Format("run.json", run, (run / "run.json",), _drawn, covered=True),
-        Format("parts of a run", run, parts, _drawn, covered=True),
+        Format("run.json", run, (run / "run.json",), drawn, covered=True),
+        Format("parts of a run", run, parts, drawn, covered=True),
         Format("parts of a run, going on", run, parts, _gone_on, covered=True),
         Format(
             "a run's adapter",
@@ -181,13 +181,13 @@ def _run_formats(run: Path, tiny: str) -> list[Format]:
             _published,
             covered=True,
         ),
-        Format("run.json, hashed again", run, (run / "run.json",), _drawn, seal=_seal_run),
-        Format("parts of a run, hashed again", run, told, _drawn_and_gone_on, seal=_seal_part),
+        Format("run.json, hashed again", run, (run / "run.json",), drawn, seal=_seal_run),
+        Format("parts of a run, hashed again", run, told, _drawn_and_gone_on, seal=seal_part),
         Format("any file of a run, doctor", run, tuple(sorted(covered)), _doctored, covered=True),
     ]
 
 
-def _drawn(run: Path, file: Path) -> str:
+def drawn(run: Path, file: Path) -> str:
     summary = summarise(run)
     return render_json([summary]) + render_html([summary])
 
@@ -202,7 +202,7 @@ def _gone_on(run: Path, file: Path) -> list:
 
 
 def _drawn_and_gone_on(run: Path, file: Path) -> list:
-    return [_drawn(run, file), _gone_on(run, file)]
+    return [drawn(run, file), _gone_on(run, file)]
 
 
 def _published(folder: Path, file: Path) -> dict:
@@ -226,7 +226,7 @@ def _seal_run(file: Path) -> None:
         pass  # no record, so no hash
 
 
-def _seal_part(file: Path) -> None:
+def seal_part(file: Path) -> None:
     folder = next(parent for parent in file.parents if (parent / MANIFEST).is_file())
     told = read_json(folder / MANIFEST)
     told["files"][file.relative_to(folder).as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -252,12 +252,12 @@ def _audit_formats(folder: Path) -> list[Format]:
         lines = read_history(history)
         return whole if lines == whole[: len(lines)] else lines  # a chain does not show that its end is gone
 
-    def drawn(folder: Path, file: Path) -> str:
+    def page(folder: Path, file: Path) -> str:
         return redraw(folder, folder / "page").read_text()
 
     files = folder / "audit.json", folder / "evidence.json"
     return [
-        Format("audit.json and evidence.json", folder, files, drawn, covered=True),
+        Format("audit.json and evidence.json", folder, files, page, covered=True),
         Format("evidence.json, verified", folder, files[1:], lambda _, file: _verified(file), covered=True),
         Format("history.jsonl", folder, (history,), attempts, covered=True),
     ]

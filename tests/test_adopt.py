@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -14,10 +16,18 @@ from test_again import config, contents
 from transformers import AutoModelForCausalLM
 
 from forgetless.cli import main, parse_learn
+from forgetless.data.batches import Encoder
 from forgetless.data.tasks import Stream
 from forgetless.errors import ForgetlessError, RunError, UsageError
+from forgetless.learning.engine import Engine
+from forgetless.learning.state import load_state, save_state
+from forgetless.learning.step import TrainSettings, learn_task
 from forgetless.learning.stream import learn
+from forgetless.methods import ADAPTER, METHODS, ROWS, Method
 from forgetless.methods.finding import find_method
+from forgetless.methods.oplora import projected_off
+from forgetless.model.adapters import Adapters, LoraSettings, Pair
+from forgetless.model.base import load_base
 from forgetless.runs.folder import read_json, read_lines
 from forgetless.subjects.models import find_subjects
 from forgetless.subjects.updates import read_update
@@ -259,8 +269,85 @@ def test_command_line_and_yaml(tiny, april, may, tmp_path, capsys):
     assert read_lines(tmp_path / "run" / "tasks" / "01-april" / "log.jsonl") == []
 
 
-@pytest.mark.parametrize("name, why", [("sdlora", "magnitudes"), ("lori", "an adopted B is full"),
-                                       ("replay+hyplora", "bends")])  # fmt: skip
-def test_methods_that_cannot_adopt_say_why(name, why, tiny, april, two, tmp_path):
-    with pytest.raises(UsageError, match=why):
-        learn(config(tiny, two, tmp_path / "run", method=name, from_adapters=[f"colours={april}"], cells="last"))
+# --------------------------------------------------------------------- what each method makes of an adopted task
+
+ADOPTS = {
+    "sequential": ADAPTER, "incremental": ADAPTER, "per_task": ADAPTER, "joint": "rows of all tasks at once",
+    "replay": ROWS, "olora": ADAPTER, "nlora": ADAPTER, "ilora": ROWS, "ewc": ROWS, "lwf": ADAPTER, "gem": ROWS,
+    "agem": ROWS, "ogd": ROWS, "general_replay": ADAPTER, "sdlora": "magnitudes", "inflora": ROWS, "raclora": ADAPTER,
+    "clora": ADAPTER, "oplora": ADAPTER, "lori": "an adopted B is full", "slao": ADAPTER, "hiddenkey": ADAPTER,
+    "mtllora": ADAPTER, "hyplora": "bends", "duallora_reconstructed": ROWS,
+    "replay+olora": ROWS, "hiddenkey+nlora": ADAPTER, "replay+hyplora": "hyplora: its update bends",
+}  # fmt: skip
+BEGINS_ANEW = ("per_task", "mtllora", "slao")  # a fresh pair, a fresh mixture, an orthogonal start: by their equations
+
+
+@pytest.mark.parametrize("name", ADOPTS)
+def test_what_a_method_makes_of_an_adopted_task(name, tiny, april, two):
+    """Rebuilt from rows, refused with the reason, or fine; and what was adopted is there when the next task begins."""
+    method, needs = build_any(name, tiny), ADOPTS[name]
+    pairs, rows = read_update(Path(april)).layers, two.tasks[0].train
+    if needs not in (ADAPTER, ROWS):
+        assert needs in method.adopts
+        for given in (rows, None):
+            with pytest.raises(UsageError, match=needs):
+                method.adopt(0, pairs, given)
+        return
+    assert method.adopts == needs
+    if needs == ROWS:
+        with pytest.raises(UsageError, match=r"keeps something of each task's rows .* list the task with its rows"):
+            method.adopt(0, pairs, None)
+    if name == "oplora":
+        with pytest.raises(UsageError, match=r"\d+% of a layer's update lies in the leading singular directions"):
+            method.adopt(0, pairs, None)
+        pairs = {layer: Pair(*projected_off(*pair[:2], *method.UV[layer]), pair.scale) for layer, pair in pairs.items()}
+    deployed = method.adopt(0, pairs, rows if needs == ROWS else None)
+    assert away(deployed, pairs) < 1e-5
+    again = build_any(name, tiny)
+    with TemporaryDirectory() as folder:  # what is on disk is enough to go on
+        method.adapters.save(Path(folder) / "adapter", deployed)
+        save_state(Path(folder), method.state())
+        again.task = 0
+        again.resume(again.adapters.load(Path(folder) / "adapter"), load_state(Path(folder)), 0)
+    for one in (method, again):
+        one.begin_task(1)
+        examples = [one.encoder(row) for row in two.tasks[1].train]
+        still = TrainSettings(learning_rate=0.0, max_steps=1, batch_size=4)
+        learn_task(one, examples, still, Engine("cpu", "fp32"), seed=0, task=1, log=lambda record: None)
+        one.end_task(1, two.tasks[1].train)
+        assert name in BEGINS_ANEW or away(one.export(), pairs) < 1e-5
+    assert away(method.export(), again.export()) == 0
+
+
+def build_any(name: str, tiny: str) -> Method:
+    base, kind = load_base(tiny, torch.float32), find_method(name)
+    method = kind(**kind.example)
+    method.start(Adapters(base.model, LoraSettings(r=4), tiny, 0), Encoder(base.tokenizer, 64), 0)
+    return method
+
+
+def away(found: dict[str, Pair], pairs: dict[str, Pair]) -> float:
+    """The largest entry of a layer's ΔW - ΔW'."""
+    return max(
+        float((product(found[layer]) - (product(pairs[layer]) if layer in pairs else 0)).abs().max()) for layer in found
+    )
+
+
+def product(pair: Pair) -> torch.Tensor:
+    return pair.scale * pair.B.detach() @ pair.A.detach()
+
+
+def test_every_method_is_in_the_table():
+    assert ADOPTS.keys() >= METHODS.keys()
+    page = (Path(__file__).parents[1] / "docs" / "again.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith("| `")]
+    told = {name: line.split("|")[3].strip() for line in lines for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    for name, kind in METHODS.items():
+        starts = {ADAPTER: "not needed", ROWS: "needed"}.get(kind.adopts, "refused")
+        assert told[name].startswith(starts), name
+
+
+def test_a_method_that_cannot_adopt_says_so_before_anything_is_written(tiny, april, two, tmp_path):
+    with pytest.raises(UsageError, match=r"--from colours: .*bends"):
+        learn(config(tiny, two, tmp_path / "run", method="replay+hyplora", from_adapters=[f"colours={april}"]))
+    assert not (tmp_path / "run" / "run.json").exists()

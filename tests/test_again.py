@@ -21,7 +21,7 @@ from forgetless.errors import DataError, RunError, UsageError
 from forgetless.geometry.borders import is_run
 from forgetless.learning.forget_rows import forget_rows
 from forgetless.learning.stream import learn
-from forgetless.methods import METHODS
+from forgetless.methods import METHODS, Method
 from forgetless.runs.folder import RunFolder, complete, read_json, read_lines
 from forgetless.subjects.models import find_subjects
 
@@ -143,6 +143,40 @@ def test_moved_with_its_base_and_with_a_newer_version(tiny, three, tmp_path, mon
     for file in ("adapter_model.safetensors", "adapter_config.json"):
         ours, theirs = ((run / "tasks" / "02-sizes" / "adapter" / file).read_bytes() for run in (moved, whole))
         assert ours == theirs
+
+
+def test_a_place_of_the_history_has_one_entry(tiny, two, tmp_path, monkeypatch):
+    """Stopped before anything was kept: the new entry stands for the old one. Stopped inside a task: from that step."""
+    real, used = again.facts, {"machine": "first"}
+    monkeypatch.setattr(again, "facts", lambda session: real(session) | used)
+    told = config(tiny, two, tmp_path / "run", max_steps=3)
+
+    def stopped_at(step: int, saves: int) -> list[tuple]:
+        def stop(self, examples, at):
+            if at == step:
+                raise KeyboardInterrupt
+            return plain(self, examples, at)
+
+        plain = Method.batch
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Method, "batch", stop)
+            learn(replace(told, save_steps=saves))
+        return entries()
+
+    def entries() -> list[tuple]:
+        history = read_json(tmp_path / "run" / "run.json")["history"]
+        return [(entry["from"], entry.get("step", 0), entry["machine"]) for entry in history]
+
+    assert stopped_at(1, saves=0) == [(1, 0, "first")]
+    used["machine"] = "second"
+    assert stopped_at(2, saves=1) == [(1, 0, "second")]
+    used["machine"] = "third"
+    assert stopped_at(2, saves=0) == [(1, 0, "second"), (1, 2, "third")]
+    used["machine"] = "fourth"
+    learn(told)
+    assert entries() == [(1, 0, "second"), (1, 2, "fourth")]
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "colours, sizes were learnt (the first after step 2) with machine fourth (before: second)" in report
 
 
 def test_a_folder_of_an_older_format(tiny, two, replayed, tmp_path, capsys):
@@ -270,13 +304,60 @@ def test_forgotten_rows_are_nowhere(tiny, two, free, sounds, replayed, tmp_path,
     assert owners == {0, 1, 3}
 
 
-def test_forgotten_rows_of_a_reservoir_count_as_never_seen(tiny, two, tmp_path):
-    learn(config(tiny, two, tmp_path / "run", method="replay", method_options={"memory": 8}))
+def test_forgotten_rows_of_a_reservoir_count_as_never_seen(tiny, two, sounds, tmp_path):
+    told = config(tiny, two, tmp_path / "run", method="replay", method_options={"memory": 8}, max_steps=1, cells="last")
+    learn(told)
     states = [tmp_path / "run" / "tasks" / name / "method.json" for name in ("01-colours", "02-sizes")]
     assert [read_json(file)["seen"] for file in states] == [12, 24]
     forget_rows(tmp_path / "run", "colours")
+    assert [read_json(file) for file in states] == [
+        {"seen": 0, "forgotten": {"0": 12}, "replaced": 0}, {"seen": 12, "forgotten": {"0": 12}, "replaced": 0}
+    ]  # fmt: skip
+    record = read_lines(tmp_path / "run" / "forgotten-rows.jsonl")[-1]
+    assert record["seen"] == {"01-colours": [12, 0], "02-sizes": [24, 12]} and record["rows"]["01-colours"] == 8
+    assert forget_rows(tmp_path / "run", "colours")["seen"] == {}  # again: they count as never seen already
     assert [read_json(file)["seen"] for file in states] == [0, 12]
-    learn(config(tiny, two, tmp_path / "run", method="replay", method_options={"memory": 8}))
+    learn(replace(told, stream=Stream("mine", (*two.tasks, sounds))))
+    last = read_json(tmp_path / "run" / "tasks" / "03-sounds" / "method.json")
+    assert last == {"seen": 24, "forgotten": {"0": 12}, "replaced": 12}
+    kept = read_lines(tmp_path / "run" / "tasks" / "03-sounds" / "memory" / "rows.jsonl")
+    assert len(kept) == 8 and {record["task"] for record in kept} == {1, 2}
+
+
+def test_rows_that_a_reservoir_has_dropped_count_as_never_seen_too(tiny, two, tmp_path):
+    """A combined method; the memory has no room for colours any more, and still must forget that it saw them."""
+    told = config(tiny, two, tmp_path / "run", method="replay+olora", method_options={"memory": 1}, max_steps=1)
+    learn(told)
+    memory = tmp_path / "run" / "tasks" / "02-sizes" / "memory" / "rows.jsonl"
+    [kept] = read_lines(memory)
+    name = two.tasks[1 - kept["task"]].name  # the task of which nothing is kept
+    record = forget_rows(tmp_path / "run", name)
+    assert record["seen"]["02-sizes"] == [24, 12] and "02-sizes" not in record["rows"]
+    assert read_lines(memory) == [kept]
+    assert read_json(memory.parents[1] / "method.json")["replay"]["seen"] == 12
+
+
+def test_joint_keeps_no_rows_and_forgets_texts(tiny, two, free, tmp_path, capsys):
+    told = config(tiny, Stream("mine", (two.tasks[0], free)), tmp_path / "run", method="joint", max_steps=1)
+    learn(told)
+    assert texts_anywhere(tmp_path / "run", "secret-")
+    assert main(["forget-rows", str(tmp_path / "run"), "letters"]) == 0
+    assert "none were kept" in capsys.readouterr().out
+    assert not texts_anywhere(tmp_path / "run", "secret-")
+    record = read_lines(tmp_path / "run" / "forgotten-rows.jsonl")[-1]
+    assert record["rows"] == {} and record["seen"] == {} and record["texts"] > 0
+    assert "No training rows of letters were kept" in (tmp_path / "run" / "report.md").read_text()
+    with pytest.raises(UsageError, match="has learnt no task 'joint'"):
+        forget_rows(tmp_path / "run", "joint")
+    assert learn(told)["status"] == "complete"
+
+
+def test_rows_kept_together_cannot_be_told_apart(tiny, two, tmp_path, monkeypatch):
+    """A method from outside that learns all tasks together and keeps rows of them."""
+    monkeypatch.setattr(METHODS["replay"], "lessons", METHODS["joint"].lessons)
+    learn(config(tiny, two, tmp_path / "run", method="replay", max_steps=1))
+    with pytest.raises(RunError, match=r"rows\.jsonl: keeps rows of several tasks .*does not say which is whose"):
+        forget_rows(tmp_path / "run", "colours")
 
 
 def test_a_long_label_is_no_text_of_a_row(tiny, tmp_path):

@@ -168,6 +168,25 @@ def test_reservoir_keeps_each_row_equally_often():
     assert all(abs(count - expected) < 5 * expected**0.5 for count in counts)
 
 
+def test_rows_left_after_a_task_was_forgotten_are_kept_equally_often():
+    """20 of a, 10 of b; a is forgotten; 30 of c, fewer and more than the places that a left: random pairing."""
+    for later in (8, 30):
+        counts, repeats = [0] * (10 + later), 800
+        for seed in range(repeats):
+            memory = Memory(5, "reservoir", seed)
+            memory.add_task(0, rows(20, "a"))
+            memory.add_task(1, rows(10, "b"))
+            kept = [(row, task) for row, task in zip(memory.rows, memory.tasks, strict=True) if task]
+            memory.rows, memory.tasks = [row for row, _ in kept], [task for _, task in kept]
+            memory.seen, memory.forgotten = 10, {"0": 20}
+            memory.add_task(2, rows(later, "c"))
+            for row in memory.rows:
+                counts[int(row.prompt[1:]) + (10 if row.prompt[0] == "c" else 0)] += 1
+        expected = sum(counts) / len(counts)
+        assert all(abs(count - expected) < 5 * expected**0.5 for count in counts), (later, counts)
+        assert later < 20 or expected == repeats * 5 / 40  # every place is taken again
+
+
 def test_reservoir_stores_the_first_rows_in_order():
     memory = Memory(5)
     memory.add_task(0, rows(4))

@@ -75,6 +75,9 @@ def test_the_guide_names_every_hook_and_attribute():
     left_out = {"logits", "told", "lessons", "weights_for", "bound"}
     for name in {*own} - left_out:
         assert re.search(rf"`{name}\b", GUIDE), name
+    table = GUIDE.split("## What the class says of itself")[1].split("## The contract")[0]
+    for name, kind in Method.__annotations__.items():
+        assert "ClassVar" not in kind or f"`{name}`" in table, f"the table does not explain {name}"
     assert f"hooks = {HOOKS}" in GUIDE
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from forgetless.checkup.doctor import doctor
 from forgetless.checkup.environment import TESTED
@@ -182,24 +183,63 @@ def test_a_run_may_be_moved_and_copied_and_clocks_may_jump_back(run, ran, tiny, 
     assert same(tmp_path / "third", contents(ran))
 
 
-def test_another_tokenizer_or_template_is_another_base(run, tiny, two, tmp_path):
-    def changed(name: str, change) -> str:
-        folder = Path(shutil.copytree(tiny, tmp_path / name))
-        change(folder)
-        return str(folder)
+def merge_less(folder: Path) -> None:
+    told = json.loads((folder / "tokenizer.json").read_text())
+    told["model"]["merges"].pop()
+    (folder / "tokenizer.json").write_text(json.dumps(told))
 
-    def merge_less(folder: Path) -> None:
-        told = json.loads((folder / "tokenizer.json").read_text())
-        told["model"]["merges"].pop()
-        (folder / "tokenizer.json").write_text(json.dumps(told))
 
-    def greet(folder: Path) -> None:
-        file = folder / "chat_template.jinja"
-        file.write_text("Hello. " + file.read_text())
+def greet(folder: Path) -> None:
+    file = folder / "chat_template.jinja"
+    file.write_text("Hello. " + file.read_text())
 
-    for name, change in (("tokenizer", merge_less), ("chat template", greet)):
-        with pytest.raises(RunError, match=f"another base: its {name}"):
-            learn(config(changed(name, change), two, run))
+
+def other_weights(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+BASES = {"weights": other_weights, "tokenizer": merge_less, "chat template": greet}
+
+
+@pytest.mark.parametrize("what", [*BASES, "data", "options", "older format", "two processes", "extra file", "NaN"])
+def test_what_does_not_fit_is_named_and_leaves_everything_as_it_was(what, ran, run, tiny, two, tmp_path, monkeypatch):
+    """One command on a whole run for each: path and remedy in the error, and not a byte of the folder differs."""
+    base, told = Path(shutil.copytree(tiny, tmp_path / "base")), config(tiny, two, run)
+    remedy = "another output_dir"
+    if what in BASES:
+        BASES[what](base)
+        told, said = replace(told, model=str(base)), f"run.json: was learnt on another base: its {what} had"
+    elif what == "data":
+        changed = Stream("two", (replace(two.tasks[0], train=two.tasks[0].train[1:]), two.tasks[1]))
+        told, said = replace(told, stream=changed), r"run.json: task 1 \(colours\) has changed: its training rows"
+    elif what == "options":
+        told, said = replace(told, learning_rate=0.5), "run.json: this run was begun with learning_rate=0.02, now it is"
+    elif what == "older format":
+        write_json(run / "run.json", sealed(read_json(run / "run.json") | {"format": FORMAT - 1}))
+        said, remedy = "run.json: format 0 instead of 1", "go on with the version that wrote it"
+    elif what == "two processes":
+        monkeypatch.setattr(folders.FileLock, "acquire", _taken)
+        said = "run: another process is working in this run folder; wait for it"
+    elif what == "extra file":
+        (run / "tasks" / "01-colours" / "stray").write_text("x")
+        said, remedy = "stray: is not listed since the folder was written", "or remove"
+    else:
+        shutil.rmtree(run / "tasks" / "02-sizes")
+        said = "task 2, step 1: loss nan.*The tasks before and this task's checkpoints are as they were"
+        monkeypatch.setattr("forgetless.learning.step.not_finite", lambda *_: "loss nan")
+    before = contents(run)
+    with pytest.raises(RunError, match=rf"(?s){said}.*{remedy}"):
+        learn(told)
+    now = contents(run)
+    kept = before.keys() if what != "NaN" else [name for name in before if name.startswith("tasks")]
+    assert {name: now[name] for name in kept} == {name: before[name] for name in kept}
+    assert what == "NaN" or now.keys() == before.keys()
+
+
+def _taken(lock, timeout: float) -> None:
+    raise folders.Timeout(lock.lock_file)
 
 
 def test_code_that_a_model_brings_is_not_run(tiny, tmp_path, two):
@@ -231,6 +271,25 @@ def test_a_part_that_cannot_be_written_leaves_what_was_there(code, said, run, mo
     with pytest.raises(RunError, match=r"run\.json: could not be written .*unchanged"):
         RunFolder(run).write(run / "run.json", {})
     assert contents(run) == before
+
+
+def test_every_new_name_is_flushed_with_the_folder_that_holds_it(tmp_path, monkeypatch):
+    """After a power cut a file may be whole and yet have no name, unless the folder that names it was flushed too."""
+    flushed, real = [], folders._flush
+    monkeypatch.setattr(folders, "_flush", lambda path: flushed.append(path) or real(path))
+    run = RunFolder(tmp_path / "runs" / "may" / "one")
+    with run.locked():
+        assert flushed == [tmp_path / "runs" / "may", tmp_path / "runs", tmp_path]
+        flushed.clear()
+        run.write(run.config, {})
+        assert flushed[-1] == run.root
+        flushed.clear()
+        with run.publish(run.task(1, "a")) as temporary:
+            (temporary / "part").mkdir()
+        assert flushed == [run.root, temporary / "manifest.json", temporary / "part", temporary, run.root / "tasks"]
+        flushed.clear()
+        folders.discard(run.task(1, "a"))
+        assert flushed == [run.root / "tasks"]
 
 
 def test_a_full_disk_stops_learning_and_the_same_command_goes_on(tiny, two, run, capsys):
@@ -374,12 +433,51 @@ def test_doctor_on_adapters(ran, tiny, tmp_path):
     base = load_file(other / "model.safetensors")
     base["model.norm.weight"][0] += 1
     save_file(base, other / "model.safetensors", {"format": "pt"})
-    assert "was learnt on weights of sha256" in problems(mine, str(other))
-    assert "those of" in problems(ran, str(other))
+    assert "was learnt on a base with another weights than" in problems(mine, str(other))
+    assert "which has another weights than" in problems(ran, str(other))
     weights.unlink()
     assert "complete: " in problems(mine)
     torch.save(tensors, mine / "adapter_model.bin")
     assert "the weights are a pickle" in problems(mine)
+
+
+def test_doctor_compares_tokenizer_and_template_too(ran, tiny, tmp_path):
+    """Of a run, by its record; of one of its adapters, by the model card; of another trainer's, which it brings."""
+    other = Path(shutil.copytree(tiny, tmp_path / "other"))
+    template = other / "chat_template.jinja"
+    template.write_text("Hello. " + template.read_text())
+    told = json.loads((other / "tokenizer.json").read_text())
+    told["model"]["merges"].pop()
+    (other / "tokenizer.json").write_text(json.dumps(told))
+    for place in (ran, ran / "adapter"):
+        assert "another tokenizer and another chat template than" in problems(place, str(other))
+    theirs = Path(shutil.copytree(ran / "adapter", tmp_path / "theirs"))
+    (theirs / "README.md").unlink()
+    (theirs / MANIFEST).unlink()
+    brought = AutoTokenizer.from_pretrained(other)
+    brought.add_tokens(["<new>"])
+    brought.save_pretrained(theirs)
+    notes = " ".join(one.said for one in doctor(theirs, tiny).findings if one.level == "note")
+    assert "its tokenizer has 1 tokens more" in notes and "its chat template differs" in notes
+
+
+def test_a_folder_that_a_kill_left_under_another_name_is_named_and_put_back(run, tiny, two):
+    """Between the two renames of a replacement: readers name it, and the command puts it back, rows gone or not."""
+    task = run / "tasks" / "01-colours"
+    whole = contents(run)
+    task.rename(task.with_name(f".{task.name}.previous"))
+    moved = contents(run)
+    for reads in (lambda: summarise(run), lambda: find_subjects(str(run))):
+        with pytest.raises(RunError, match=r"01-colours: a command was stopped .* command again, which puts it back"):
+            reads()
+    assert "at work: " in problems(run) and "puts it back" in problems(run)
+    assert contents(run) == moved
+    learn(config(tiny, Stream("two", (replace(two.tasks[0], train=(), test=(), gone="deleted"), two.tasks[1])), run))
+    assert contents(task) == {
+        name.removeprefix("tasks/01-colours/"): data for name, data in whole.items() if "01-colours" in name
+    }
+    (run / "tasks" / ".02-sizes.previous").mkdir()  # a kill after the second one leaves only this
+    assert not problems(run) and any(".02-sizes.previous: left by" in one.said for one in doctor(run).findings)
 
 
 def test_doctor_on_full_weights(tiny, tmp_path):

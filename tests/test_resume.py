@@ -26,8 +26,10 @@ from forgetless.learning.signals import Signals
 from forgetless.learning.state import load_state, save_state
 from forgetless.learning.step import TrainSettings, learn_task
 from forgetless.learning.stream import learn
-from forgetless.methods import ILoRA, Method
-from forgetless.runs.folder import RunFolder, read_lines
+from forgetless.methods import METHODS, ILoRA, Method
+from forgetless.methods.finding import find_method
+from forgetless.runs.folder import RunFolder, complete, read_json, read_lines, write_json, write_json_whole
+from forgetless.runs.seal import write_sealed
 
 SETTINGS = TrainSettings(
     learning_rate=2e-2, max_steps=3, batch_size=4, micro_batch_size=3, lr_scheduler_type="cosine", warmup_ratio=0.4
@@ -267,6 +269,44 @@ def test_stopped_by_nan_and_gone_on_with_skip(tiny, one, tmp_path, monkeypatch):
     ]  # fmt: skip
 
 
+def test_a_skipped_step_leaves_nothing_in_the_methods_figures(tiny, one, tmp_path, monkeypatch):
+    """HiddenKey's divergence of the two passes is NaN in the second step; the third one's is its own."""
+    from forgetless.methods import hiddenkey
+
+    real, calls = hiddenkey.between, iter(range(1, 100))
+    poison = lambda *passes: real(*passes) * (float("nan") if next(calls) == 2 else 1.0)  # noqa: E731
+    monkeypatch.setattr(hiddenkey, "between", poison)
+    learn(config(tiny, one, tmp_path / "run", method="hiddenkey", method_options={"kl": 0.5}, on_nan="skip",
+                 save_steps=1, **ONE_PART))  # fmt: skip
+    folder = tmp_path / "run" / "tasks" / "01-colours"
+    divergence = [record.get("divergence") for record in read_lines(folder / "log.jsonl")]
+    assert divergence[1] is None and divergence[0] > 0 and divergence[2] > 0
+    summed = next(one["value"] for one in read_json(folder / "learned.json")["checks"] if "divergence" in one["name"])
+    assert summed == pytest.approx(divergence[0] + divergence[2])
+
+
+def test_every_part_of_a_combined_method_hears_of_a_skipped_step(tiny):
+    method = find_method("replay+mtllora")()
+    method.last.tasks = [0, 1]  # as its loss leaves them
+    method.after_skip()
+    assert method.last.tasks is None
+
+
+def test_a_figure_that_is_no_number_is_named_with_its_file(tiny, one, tmp_path, monkeypatch):
+    told = config(tiny, one, tmp_path / "run", **ONE_PART)
+    monkeypatch.setattr(Method, "told", lambda self: {"ratio": float("inf")})
+    with pytest.raises(RunError, match=r"tasks/01-colours/log\.jsonl: not written, \[0\]\.ratio is NaN or infinite"):
+        learn(told)
+    with pytest.raises(RunError, match=r"checkpoints/01-colours/step-000001/log\.jsonl: not written.*unchanged"):
+        learn(replace(told, save_steps=1))
+    monkeypatch.undo()
+    assert learn(told)["status"] == "complete"
+    for write in (write_json, write_json_whole, write_sealed):
+        with pytest.raises(RunError, match=r"x\.json: not written, a\[1\]\.b is NaN or infinite.*leave it out"):
+            write(tmp_path / "x.json", {"a": [0.5, {"b": float("nan")}]})
+    assert not (tmp_path / "x.json").exists()
+
+
 def test_nan_in_weights_is_not_saved(tmp_path):
     refuse_nan({"fine": torch.ones(2), "empty": torch.ones(0, 2), "rows": torch.tensor([1])}, tmp_path)
     for bad in (float("inf"), float("nan")):
@@ -330,6 +370,23 @@ def test_a_second_interrupt_stops_at_once_and_elsewhere_the_first_does():
         os.kill(os.getpid(), signal.SIGTERM)  # and the block ends before anyone asks
 
 
+@pytest.mark.usefixtures("interruptible")
+def test_a_signal_at_the_end_of_a_task_waits_until_it_is_saved(tiny, one, tmp_path, monkeypatch, capfd):
+    """It comes after the last step, while the method makes what it keeps: nothing of the task is learnt again."""
+    from forgetless.cli import main
+
+    told = config(tiny, one, tmp_path / "whole", max_steps=3, cells="last")
+    learn(told)
+    parts = replace(told, output_dir=str(tmp_path / "parts"))
+    monkeypatch.setattr("forgetless.cli.parse_learn", lambda arguments: parts)
+    monkeypatch.setattr(Method, "end_task", lambda self, task, rows: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["learn"]) == 143
+    assert "01-colours is finished and saved: give the same command again" in " ".join(capfd.readouterr().err.split())
+    assert complete(tmp_path / "parts" / "tasks" / "01-colours")
+    assert main(["learn"]) == 0
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
 def test_ignored_signals_stay_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -362,7 +419,12 @@ def test_a_border_measured_by_a_later_command_is_the_same(tiny, one, tmp_path):
 def test_killed_at_random_moments(tmp_path):
     """A few kills of the real command; `benchmarks/kill.py --kills 100` is the long form."""
     harness = Path(__file__).parents[1] / "benchmarks" / "kill.py"
-    command = [sys.executable, str(harness), "--kills", "4", "--methods", "ilora"]
+    command = [sys.executable, str(harness), "--kills", "4", "--methods", "ilora", "replay+olora"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert done.stdout.startswith("4 kills") and "all files equal those" in done.stdout
+
+
+def test_the_page_says_how_many_methods_are_killed():
+    page = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
+    assert f"all {len(METHODS)} built-in methods and `replay+olora` in turn" in page

@@ -22,6 +22,7 @@ from forgetless.errors import RunError, UsageError
 from forgetless.learning.dryrun import Estimate
 from forgetless.learning.step import TrainSettings
 from forgetless.runs.folder import RunFolder, complete, read_json
+from forgetless.runs.seal import write_sealed
 from forgetless.sweeping import commands, running, workers
 from forgetless.sweeping.definition import Entry, Sweep, read_sweep, sweep_of
 from forgetless.sweeping.folder import DONE, FAILED, RUNNING, STOPPED, WAITING
@@ -528,7 +529,7 @@ def test_other_rows_are_refused(swept, write, tmp_path):
     assert set(stored["tasks"]) == {"colours", "sizes"}
     file, other = write(tmp_path)
     Path(other).mkdir()
-    (Path(other) / "sweep.json").write_text(json.dumps({"tasks": {"sizes": "0" * 16}}))
+    write_sealed(Path(other) / "sweep.json", {"format": 1, "tasks": {"sizes": "0" * 16}})
     with pytest.raises(RunError, match="the rows, options or scoring of task 'sizes' have changed"):
         open_plan(file, other)
 

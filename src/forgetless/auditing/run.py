@@ -29,8 +29,8 @@ from forgetless.errors import quoting
 from forgetless.report.audit import audit_markdown
 from forgetless.report.audit_page import redraw
 from forgetless.report.verdict import verdict_junit
-from forgetless.runs.folder import json_text, make_folder, write_lines, write_whole
-from forgetless.runs.seal import sealed
+from forgetless.runs.folder import make_folder, write_lines, write_whole
+from forgetless.runs.seal import write_sealed
 
 EVIDENCE, RECORD, MARKDOWN, JUNIT = "evidence.json", "audit.json", "audit.md", "junit.xml"
 TEXTS, HISTORY = "texts.jsonl", "history.jsonl"
@@ -74,7 +74,7 @@ def _write(session: AuditSession, found: Found, evidence: dict, record: dict) ->
     folder, again = session.folder, (session.folder / RECORD).exists()
     verdicts = {model["name"]: verdict_of(model) for model in evidence["models"]}
     write_evidence(folder / EVIDENCE, evidence)
-    write_whole(folder / RECORD, json_text(sealed(record)))
+    write_sealed(folder / RECORD, record)
     write_whole(folder / MARKDOWN, audit_markdown(record, verdicts))
     write_whole(folder / JUNIT, verdict_junit(verdicts))
     if session.config.show_text:

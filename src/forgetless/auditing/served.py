@@ -14,6 +14,7 @@ from forgetless.data.tasks import Row, Task
 from forgetless.forgetting.kept import cache_folder
 from forgetless.model.identity import json_digest
 from forgetless.runs.folder import make_folder
+from forgetless.runs.seal import SHA256, own_hash, sealed
 from forgetless.score.generation import Answer
 from forgetless.score.rules import rules_of
 from forgetless.subjects.endpoint import Endpoint
@@ -52,7 +53,7 @@ def answered(
         def keep(number: int, answer: Answer) -> None:
             key = asked[missing[number]]
             found[key] = answer
-            print(json.dumps({"asked": key} | asdict(answer)), file=lines, flush=True)
+            print(json.dumps(sealed({"asked": key} | asdict(answer))), file=lines, flush=True)
             check()
 
         endpoint.answers([rows[i] for i in missing], max_new_tokens, keep)
@@ -65,11 +66,13 @@ def _begun(file: Path) -> dict[str, Answer]:
         file.unlink(missing_ok=True)
         return {}
     found = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             told = json.loads(line)
+            if told.pop(SHA256) != own_hash(told):
+                continue
             key = told.pop("asked")
             found[key] = Answer(**told)
-        except (ValueError, KeyError, TypeError):  # cut off in the middle
+        except (ValueError, LookupError, AttributeError, RecursionError, TypeError):  # cut off in the middle
             continue
     return found

@@ -20,10 +20,10 @@ from forgetless.checkup.environment import environment
 from forgetless.checkup.findings import PROBLEM, Finding, checked, note, ok, problem
 from forgetless.checkup.models import effect, finite, model_findings, pickles
 from forgetless.errors import RunError, UsageError
-from forgetless.model.base import find_model
-from forgetless.model.identity import weight_files, weights_digest
+from forgetless.model.base import find_model, load_tokenizer
+from forgetless.model.identity import identify, others
 from forgetless.report.summary import matrix_record, summarise, summary_record
-from forgetless.runs.folder import MANIFEST, RunFolder, complete, json_text, read_json
+from forgetless.runs.folder import MANIFEST, PUT_BACK, RunFolder, complete, json_text, read_json, replaced
 from forgetless.runs.shapes import read_run
 from forgetless.subjects.layouts import ADAPTER_CONFIG, locate
 
@@ -108,7 +108,7 @@ def _run(root: Path, base: str | None) -> Iterator[Finding]:
 
 def _work(root: Path) -> Finding:
     """Whether a process is at work here, and what one left behind when it was killed."""
-    left = sorted(path for path in root.rglob(".*.writing"))
+    left = sorted(path for kind in ("writing", "previous", "removing") for path in root.rglob(f".*.{kind}"))
     lock = root / ".lock"
     if lock.exists():
         try:
@@ -118,6 +118,8 @@ def _work(root: Path) -> Finding:
             return note("at work", "another process is writing here now; look again when it is done")
         except OSError:
             pass  # a folder that cannot be written has no process at work in it
+    if away := RunFolder(root).away():
+        return problem("at work", f"{replaced(away[0])}; {PUT_BACK}")
     if left:
         return note("at work", f"{left[0]}: left by a process that was stopped; the next command removes it")
     return ok("at work", "nobody")
@@ -201,16 +203,17 @@ def _versions(wrote: dict[str, str]) -> Iterator[Finding]:
 
 
 def _base(root: Path, told: dict, base: str | None) -> Finding:
-    name, stored = told["model"]["name"], told["base"]["weights"]
+    name, stored = told["model"]["name"], told["base"]
     if base is None:
-        return note("base", f"{name}, weights of sha256 {stored[:12]}...; --base MODEL looks whether it is the same")
-    found = weights_digest(weight_files(locate(find_model(base)).folder))
-    if found != stored:
+        sha256 = f"weights of sha256 {stored['weights'][:12]}..."
+        return note("base", f"{name}, {sha256}; --base MODEL looks whether it is the same")
+    folder = locate(find_model(base)).folder
+    if differ := others(stored, identify(folder, load_tokenizer(folder).chat_template)):
         return problem(
-            "base", f"{root}: was learnt on {name}, weights of sha256 {stored[:12]}..., and those of {base} are "
-            f"{found[:12]}...; give the model the run began with",
+            "base", f"{root}: was learnt on {name}, which has another {' and another '.join(differ)} than {base}; give "
+            "the model the run began with",
         )  # fmt: skip
-    return ok("base", f"{base} has the weights that the run was learnt on")
+    return ok("base", f"{base} has the weights, the tokenizer and the chat template that the run was learnt on")
 
 
 # ---------------------------------------------------------------------------------------- a part of a run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +13,7 @@ from forgetless.checkup.findings import Finding, checked, note, ok, problem
 from forgetless.errors import ForgetlessError, RunError, UsageError
 from forgetless.learning.engine import Engine
 from forgetless.model.base import load_config, load_tokenizer
-from forgetless.model.identity import open_tensors, tensor_files, weight_files, weights_digest
+from forgetless.model.identity import open_tensors, others, tensor_files, told_in, weight_files, weights_digest
 from forgetless.runs.folder import check_published, read_json
 from forgetless.subjects.layouts import ADAPTER_CONFIG, Place, locate
 from forgetless.subjects.models import Subject, adapter_config, find_subjects, opened
@@ -23,7 +22,6 @@ from forgetless.subjects.updates import norm, read_update
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 PROMPT = "The three primary colours are"
 INDEX = "model.safetensors.index.json"
-_CARD = re.compile(r"sha256 of the base's weights: ([0-9a-f]{64})")
 
 
 def model_findings(folder: Path, base: str | None) -> Iterator[Finding]:
@@ -141,31 +139,30 @@ def _named_base(folder: Path) -> Finding:
     named = adapter_config(folder).get("base_model_name_or_path")
     if not named:
         return problem("base", f"{folder / ADAPTER_CONFIG}: names no base; say which it is where you load it")
-    known = " and the hash of its weights" if _card_hash(folder) else ""
+    known = " and the hash of its weights" if _told(folder) else ""
     return note("base", f"was trained on {named!r}, by its configuration{known}; --base MODEL looks whether it fits")
 
 
-def _card_hash(folder: Path) -> str | None:
-    """The hash of the base's weights that forgetless writes into an adapter's README.md."""
+def _told(folder: Path) -> dict[str, str]:
+    """The hashes of the base that forgetless writes into an adapter's README.md."""
     card = folder / "README.md"
-    found = _CARD.search(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
-    return found[1] if found else None
+    return told_in(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else {}
 
 
 def against_base(folder: Path, base: str) -> Iterator[Finding]:
     """Whether the adapter goes onto this base, is of it, and changes its answers."""
     try:
         plain = _one(base)
-        stored = _card_hash(folder)
-        if stored and stored != weights_digest(weight_files(plain.base)):
-            yield problem("base", f"{folder}: was learnt on weights of sha256 {stored[:12]}..., and those of {base} "
-                          "are others; give the base that it was learnt on")  # fmt: skip
+        stored = _told(folder)
+        if differ := others(stored, plain.identity):
+            yield problem("base", f"{folder}: was learnt on a base with another {' and another '.join(differ)} than "
+                          f"{base}, by its model card; give the base that it was learnt on")  # fmt: skip
             return
         [subject] = find_subjects(f"{base}+{folder}", base_is=base if stored else None)
     except ForgetlessError as error:
         yield problem("base", str(error))
         return
-    yield ok("base", f"goes onto {base}" + (", whose weights are those that it was learnt on" if stored else ""))
+    yield ok("base", f"goes onto {base}" + (", which is the one that it was learnt on" if stored else ""))
     for said in subject.notes:
         yield note("base", said)
     yield checked("answers", lambda: _answers(plain, subject))

@@ -9,16 +9,28 @@ import json
 import math
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from struct import error as StructError
 
 from forgetless.errors import DataError, RunError, nearest
 from forgetless.methods import METHODS, Method
 from forgetless.methods.base import ABOUT
 from forgetless.report.summary import summarise
-from forgetless.runs.folder import RunFolder, complete, json_text, read_json, read_lines
+from forgetless.runs.folder import (
+    RunFolder,
+    complete,
+    finite_json,
+    json_text,
+    parse_json,
+    read_json,
+    read_lines,
+    shaped,
+)
+from forgetless.runs.seal import check_sealed, sealed
 from forgetless.runs.search import run_folders
-from forgetless.runs.shapes import read_run
+from forgetless.runs.shapes import NUMBER, SPENT, Maybe, misfit, read, read_run
 from forgetless.score.metrics import metrics
 
 FORMAT = 2
@@ -30,6 +42,10 @@ APART = ("seed", "score_on", "method", "method_options")
 """Of what decides a run: what varies, what sets are told apart by, and what stands beside it in an entry."""
 REQUIRED = ("method", "tasks", "matrix")
 KNOWN = (*REQUIRED, "format", "stream", "model", "base", "majority", "test_rows", "seed", "paper", "settings", "cost")
+NUMBERS = ("rows_kept", "trained", "deployed", "seconds", "memory", "tokens")  # of a cost
+COST = dict.fromkeys(NUMBERS, Maybe(NUMBER)) | dict.fromkeys(("task_id", "label_set", "stock_peft"), Maybe(bool))
+IMPORTED = {"tasks": [str], "seed": Maybe(int), "test_rows": Maybe([Maybe(int)]), "settings": Maybe(dict),
+            "cost": Maybe(COST)}  # fmt: skip
 
 
 def read_entries(paths: Iterable[str | Path]) -> list[dict]:
@@ -131,7 +147,7 @@ def _rows(folder: Path, headlines: dict[str, str]) -> dict[str, dict]:
 def _cost(told: dict, about: dict, summary: dict, lessons: list[Path]) -> dict:
     """What the run cost and needs; None where it was not recorded."""
     checks = {check["name"]: check["value"] for one in summary["acts"][-1:] for check in one["checks"]}
-    times = [read_json(folder / "times.json") for folder in lessons if (folder / "times.json").exists()]
+    times = [read(folder / "times.json", SPENT) for folder in lessons if (folder / "times.json").exists()]
     times = times if len(times) == len(lessons) else []
     logs = [record for steps in summary["losses"].values() for record in steps]
     adapters = [folder / "adapter" for folder in (lessons if about["task_id"] else lessons[-1:])]
@@ -170,9 +186,9 @@ def numbers_in(folder: Path) -> int:
     """How many numbers an adapter's safetensors files hold, from their heads alone."""
     total = 0
     for file in folder.glob("*.safetensors"):
-        with file.open("rb") as raw:
+        with shaped(file), file.open("rb") as raw:
             [length] = struct.unpack("<Q", raw.read(8))
-            head = json.loads(raw.read(length))
+            head = json.loads(raw.read(min(length, file.stat().st_size)))
         total += sum(math.prod(one["shape"]) for key, one in head.items() if key != "__metadata__")
     return total
 
@@ -201,6 +217,8 @@ def _imported(told: object, place: str, name: str) -> dict:
     tasks = told["tasks"]
     if not isinstance(tasks, list) or not tasks or len(set(map(str, tasks))) != len(tasks):
         raise DataError(f"{place}: tasks must be a list of different names, in the order in which they were learnt")
+    if said := misfit(told, IMPORTED):
+        raise DataError(f"{place}: {said}")
     many = len(tasks)
     if not isinstance(told["matrix"], list) or len(told["matrix"]) not in (1, many):
         raise DataError(f"{place}: the matrix needs a row after each of the {many} tasks, or one row for a joint run")
@@ -225,7 +243,7 @@ def _imported(told: object, place: str, name: str) -> dict:
         "precision": None,
         "seed": told.get("seed"),
         "score_on": "test",
-        "settings": told.get("settings", {}),
+        "settings": told.get("settings") or {},
         "tasks": [
             {"name": str(task), "test": n, "headline": "not known", "majority": share}
             for task, n, share in zip(tasks, rows, majority, strict=True)
@@ -241,7 +259,7 @@ def _imported(told: object, place: str, name: str) -> dict:
         "rows": {},
         "cost": {key: None for key in ("rows_kept", "task_id", "label_set", "trained", "deployed", "seconds",
                                        "cpu_seconds", "gpu_seconds", "memory", "tokens", "passes", "stock_peft")}
-        | {"extra_compute": "not told", "method": str(told["method"])} | told.get("cost", {}),
+        | {"extra_compute": "not told", "method": str(told["method"])} | (told.get("cost") or {}),
     }  # fmt: skip
 
 
@@ -249,7 +267,7 @@ def _scores(row: object, many: int, place: str) -> list[float | None]:
     if not isinstance(row, list) or len(row) != many:
         raise DataError(f"{place}: {many} scores are needed, one a task; null for one that was not measured")
     for value in row:
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and 0 <= value <= 1):
             raise DataError(f"{place}: {value!r} is no share from 0 to 1; divide percentages by 100")
     return [None if value is None else float(value) for value in row]
@@ -262,7 +280,7 @@ def write_archive(entries: list[dict], file: Path) -> None:
     """One file from which the whole comparison is drawn again: no weights, no row texts."""
     when = (1980, 1, 1, 0, 0, 0)  # the same entries, the same bytes
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        text = json_text({"format": FORMAT, "entries": entries})
+        text = json_text(sealed(finite_json(file, {"format": FORMAT, "entries": entries})))
         archive.writestr(zipfile.ZipInfo(MEMBER, when), text, zipfile.ZIP_DEFLATED)
 
 
@@ -275,11 +293,8 @@ def read_archive(file: Path) -> list[dict]:
                 raise RunError(f"{file}: holds {names[:3]}, not {MEMBER} alone; `compare --archive` wrote no such file")
             if archive.getinfo(MEMBER).file_size > LARGEST:
                 raise RunError(f"{file}: {MEMBER} has more than {LARGEST:,} bytes")
-            told = json.loads(archive.read(MEMBER))
-    except (OSError, zipfile.BadZipFile, json.JSONDecodeError) as error:
+            text = archive.read(MEMBER).decode("utf-8")
+    except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error, StructError) as error:
         raise RunError(f"{file}: no archive that can be read ({error}); restore it from a copy") from error
-    if not isinstance(told, dict) or told.get("format") != FORMAT:
-        raise RunError(
-            f"{file}: format {told.get('format') if isinstance(told, dict) else '?'}, this version reads {FORMAT}"
-        )
+    told = check_sealed(parse_json(text, file), file, reads=FORMAT)
     return told["entries"]

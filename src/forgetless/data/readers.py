@@ -276,13 +276,14 @@ def _parquet_items(path: Path) -> Iterator[tuple[str, Any]]:
         with path.open("rb") as file:  # opened here, so that pyarrow does not take the name for a data set's
             table = pyarrow.parquet.read_table(file)
         table.validate(full=True)  # texts that are no UTF-8
-    except pyarrow.ArrowException as error:
+        data = datasets.Dataset(datasets.table.InMemoryTable(table))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except Exception as error:  # pyarrow's own, and whatever `datasets` raises for what stands in the schema
         raise DataError(
             f"{path}: not a Parquet file that can be read ({short(str(error))}); copy it again, or write it anew"
         ) from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    return _dataset_items(str(path), datasets.Dataset(datasets.table.InMemoryTable(table)))
+    return _dataset_items(str(path), data)
 
 
 def _folder_items(folder: Path, split: str) -> Iterator[tuple[str, Any]]:
@@ -293,7 +294,13 @@ def _folder_items(folder: Path, split: str) -> Iterator[tuple[str, Any]]:
             f"{folder}: a folder, and not one written by datasets' save_to_disk; name a file in it, or use `olora:`, "
             "`trace:` or `llmcl:` for a folder of one of these benchmarks"
         )
-    data = datasets.load_from_disk(str(folder))
+    try:
+        data = datasets.load_from_disk(str(folder))
+    except Exception as error:  # what a damaged folder makes `datasets` and pyarrow raise has no common class
+        raise DataError(
+            f"{folder}: no data set that can be read ({type(error).__name__}: {short(str(error))}); copy it again, or "
+            "write it anew with save_to_disk"
+        ) from error
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
             raise DataError(f"{folder}: no split {split!r}; known: {', '.join(data)}")
@@ -322,11 +329,18 @@ def _dataset_items(place: str, data: Any) -> Iterator[tuple[str, Any]]:
     import datasets
 
     names = {column: kind for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)}
-    for number, item in enumerate(data):
-        for column, kind in names.items():
-            label = item[column]
-            item[column] = kind.int2str(label) if label is not None and label >= 0 else None
-        yield f"{place}:{number}", item
+    number = -1
+    try:
+        for number, item in enumerate(data):
+            for column, kind in names.items():
+                label = item[column]
+                item[column] = kind.int2str(label) if label is not None and label >= 0 else None
+            yield f"{place}:{number}", item
+    except Exception as error:  # texts that are no UTF-8, labels without a name: they share no class
+        raise DataError(
+            f"{place}: the row after {number} cannot be read ({type(error).__name__}: {short(str(error))}); copy it "
+            "again, or write it anew"
+        ) from error
 
 
 # ---------------------------------------------------------------- one raw row -> Row

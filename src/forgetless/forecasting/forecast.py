@@ -10,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from forgetless.errors import DataError, RunError, UsageError, nearest
+from forgetless.errors import DataError, UsageError, nearest
 from forgetless.forecasting import fitting
 from forgetless.forecasting.fitting import Draws, Fit, Grid, curves, half_width
 from forgetless.forecasting.laws import LAWS, published_form
 from forgetless.forecasting.points import Point, read_points
-from forgetless.runs.folder import json_text, make_folder, read_json, write_whole
+from forgetless.runs.folder import make_folder, shaped
+from forgetless.runs.seal import read_sealed, write_sealed
 
 FORMAT = 1
+AGAIN = "write it again with `forgetless forecast fit`"
 DIGITS = 8  # of kept numbers
 MOST_STEPS, MOST_RANK = 10**7, 10**5  # up to which the inverse looks
 CURVES = ("loss", "forgetting")
@@ -212,7 +214,7 @@ def _short(values: np.ndarray) -> list:
 def write_laws(record: dict, file: Path) -> None:
     """The file that forecasts are made from."""
     make_folder(file.parent, "give another --output")
-    write_whole(file, json_text(record))
+    write_sealed(file, record)
 
 
 # ------------------------------------------------------------------------------------------- forecasting
@@ -317,17 +319,17 @@ def read_law(
     """A law of a file, by its data set, method and learning rate where there are several."""
     if not file.is_file():
         raise UsageError(f"{file}: no such file; `forgetless forecast fit POINTS` writes one")
-    record = read_json(file)
-    if not isinstance(record, dict) or "laws" not in record or record.get("format") != FORMAT:
-        raise RunError(f"{file}: no law of this version; write it again with `forgetless forecast fit`")
+    record = read_sealed(file, AGAIN, reads=FORMAT)
     asked = {"dataset": dataset, "method": method, "learning_rate": rate}
-    fitting_ones = [
-        one for one in record["laws"] if all(value is None or one[name] == value for name, value in asked.items())
-    ]
+    with shaped(file, AGAIN):
+        fitting_ones = [
+            one for one in record["laws"] if all(value is None or one[name] == value for name, value in asked.items())
+        ]
     if len(fitting_ones) != 1:
         known = "; ".join(
             f"--dataset {one['dataset']!r} --method {one['method']!r} --learning_rate {one['learning_rate']}"
             for one in record["laws"]
         )
         raise UsageError(f"{file}: {len(fitting_ones)} laws fit; it has {known}")
-    return Forecaster(record, fitting_ones[0])
+    with shaped(file, AGAIN):
+        return Forecaster(record, fitting_ones[0])

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from forgetless.errors import DataError, RunError, nearest
-from forgetless.runs.folder import FORGETTING, RunFolder, complete, read_json, read_lines
+from forgetless.runs.folder import FORGETTING, RunFolder, complete, read_json, read_lines, shaped
 from forgetless.runs.search import RUN, folders_with
 from forgetless.runs.shapes import read_run
 
@@ -24,6 +24,7 @@ KL, LOSS = "forgetting/kl", "loss"  # as the callback logs them
 WINDOW = 10  # steps of which the training loss at a point is the mean
 VARY = ("seed", "r", "lora_alpha", "learning_rate", "max_steps", "num_train_epochs", "method", "score_on")
 """Of what decides a run, what may differ between points of one law; `lora_alpha` by a rule of its own."""
+REPAIR = "repair it there, or make it anew"
 REQUIRED = ("steps", "loss", "forgetting", "base")
 SIZES = ("parameters", "rank")
 
@@ -82,7 +83,8 @@ def read_points(paths: Iterable[str | Path]) -> tuple[list[Point], list[str]]:
 
 def _points_of(path: Path, left_out: list[str]) -> Iterator[Point]:
     if path.is_file():
-        yield from _from_table(path)
+        with shaped(path, REPAIR):
+            yield from _from_table(path)
         return
     runs, states = folders_with(path, RUN), _trainers(path)
     if not runs and not states:
@@ -93,7 +95,8 @@ def _points_of(path: Path, left_out: list[str]) -> Iterator[Point]:
         except NoPointsError as error:
             left_out.append(str(error))
     for file in states:
-        yield from from_trainer(file)
+        with shaped(file, REPAIR):
+            yield from from_trainer(file)
 
 
 # ------------------------------------------------------------------------------------------- tables
@@ -102,7 +105,7 @@ def _points_of(path: Path, left_out: list[str]) -> Iterator[Point]:
 def _from_table(file: Path) -> Iterator[Point]:
     if file.suffix == ".csv":
         with file.open(encoding="utf-8", newline="") as lines:
-            rows = [{key: value for key, value in row.items() if value != ""} for row in csv.DictReader(lines)]
+            rows = _csv_rows(file, csv.DictReader(lines))
     elif file.suffix == ".jsonl":
         rows = read_lines(file)
     elif file.suffix == ".json":
@@ -112,8 +115,22 @@ def _from_table(file: Path) -> Iterator[Point]:
         raise DataError(f"{file}: a table is a .csv, .json or .jsonl file")
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{file}: no rows; a table has a line a point, with columns {', '.join((*SIZES, *REQUIRED))}")
+    if isinstance(rows, dict):
+        raise DataError(f"{file}: a table is a list of points; {REPAIR}")
     for number, row in enumerate(rows, start=1):
         yield _from_row(row, f"{file}: row {number}")
+
+
+def _csv_rows(file: Path, lines: csv.DictReader) -> list[dict]:
+    """The lines as objects; empty cells are left out."""
+    try:
+        rows = [{key: value for key, value in row.items() if value != ""} for row in lines]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: no CSV in UTF-8 ({error}); {REPAIR}") from error
+    for number, row in enumerate(rows, start=1):
+        if None in row:
+            raise DataError(f"{file}: row {number}: has more cells than the header has names; {REPAIR}")
+    return rows
 
 
 def _from_row(row: dict, source: str) -> Point:
@@ -221,9 +238,9 @@ def _tuned(file: Path) -> float | None:
     """How many numbers an adapter's file holds, from its head alone."""
     if not file.is_file():
         return None
-    with file.open("rb") as raw:
+    with shaped(file), file.open("rb") as raw:
         [length] = struct.unpack("<Q", raw.read(8))
-        head = json.loads(raw.read(length))
+        head = json.loads(raw.read(min(length, file.stat().st_size)))
     return float(sum(math.prod(one["shape"]) for name, one in head.items() if name != "__metadata__"))
 
 

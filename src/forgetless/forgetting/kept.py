@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,8 @@ from forgetless.data.packages import cache_dir
 from forgetless.errors import RunError
 from forgetless.model.identity import json_digest
 from forgetless.progress import console
-from forgetless.runs.folder import make_folder, read_json, write_whole
+from forgetless.runs.folder import FORMAT, make_folder
+from forgetless.runs.seal import read_sealed, write_sealed
 
 
 def kept(decided_by: dict, compute: Callable[[], Any], read: Callable[[Any], Any] = lambda value: value) -> Any:
@@ -23,12 +23,12 @@ def kept(decided_by: dict, compute: Callable[[], Any], read: Callable[[Any], Any
     file = cache_folder() / f"{json_digest(decided_by)[:32]}.json"
     if file.exists():
         try:
-            return read(read_json(file))
+            return read(read_sealed(file)["value"])
         except (RunError, ValueError, KeyError, TypeError, AttributeError):
             console.print(f"{file}: damaged; it is computed again", markup=False)
     value = compute()
     make_folder(file.parent, "set FORGETLESS_CACHE")
-    write_whole(file, json.dumps(value, ensure_ascii=False))
+    write_sealed(file, {"format": FORMAT, "value": value})
     os.chmod(file, 0o600)
     return read(value)
 

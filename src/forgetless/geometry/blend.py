@@ -36,8 +36,8 @@ from forgetless.model.identity import json_digest, other_settings
 from forgetless.progress import console
 from forgetless.report.blend import BLENDED, LEARNS_NOTHING, NOT_SHOWN, TOO_FEW_ROWS, WHOLE, blend_markdown
 from forgetless.report.blend_page import render_blend
-from forgetless.runs.folder import RunFolder, json_text, make_folder, write_whole
-from forgetless.runs.seal import read_sealed, sealed
+from forgetless.runs.folder import RunFolder, make_folder, write_json_whole, write_whole
+from forgetless.runs.seal import read_sealed, write_sealed
 from forgetless.score.intervals import paired_change
 from forgetless.subjects.models import Opened
 
@@ -286,7 +286,7 @@ def _read(folder: Path, session: AuditSession, alpha: float) -> Point | None:
 def _keep(folder: Path, session: AuditSession, point: Point) -> None:
     told = [["scores" if isinstance(one, Scores) else "divergence", asdict(one)] for one in point.measures]
     kept = {"format": FORMAT, "decided_by": _decided_by(session, point.alpha), "measures": told}
-    write_whole(folder / f"{point.alpha:.6f}.json", json_text(sealed(kept)))
+    write_sealed(folder / f"{point.alpha:.6f}.json", kept)
 
 
 def _point_json(point: Point, budgets: list[Held], good: bool, new: list[str], config: BlendConfig) -> dict:
@@ -323,6 +323,6 @@ def _write(folder: RunFolder, path: AdapterPath | WeightPath, record: dict) -> N
     for kind in PLACES:
         if not record["chosen"] or kind != record["kind"]:
             shutil.rmtree(folder.root / kind, ignore_errors=True)
-    write_whole(folder.root / RECORD, json_text(record))
+    write_json_whole(folder.root / RECORD, record)
     write_whole(folder.root / MARKDOWN, blend_markdown(record))
     write_whole(folder.root / PAGE, render_blend(record))

@@ -45,7 +45,7 @@ from forgetless.model.answers import logits_at, token_losses
 from forgetless.model.identity import json_digest, other_settings, weights_digest
 from forgetless.progress import steps
 from forgetless.report.interpolation import write_interpolation
-from forgetless.runs.folder import RunFolder, complete, json_text, make_folder, read_json, write_json, write_whole
+from forgetless.runs.folder import RunFolder, complete, make_folder, read_json, write_json, write_json_whole
 from forgetless.score.scorers import Scorer, headline
 from forgetless.subjects.layouts import short_names
 from forgetless.subjects.models import Opened, Subject, base_name, compare, find_subjects, opened
@@ -116,8 +116,8 @@ def interpolate(config: InterpolateConfig) -> dict:
     stages = [*_lines(session), *_curves(session), *_planes(session, planes)]
     found = dict(_measured(session, stages))
     told = _record(session, stages, found, planes) | {"distances": {name: one.as_json() for name, one in apart.items()}}
-    write_whole(session.folder / POINTS, json_text(_all_points(stages, found)))
-    write_whole(session.folder / RECORD, json_text(told))
+    write_json_whole(session.folder / POINTS, _all_points(stages, found))
+    write_json_whole(session.folder / RECORD, told)
     write_interpolation(told, session.folder)
     return told | {"path": str(session.folder)}
 

@@ -131,8 +131,10 @@ def check_adopted(session: Session) -> None:
             f"--from: the adopted tasks come first ({', '.join(names)}), but {method} would learn {now}: put them "
             "first in the stream, in this order, and choose a method that learns one task after another"
         )
-    for one in session.adopted:
+    for number, one in enumerate(session.adopted):
         changed = one.pairs or {}
+        if not session.run.task(number + 1, one.name).exists():
+            _check_method(session, number)
         if outside := sorted(changed.keys() - layers.keys()):
             wanted = sorted({name.rpartition(".")[2] for name in (*changed, *layers)})
             raise UsageError(
@@ -141,6 +143,15 @@ def check_adopted(session: Session) -> None:
             )
         session.notes += [f"{one.name}: {note}" for note in (*one.notes, *_rescaled(session, one))]
     session.notes += _looks_otherwise(session)
+
+
+def _check_method(session: Session, number: int) -> None:
+    """Before anything is written: the method takes adapters over, and has the rows that it needs for it."""
+    rows = not session.stream.tasks[session.lessons[number].last_task].gone
+    try:
+        session.method.check_adoption(rows)
+    except UsageError as error:
+        raise UsageError(f"--from {session.adopted[number].name}: {error}") from error
 
 
 def _rescaled(session: Session, one: Adopted) -> list[str]:
@@ -247,5 +258,5 @@ base_model: {base.name}
 tags: [peft, lora, "base_model:adapter:{base.name}", forgetless]
 ---
 LoRA adapter {one.name}, made by another trainer and adopted by forgetless as an earlier task ({one.record["kind"]});
-sha256 of what was given: {one.record["sha256"]}. sha256 of the base's weights: {base.identity.weights}
+sha256 of what was given: {one.record["sha256"]}. {base.identity.told()}
 """

@@ -224,16 +224,23 @@ def facts(session: Session) -> dict:
 
 
 def _note_history(session: Session, finished: int) -> None:
-    """`session.history`: from which lesson on (numbered from 1) what was used; a new entry where something differs."""
+    """`session.history`: from which lesson on (numbered from 1) what was used; a new entry where something differs.
+
+    One that begins inside a lesson has the `step` after which it holds. What was noted for later work, which was not
+    kept, is dropped.
+    """
     history = list(session.stored.get("history", [])) if session.stored else []
-    now = facts(session)
-    to_learn = max(finished, len(session.adopted))
+    now, to_learn = facts(session), max(finished, len(session.adopted))
     if to_learn < len(session.lessons):
-        last = {key: value for key, value in history[-1].items() if key != "from"} if history else None
+        name = session.lessons[to_learn].name
+        step = session.run.steps_saved(to_learn + 1, name)
+        here = {"from": to_learn + 1} | ({"step": step} if step else {})
+        history = [entry for entry in history if (entry["from"], entry.get("step", 0)) < (to_learn + 1, step)]
+        last = {key: value for key, value in history[-1].items() if key not in ("from", "step")} if history else None
         if last != now:
-            history.append({"from": to_learn + 1} | now)
+            history.append(here | now)
             if last:
-                session.say(f"note: {session.lessons[to_learn].name} is learnt with {difference(now, last)}")
+                session.say(f"note: {name} is learnt with {difference(now, last)}")
     session.history = history
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -34,6 +34,7 @@ from forgetless.learning.signals import Signals
 from forgetless.learning.spending import PASSES, Spending
 from forgetless.methods.base import Method
 from forgetless.model.adapters import named
+from forgetless.model.identity import read_tensors
 from forgetless.runs.folder import (
     FORMAT,
     MANIFEST,
@@ -42,11 +43,13 @@ from forgetless.runs.folder import (
     complete,
     discard,
     read_json,
-    read_lines,
+    shaped,
     write_json,
     write_lines,
 )
+from forgetless.runs.shapes import CHECKPOINT, STEP, read, read_records
 
+PARTS = ("trainable", "optimizer", "method")  # one safetensors file each
 SAVE = 1  # what a process wishes after a step: 0 nothing, 1 a checkpoint, a signal's number a checkpoint and the end
 
 
@@ -83,7 +86,7 @@ class Checkpoints:
         self.run, self.folder, self.method, self.engine = run, run.checkpoints(number, name), method, engine
         self.settings, self.follows, self.signals, self.say = settings, follows, signals or Signals(), say
         self.found = engine.agree(self._newest() if engine.is_main else None)
-        self.records: list[dict] = read_lines(self.found / "log.jsonl") if self.found else []
+        self.records = read_records(self.found / "log.jsonl", STEP) if self.found else []
         self.spending = spending or Spending(engine.device)
         # what was spent before it was stopped counts once, not on every process
         self.before = _spent_before(self.found if engine.is_main else None, [*self.spending.clocks(), "peak_memory"])
@@ -107,17 +110,19 @@ class Checkpoints:
         """Puts back the trainable tensors, the optimizer and the method; returns how many steps are done."""
         if self.found is None:
             return 0
-        told = read_json(self.found / "checkpoint.json")
-        trainable = load_file(self.found / "trainable.safetensors")
-        with torch.no_grad():
-            for name, tensor in named(self.method.adapters.pairs()).items():
-                tensor.copy_(trainable[name])
-        load_optimizer(optimizer, load_file(self.found / "optimizer.safetensors"), told["optimizer_steps"])
-        loaded = load_file(self.found / "method.safetensors")
-        tensors = {name: tensor.to(self.engine.device) for name, tensor in loaded.items()}
-        for name, value in told["method"].items():
-            setattr(self.method, name, unpacked(value, tensors))
-        return told["step"]
+        with shaped(self.found, "remove it, and the one before it is used"):
+            told = read(self.found / "checkpoint.json", CHECKPOINT)
+            trainable, moments, loaded = (read_tensors(self.found / f"{part}.safetensors") for part in PARTS)
+            with torch.no_grad():
+                for name, tensor in named(self.method.adapters.pairs()).items():
+                    if trainable[name].shape != tensor.shape:
+                        raise ValueError(f"{name} is {tuple(trainable[name].shape)}, here {tuple(tensor.shape)}")
+                    tensor.copy_(trainable[name])
+            load_optimizer(optimizer, moments, told["optimizer_steps"])
+            tensors = {name: tensor.to(self.engine.device) for name, tensor in loaded.items()}
+            for name in self.method.within_task:
+                setattr(self.method, name, unpacked(told["method"][name], tensors))
+            return told["step"]
 
     def _newest(self) -> Path | None:
         """Says of every newer one why it is not used."""
@@ -135,7 +140,7 @@ class Checkpoints:
         try:
             if not complete(folder):
                 return f"{folder / MANIFEST}: is missing"
-            if read_json(folder / "checkpoint.json")["follows"] != self.follows:
+            if read(folder / "checkpoint.json", CHECKPOINT)["follows"] != self.follows:
                 return f"{folder}: the task before it has changed since"
         except RunError as error:
             return str(error)
@@ -165,7 +170,7 @@ class Checkpoints:
         method: dict[str, Tensor] = {}
         values = {name: packed(getattr(self.method, name), name, method) for name in self.method.within_task}
         moments, counters = optimizer_state(optimizer)
-        parts = {"trainable": self.method.adapters.snapshot(), "optimizer": moments, "method": method}
+        parts = dict(zip(PARTS, (self.method.adapters.snapshot(), moments, method), strict=True))
         for part, tensors in parts.items():
             refuse_nan(tensors, folder / f"{part}.safetensors")
         spent = self.spent()

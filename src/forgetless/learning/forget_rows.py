@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from forgetless.runs.folder import (
     write_lines,
     write_whole,
 )
-from forgetless.runs.seal import sealed
+from forgetless.runs.seal import write_sealed
 from forgetless.runs.shapes import KEPT_ROW, LEARNED, PREDICTION, read, read_records, read_run
 
+MEMORY, VALUES = "memory/rows.jsonl", "method.json"
 SHORTEST = 12  # characters of a text that is looked for after deletion: shorter ones stand everywhere
 REPAIR = "give the `forgetless learn` command of this run again first"
 
@@ -43,24 +45,28 @@ def forget_rows(root: Path, task: str) -> dict:
     if not run.config.exists():
         raise UsageError(f"{root}: no run.json; give a folder that `forgetless learn` wrote")
     told = read_run(root)
-    names = [lesson["name"] for lesson in told["lessons"]]
+    names = [one["name"] for one in told["tasks"]]
     if task not in names:
         raise UsageError(f"{root}: has learnt no task {task!r}{nearest(task, names)}")
-    number = names.index(task)
     with run.locked():
-        folders = [run.task(0, "base"), *(run.task(i, name) for i, name in enumerate(names, start=1))]
-        folders = [folder for folder in folders if folder.exists()]
         _drop_leftovers(root)
+        lessons = [run.task(i, lesson["name"]) for i, lesson in enumerate(told["lessons"], start=1)]
+        number = _lesson_of(told, names.index(task))
+        base, folders = run.task(0, "base"), [folder for folder in lessons if folder.exists()]
+        _refuse_mixed(told, number, lessons[number])
         labels = set(next(one["options"] for one in told["tasks"] if one["name"] == task))
         texts = {text for folder in folders for record in _kept(folder, number) for text in _texts(record, labels)}
-        counts = {folder.name: count for folder in folders if (count := len(_kept(folder, number)))}
-        record: dict[str, Any] = {"task": task, "rows": counts, "version": __version__}
+        plans = [plan for folder in lessons[number:] if (plan := _planned(folder, number, lessons[number]))]
+        record: dict[str, Any] = {
+            "task": task,
+            "rows": {plan.folder.name: plan.rows for plan in plans if plan.rows},
+            "seen": {plan.folder.name: list(plan.seen) for plan in plans if plan.seen},
+            "version": __version__,
+        }
         _append(run, record | {"status": "deleting"})
-        seen = next((_rows_seen(folder) for folder in folders if folder == run.task(number + 1, task)), 0)
-        for folder in folders:
-            if folder.name in counts:
-                _rewrite_memory(run, folder, number, seen)
-        record["texts"] = sum(_rewrite_predictions(run, folder / "scores", told, task) for folder in folders)
+        for plan in plans:
+            _rewrite_memory(run, plan, number)
+        record["texts"] = sum(_rewrite_predictions(run, folder / "scores", told, task) for folder in (base, *folders))
         _rewrite_notes(run, told, task)
         _append(run, record | {"status": "deleted"})
         log_command(run, f"forget-rows {task}")
@@ -71,31 +77,82 @@ def forget_rows(root: Path, task: str) -> dict:
     return record
 
 
+def _lesson_of(told: dict, task: int) -> int:
+    """The lesson, counted from 0, in which the task at this place of the stream is learnt."""
+    return next(number for number, lesson in enumerate(told["lessons"]) if lesson["last_task"] >= task)
+
+
+def _refuse_mixed(told: dict, number: int, folder: Path) -> None:
+    """Kept rows are known by their lesson; of a lesson of several tasks they cannot be told apart."""
+    ends = [-1, *(lesson["last_task"] for lesson in told["lessons"])]
+    if ends[number + 1] - ends[number] > 1 and _kept(folder, number):
+        raise RunError(
+            f"{folder / MEMORY}: keeps rows of several tasks that were learnt together, and does not say which is "
+            "whose; delete the run folder, and learn again without the task"
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What goes from a lesson's memory."""
+
+    folder: Path
+    rows: int  # kept ones of the task
+    seen: tuple[int, int] | None  # rows that the memory says it has seen, before and after
+
+
+def _planned(folder: Path, number: int, own: Path) -> _Plan | None:
+    """None where the lesson's memory has nothing of the task: no row, and it does not count among those seen."""
+    if not folder.exists() or not complete(folder) or not (folder / VALUES).exists():
+        return None
+    rows, values = len(_kept(folder, number)), read(folder / VALUES, dict)
+    less = _without(values, number, _rows_learnt(own))
+    seen = (_seen(values), _seen(less)) if less != values else None
+    return _Plan(folder, rows, seen) if rows or seen else None  # type: ignore[arg-type]
+
+
 def _kept(folder: Path, number: int) -> list[dict]:
     """The records of a task's rows in a lesson's memory."""
-    file = folder / "memory" / "rows.jsonl"
+    file = folder / MEMORY
     if not file.exists() or not complete(folder):
         return []
     return [record for record in read_records(file, KEPT_ROW) if record["task"] == number]
 
 
-def _rows_seen(folder: Path) -> int:
+def _rows_learnt(folder: Path) -> int:
     return read(folder / "learned.json", LEARNED)["rows"] if complete(folder) else 0
 
 
-def _rewrite_memory(run: RunFolder, folder: Path, number: int, seen: int) -> None:
+def _rewrite_memory(run: RunFolder, plan: _Plan, number: int) -> None:
     """The same folder without these rows; a reservoir has then seen as many fewer."""
-    with run.publish(folder) as temporary:
-        shutil.copytree(folder, temporary, dirs_exist_ok=True, ignore=_own_manifest(folder))
-        rows = temporary / "memory" / "rows.jsonl"
-        write_lines(rows, [record for record in read_records(rows, KEPT_ROW) if record["task"] != number])
-        write_json(temporary / "method.json", _less_seen(read_json(temporary / "method.json"), seen))
+    with run.publish(plan.folder) as temporary:
+        shutil.copytree(plan.folder, temporary, dirs_exist_ok=True, ignore=_own_manifest(plan.folder))
+        if plan.rows:
+            kept = read_records(temporary / MEMORY, KEPT_ROW)
+            write_lines(temporary / MEMORY, [record for record in kept if record["task"] != number])
+        if plan.seen:
+            values = read_json(temporary / VALUES)
+            write_json(temporary / VALUES, _without(values, number, plan.seen[0] - plan.seen[1]))
 
 
-def _less_seen(values: dict, seen: int) -> dict:
-    """A method's values, or those of the parts of a combined one, after `seen` rows fewer."""
-    parts = {name: _less_seen(value, seen) for name, value in values.items() if isinstance(value, dict)}
-    return values | parts | ({"seen": max(0, values["seen"] - seen)} if "seen" in values else {})
+def _without(values: dict, number: int, rows: int) -> dict:
+    """A method's values, or those of the parts of a combined one, when the rows of a task count as never seen; as they
+    were where they do so already.
+    """
+    parts = {name: _without(value, number, rows) for name, value in values.items() if isinstance(value, dict)}
+    if not isinstance(values.get("seen"), int) or not rows or str(number) in values.get("forgotten", {}):
+        return values | ({} if "seen" in values else parts)
+    forgotten = values.get("forgotten", {}) | {str(number): rows}
+    seen, replaced = max(0, values["seen"] - rows), values.get("replaced", 0)
+    return values | {"seen": seen, "forgotten": forgotten, "replaced": replaced}
+
+
+def _seen(values: dict) -> int | None:
+    """The rows seen of a method, or of the one part of a combined one that counts them."""
+    if isinstance(values.get("seen"), int):
+        return values["seen"]
+    inner = (_seen(value) for value in values.values() if isinstance(value, dict))
+    return next((one for one in inner if one is not None), None)
 
 
 def _own_manifest(folder: Path):
@@ -131,7 +188,7 @@ def _rewrite_notes(run: RunFolder, told: dict, task: str) -> None:
     for one in told["tasks"]:
         if one["name"] == task:
             one["notes"] = [note.partition("; first: ")[0] for note in one["notes"]]
-    run.write(run.config, sealed(told))
+    write_sealed(run.config, told)
 
 
 def _append(run: RunFolder, record: dict) -> None:

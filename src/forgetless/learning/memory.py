@@ -29,6 +29,9 @@ class Memory:
       algorithm R); large tasks get more rows.
     * quota: each task seen so far has the same number of rows.
     * a capacity in percent keeps that share of each task, drawn uniformly, and never drops a row.
+
+    Where a task's rows were deleted (`forgetless forget-rows`), later rows take the places of the deleted ones, kept or
+    not, in a reservoir's random pairing (Gemulla, Lehner and Haas 2006): all rows but those keep equal probabilities.
     """
 
     capacity: int | str
@@ -36,7 +39,9 @@ class Memory:
     seed: int = 0
     rows: list[Row] = field(default_factory=list)
     tasks: list[int] = field(default_factory=list)  # the task of each kept row
-    seen: int = 0
+    seen: int = 0  # rows so far, deleted tasks' left out
+    forgotten: dict[str, int] = field(default_factory=dict)  # a deleted task -> how many rows it had
+    replaced: int = 0  # of all these, how many a later row has stood in for
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
@@ -53,6 +58,16 @@ class Memory:
         else:
             self._reservoir(task, rows)
         self.seen += len(rows)
+
+    def counts(self) -> dict:
+        """What is needed to go on beside the rows, as JSON."""
+        deleted = {"forgotten": self.forgotten, "replaced": self.replaced} if self.forgotten else {}
+        return {"seen": self.seen} | deleted
+
+    def go_on(self, kept: Memory, counts: dict) -> None:
+        """Takes over rows and the `counts` that belong to them."""
+        self.rows, self.tasks, self.seen = kept.rows, kept.tasks, counts["seen"]
+        self.forgotten, self.replaced = counts.get("forgotten", {}), counts.get("replaced", 0)
 
     def draw(self, count: int, *seed: int | str) -> list[Row]:
         """`count` distinct rows (fewer if fewer are kept), as a function of the seed."""
@@ -78,6 +93,13 @@ class Memory:
     def _reservoir(self, task: int, rows: tuple[Row, ...]) -> None:
         draw = generator("memory", self.seed, task)
         for seen, row in enumerate(rows, start=self.seen):
+            if left := sum(self.forgotten.values()) - self.replaced:
+                gaps = min(self.room, seen + left) - len(self.rows)  # of the deleted rows, these were kept ones
+                self.replaced += 1
+                if int(torch.randint(left, (), generator=draw)) < gaps:
+                    self.rows.append(row)
+                    self.tasks.append(task)
+                continue
             if len(self.rows) < self.room:
                 self.rows.append(row)
                 self.tasks.append(task)

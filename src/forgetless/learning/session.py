@@ -65,6 +65,7 @@ def prepare(config: LearnConfig) -> Session:
     method = config.build_method()
     stream = load_stream(config.stream, on_bad_row=config.on_bad_row, keep_gone=True)
     run = RunFolder(Path(config.output_dir or f"runs/{stream.name}-{label_of(config.method)}-seed{config.seed}"))
+    run.put_back()
     stored = read_run(run.root) if run.config.exists() else None
     adopted = read_adopted(config, stored, run)
     stream = with_earlier_tasks(stream, stored, run, [one.name for one in adopted])

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the running step is finished and saved, then the run stops."""
+"""SIGINT and SIGTERM: the running step, or what a task does at its end, is finished and saved, then the run stops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from types import FrameType
 
 from forgetless.errors import Stopped
 
-STOPPING = b"\nstopping: the running step is finished and saved first; Ctrl-C once more stops at once\n"
+STOPPING = (
+    b"\nstopping: the running step, or a task's end, is finished and saved first; Ctrl-C once more stops at once\n"
+)
 UNSAVED = "Finished tasks and saved steps are kept: give the same command again to go on after them."
 
 

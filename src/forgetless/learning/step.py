@@ -132,6 +132,7 @@ def learn_task(
             skipped += 1
             record["skipped"] = allowed_fault(f"task {task + 1}, step {step + 1}: {fault}", skipped, settings)
             optimizer.zero_grad()
+            method.after_skip()
         else:
             method.after_backward()  # the whole gradient, before clipping
             if method.has("after_backward"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from forgetless import __version__
 from forgetless.config import LearnConfig
 from forgetless.data.tasks import Task
+from forgetless.errors import Stopped
 from forgetless.learning.adopt import adopt_lesson
 from forgetless.learning.again import check_continues, described, log_command, versions_here
 from forgetless.learning.borders import is_measured, measure_base, measure_lesson, measure_step
@@ -26,7 +27,7 @@ from forgetless.progress import steps
 from forgetless.report.files import write_report
 from forgetless.report.summary import matrix_record, summarise, summary_record
 from forgetless.runs.folder import FORMAT, TIMES, write_json, write_lines
-from forgetless.runs.seal import sealed
+from forgetless.runs.seal import write_sealed
 from forgetless.runs.shapes import LEARNED, read
 from forgetless.score.scorers import Scorer, headline
 
@@ -64,7 +65,7 @@ def _learn(session: Session, base_scores: Path | None) -> dict:
     finished = check_continues(session)
     session.engine.wait()
     if session.engine.is_main:
-        run.write(run.config, sealed(_describe(session, "running")))
+        write_sealed(run.config, _describe(session, "running"))
         log_command(run, f"learn: {finished} of {len(session.lessons)} lessons were finished")
     _init_trackers(session)
     scorer = Scorer(
@@ -111,28 +112,34 @@ def _learn_lesson(session: Session, number: int, lesson: Lesson, folder: Path) -
     records = checkpoints.records
     method.begin_task(number)
     total = count_steps(len(examples), settings, lesson.tasks)
-    with (
-        steps(f"learn {folder.name}", total, show=engine.is_main, before=len(records)) as progress,
-        session.signals.held(),
-    ):
+    with session.signals.held():
+        with steps(f"learn {folder.name}", total, show=engine.is_main, before=len(records)) as progress:
 
-        def log(record: dict) -> None:
-            with session.spending.uncounted():
-                measure_step(session, record)
-            records.append(record)
-            progress.advance(record["tokens"], record.get("loss"))
-            if "skipped" in record:
-                session.say(f"WARNING: {lesson.name}: a step was skipped. {record['skipped']}")
-            if config.report_to:
-                figures = record.keys() - {"step", "skipped"}
-                told = {f"{lesson.name}/{key}": record[key] for key in sorted(figures)}
-                engine.accelerator.log(told, step=sum(session.steps_before) + record["step"])
+            def log(record: dict) -> None:
+                with session.spending.uncounted():
+                    measure_step(session, record)
+                records.append(record)
+                progress.advance(record["tokens"], record.get("loss"))
+                if "skipped" in record:
+                    session.say(f"WARNING: {lesson.name}: a step was skipped. {record['skipped']}")
+                if config.report_to:
+                    figures = record.keys() - {"step", "skipped"}
+                    told = {f"{lesson.name}/{key}": record[key] for key in sorted(figures)}
+                    engine.accelerator.log(told, step=sum(session.steps_before) + record["step"])
 
-        learn_task(
-            method, examples, settings, engine,
-            seed=config.seed, task=number, tasks=lesson.tasks, log=log, checkpoints=checkpoints,
-        )  # fmt: skip
-    session.steps_before.append(len(records))
+            learn_task(
+                method, examples, settings, engine,
+                seed=config.seed, task=number, tasks=lesson.tasks, log=log, checkpoints=checkpoints,
+            )  # fmt: skip
+        session.steps_before.append(len(records))
+        _end_lesson(session, number, lesson, folder, checkpoints)
+        if told_to_stop := engine.most(session.signals.received):  # on all processes, at the same place
+            raise Stopped(told_to_stop, f"{folder.name} is finished and saved: give the same command again to go on.")
+
+
+def _end_lesson(session: Session, number: int, lesson: Lesson, folder: Path, checkpoints: Checkpoints) -> None:
+    """What the method makes of a finished task, its checks, and all of it on disk."""
+    method, engine, config, records = session.method, session.engine, session.config, checkpoints.records
     method.end_task(number, lesson.rows)
     shares = [record["penalty_share"] for record in records if "penalty_share" in record]
     checks = [check.as_json() for check in [*method.checks(), *penalty_acts(shares)]]
@@ -207,7 +214,7 @@ def _finish(session: Session, status: str) -> dict | None:
     """Writes what is known so far: matrix, summary, report and the adapter to deploy. The main process has a result."""
     run, summary = session.run, None
     if session.engine.is_main:
-        run.write(run.config, sealed(_describe(session, status)))
+        write_sealed(run.config, _describe(session, status))
         folders = [run.task(i + 1, lesson.name) for i, lesson in enumerate(session.lessons)]
         last = [folder for folder in folders if folder.exists()][-1]
         with run.publish(run.adapter) as temporary:
@@ -234,7 +241,7 @@ base_model: {session.base.name}
 tags: [peft, lora, "base_model:adapter:{session.base.name}", forgetless]
 ---
 LoRA adapter for {", ".join(learnt)}, learnt in this order with `{name}` (forgetless {__version__}).
-{use}. sha256 of the base's weights: {session.base.identity.weights}
+{use}. {session.base.identity.told()}
 """
 
 

@@ -1,7 +1,7 @@
 """METHODS: every built-in method by its name."""
 
 from forgetless.methods.agem import AGEM
-from forgetless.methods.base import HOOKS, Check, Lesson, Method, State
+from forgetless.methods.base import ADAPTER, HOOKS, ROWS, Check, Lesson, Method, State
 from forgetless.methods.clora import CLoRA
 from forgetless.methods.corda import CorDA
 from forgetless.methods.duallora_reconstructed import DualLoRAReconstructed
@@ -61,4 +61,4 @@ METHODS: dict[str, type[Method]] = {
     "duallora_reconstructed": DualLoRAReconstructed,
 }
 
-__all__ = ["HOOKS", "METHODS", "Check", "Lesson", "Method", "State"]
+__all__ = ["ADAPTER", "HOOKS", "METHODS", "ROWS", "Check", "Lesson", "Method", "State"]

@@ -1,4 +1,4 @@
-"""What a method may change about plain fine-tuning: nine hooks, in call order, then what it deploys.
+"""What a method may change about plain fine-tuning: ten hooks, in call order, then what it deploys.
 
     start                       once a run
     begin_task                  before a task's steps
@@ -8,6 +8,7 @@
       penalty                   once a step, after all micro-batches and processes
       after_backward            the whole gradient, before clipping
       after_step                the optimizer has moved
+      after_skip                or the step was left out, since its loss or gradient was NaN
     end_task                    after a task's steps
 
 Every default is plain fine-tuning. A method never mentions processes, accumulation or clipping.
@@ -31,6 +32,7 @@ from forgetless.learning.memory import Memory
 from forgetless.model.adapters import Adapters, Pair
 from forgetless.model.answers import logits_at, token_losses
 
+ADAPTER, ROWS = "adapter", "rows"
 HOOKS = 1
 """The version of the hooks: of their names, call order and meaning. A method from outside states which it was written
 for; it grows when such a method would have to change.
@@ -90,6 +92,9 @@ class Method:
     remedy: ClassVar[str] = ""  # where it does not: how to use what it deploys
     snapshots: ClassVar[bool] = False  # keeps the trainable pair of a moment, for what the model was then
     plain_pairs: ClassVar[bool] = True  # the model is past and trainable pair, and a task begins where the last ended
+    # What it needs of a task that another trainer learnt: ADAPTER (nothing else), ROWS (the task's too, of which it
+    # makes what it keeps), or a text: why it cannot take one over
+    adopts: ClassVar[str] = ROWS
     bound: ClassVar[bool] = False  # a bound for the table rather than a way to learn a stream
     under_any: ClassVar[bool] = False  # may go under another method: it leaves the adapters' life to that one
 
@@ -109,7 +114,7 @@ class Method:
     encoder: Encoder
     seed: int
 
-    # ------------------------------------------------------------------------------ the nine hooks
+    # ------------------------------------------------------------------------------ the ten hooks
 
     def start(self, adapters: Adapters, encoder: Encoder, seed: int) -> None:
         self.adapters, self.encoder, self.seed = adapters, encoder, seed
@@ -135,6 +140,9 @@ class Method:
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         pass
+
+    def after_skip(self) -> None:
+        """Drops what was summed over the parts of a step that moves no weight (`--on_nan skip`)."""
 
     def end_task(self, task: int, rows: tuple[Row, ...]) -> None:
         pass
@@ -178,15 +186,17 @@ class Method:
         `pairs` (layers and ranks of their own). By default the trainable pair goes on from them, and what the end of a
         task makes of its rows is made of `rows`: the task's training rows, None where they are not given.
         """
-        self.refuse_adoption_without(rows)
+        self.check_adoption(rows is not None)
         self.begin_task(task)
         self.adapters.take(pairs, task)
         self.end_task(task, rows or ())
         return self.export()
 
-    def refuse_adoption_without(self, rows: tuple[Row, ...] | None) -> None:
-        """A method that makes something of a task's rows when it ends cannot do without them."""
-        if rows is None and type(self).end_task is not Method.end_task:
+    def check_adoption(self, rows: bool) -> None:
+        """UsageError where it cannot take a task over, with the task's rows or without them."""
+        if self.adopts not in (ADAPTER, ROWS):
+            raise UsageError(f"{type(self).__name__} cannot take an adapter over: {self.adopts}")
+        if self.adopts == ROWS and not rows:
             raise UsageError(
                 f"{type(self).__name__} keeps something of each task's rows ({self.extra_memory}), and this task's are "
                 "not given: list the task with its rows first in the stream, under the name that --from gives it, or "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from forgetless.errors import UsageError
-from forgetless.methods.base import Check, Method
+from forgetless.methods.base import ADAPTER, Check, Method
 from forgetless.seeds import generator
 
 MEANING = "square of {} / what random factors have; 1 means that the penalty does nothing"
@@ -29,6 +29,7 @@ class CLoRA(Method):
     """
 
     paper = "2410.16801"
+    adopts = ADAPTER
     summary = "one adapter, kept out of fixed random directions on both sides"
     extra_memory = "k (in + out) numbers a layer"
     extra_compute = "two products with k directions a layer and step, whatever the batch"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from forgetless.data.batches import Example
 from forgetless.errors import UsageError
-from forgetless.methods.base import Check
+from forgetless.methods.base import ROWS, Check
 from forgetless.methods.incremental import Incremental
 from forgetless.methods.spared_inputs import ROUNDING, SparedInputs, new_directions
 from forgetless.model.adapters import Pair
@@ -35,6 +35,7 @@ class DualLoRAReconstructed(SparedInputs):
     """
 
     paper = "2411.00623"
+    adopts = ROWS
     summary = "a new adapter per task: one part reads no earlier task's inputs, the other only directions of theirs"
     extra_compute = "two passes over each task's rows, two eigendecompositions of in x in a layer and task; projections"
     plain = Incremental

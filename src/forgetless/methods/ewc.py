@@ -22,7 +22,7 @@ from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
 from forgetless.learning.gradients import each_gradient, flat
 from forgetless.learning.memory import some
-from forgetless.methods.base import Check, Method, State
+from forgetless.methods.base import ROWS, Check, Method, State
 from forgetless.model.answers import token_losses
 from forgetless.seeds import generator
 
@@ -42,6 +42,7 @@ class EWC(Method):
     """
 
     paper = "1612.00796"
+    adopts = ROWS
     summary = "holds the weights that earlier tasks' answers depend on near where those tasks left them"
     extra_memory = "two more adapters: Fisher information and anchor"
     extra_compute = "at each task's end one pass, forward and backward, over `fisher_rows` rows, one by one"

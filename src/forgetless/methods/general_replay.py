@@ -14,7 +14,7 @@ from forgetless.data.batches import Example, weigh
 from forgetless.errors import RunError, UsageError
 from forgetless.learning.general_rows import own_answers, text_rows
 from forgetless.learning.memory import Memory
-from forgetless.methods.base import Check, Method, State
+from forgetless.methods.base import ADAPTER, Check, Method, State
 from forgetless.model.identity import json_digest
 
 
@@ -30,6 +30,7 @@ class GeneralReplay(Method):
     """
 
     paper = "2502.06042"
+    adopts = ADAPTER
     summary = "mixes a small share of general text into every step"
     extra_memory = "the general rows"
     extra_compute = "`general_rows` more rows a step; without a text, at the start, `prompts` answers of the base"

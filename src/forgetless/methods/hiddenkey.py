@@ -19,7 +19,7 @@ from torch.nn.functional import log_softmax
 
 from forgetless.data.batches import Part
 from forgetless.errors import UsageError
-from forgetless.methods.base import Check, Method
+from forgetless.methods.base import ADAPTER, Check, Method
 from forgetless.model.answers import logits_at, token_losses
 from forgetless.model.dropping import PATTERNS, Drop, blocks, dropping
 from forgetless.seeds import generator
@@ -37,6 +37,7 @@ class HiddenKey(Method):
     """
 
     paper = "2403.00812"
+    adopts = ADAPTER
     summary = "drops keys of attention and entries of hidden states in training, under any method"
     extra_compute = "rows are not packed; with `kl`, 2x: a second pass"
     under_any = True
@@ -112,6 +113,9 @@ class HiddenKey(Method):
         self.steps += 1
         self.divergence += self.step_divergence
         self.last_divergence, self.step_divergence = self.step_divergence, 0.0
+
+    def after_skip(self) -> None:
+        self.step_divergence = 0.0
 
     def told(self) -> dict[str, float]:
         return {"divergence": self.last_divergence} if self.kl and self.keys.p + self.hidden.p else {}

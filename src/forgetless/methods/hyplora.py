@@ -20,10 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
-from forgetless.data.tasks import Row
-from forgetless.errors import UsageError
 from forgetless.methods.base import Check, Method, State
-from forgetless.model.adapters import Pair
 from forgetless.seeds import generator
 
 LONGEST = 12.0  # sinh(12) = 81,377
@@ -35,6 +32,7 @@ class HypLoRA(Method):
     """Hyperbolic LoRA. It has no options of its own."""
 
     paper = "2410.04010"
+    adopts = "its update bends with the input's length, and an adopted one does not; take sequential"
     plain_pairs = False
     summary = "one adapter between the maps of a hyperbolic space, trained on; its update bends with the input's length"
     extra_compute = "a few operations a number on each adapted layer's input and output, in fp32"
@@ -78,11 +76,6 @@ class HypLoRA(Method):
 
     def restore(self, state: State) -> None:
         self.curved = [state.tensors["k"], state.tensors["s"]]
-
-    def adopt(self, task: int, pairs: dict[str, Pair], rows: tuple[Row, ...] | None) -> dict[str, Pair]:
-        raise UsageError(
-            "hyplora: its update bends with the input's length, and an adopted one does not; take sequential"
-        )
 
     def told(self) -> dict[str, float]:
         return {"K": float((softplus(self.k.detach()) + 1e-6).mean()), "s": float(self.s.detach().mean())}

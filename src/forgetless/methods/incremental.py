@@ -8,12 +8,13 @@
 from __future__ import annotations
 
 from forgetless.data.tasks import Row
-from forgetless.methods.base import Check, Method, State
+from forgetless.methods.base import ADAPTER, Check, Method, State
 from forgetless.model.adapters import Pair
 
 
 class Incremental(Method):
     paper = "2310.14152"
+    adopts = ADAPTER
     summary = "a new adapter for each task, earlier ones frozen, all summed"
     extra_memory = "one frozen pair of rank r a finished task"
     extra_compute = "one more product a layer, of rank r x finished tasks"
@@ -38,7 +39,7 @@ class Incremental(Method):
 
     def adopt(self, task: int, pairs: dict[str, Pair], rows: tuple[Row, ...] | None) -> dict[str, Pair]:
         """Pairs of any rank are the past of the next task."""
-        self.refuse_adoption_without(rows)
+        self.check_adoption(rows is not None)
         self.task = task
         past = self.adapters.filled(pairs)
         self.adapters.set_past(past)

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 
 from forgetless.data.batches import Example
-from forgetless.methods.base import Check
+from forgetless.methods.base import ROWS, Check
 from forgetless.methods.spared_inputs import ROUNDING, SparedInputs, new_directions, share_inside
 
 
@@ -27,6 +27,7 @@ class InfLoRA(SparedInputs):
     """
 
     paper = "2404.00228"
+    adopts = ROWS
     summary = "a new adapter per task whose A reads the task's inputs and none of the earlier tasks'"
     extra_compute = "two passes over each task's rows, and two eigendecompositions of in x in a layer and task"
     off: ClassVar[str] = "A is built from the inputs in every task, the first too"

@@ -13,6 +13,7 @@ from forgetless.methods.base import Lesson, Method
 
 class Joint(Method):
     paper = "2310.14152"
+    adopts = "it learns the rows of all tasks at once; choose a method that learns one task after another"
     summary = "all tasks at once (bound; needs all rows together)"
     old_rows = True
     bound = True

@@ -18,7 +18,6 @@ from torch import Tensor
 from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
 from forgetless.methods.base import Check, Method
-from forgetless.model.adapters import Pair
 from forgetless.seeds import generator
 
 
@@ -31,6 +30,7 @@ class LoRI(Method):
     """
 
     paper = "2504.07448"
+    adopts = "it trains a few entries of B behind a frozen A, and an adopted B is full; take olora"
     summary = "A random and frozen, and a task changes only a sparse choice of B's entries"
     extra_memory = "a copy of B and one byte for each of its entries"
     extra_compute = "none; calibration steps are taken from the task's own"
@@ -92,9 +92,6 @@ class LoRI(Method):
 
     def _B(self) -> dict[str, Tensor]:
         return {name: pair.B for name, pair in self.adapters.pairs().items()}
-
-    def adopt(self, task: int, pairs: dict[str, Pair], rows: tuple[Row, ...] | None) -> dict[str, Pair]:
-        raise UsageError("lori: it trains a few entries of B behind a frozen A, and an adopted B is full; take olora")
 
     def checks(self) -> list[Check]:
         changed = sum(int((self.before[name] != B).sum()) for name, B in self._B().items())

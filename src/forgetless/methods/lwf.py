@@ -16,7 +16,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 from forgetless.data.batches import Example, Part
 from forgetless.errors import UsageError
-from forgetless.methods.base import Check, Method
+from forgetless.methods.base import ADAPTER, Check, Method
 from forgetless.model.answers import token_losses
 
 
@@ -29,6 +29,7 @@ class LwF(Method):
     """
 
     paper = "1606.09282"
+    adopts = ADAPTER
     summary = "keeps the answers to the new task's rows near those that the model gave before the task"
     snapshots = True
     extra_memory = "one more adapter: the previous task's"

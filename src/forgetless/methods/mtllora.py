@@ -20,7 +20,7 @@ from torch.nn.functional import linear
 from forgetless.data.batches import Example, Part
 from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
-from forgetless.methods.base import Check, Method, State
+from forgetless.methods.base import ADAPTER, Check, Method, State
 from forgetless.model.adapters import Pair
 from forgetless.model.answers import logits_at, token_losses
 from forgetless.seeds import generator, seed_for
@@ -35,6 +35,7 @@ class MTLLoRA(Method):
     """
 
     paper = "2410.09437"
+    adopts = ADAPTER
     plain_pairs = False
     summary = "shared factors, with a matrix and a mixture per task between them; one adapter per task, chosen by task"
     task_id = True
@@ -100,6 +101,9 @@ class MTLLoRA(Method):
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.tasks = None
 
+    def after_skip(self) -> None:
+        self.tasks = None
+
     def _tasks(self, part: Part) -> list[int]:
         """The task of each row; one that no task had is learnt as the current one's."""
         lengths = part.mask.sum(1).tolist()
@@ -144,6 +148,7 @@ class MTLLoRA(Method):
 
     def adopt(self, task: int, pairs: dict[str, Pair], rows: tuple[Row, ...] | None) -> dict[str, Pair]:
         """Λ = I, and the up-projection with the largest share holds all of B."""
+        self.check_adoption(rows is not None)
         self.begin_task(task)
         self.adapters.take(pairs, task)
         self.prepare([self.encoder(row) for row in rows or ()])

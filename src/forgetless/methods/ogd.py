@@ -20,7 +20,7 @@ from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
 from forgetless.learning.gradients import each_gradient, flat, set_step_gradient, shaped, step_gradient
 from forgetless.learning.memory import some
-from forgetless.methods.base import Check, Method, State
+from forgetless.methods.base import ROWS, Check, Method, State
 from forgetless.model.answers import token_losses
 
 DIRECTIONS_OF = ("logit", "loss")
@@ -45,6 +45,7 @@ class OGD(Method):
     """
 
     paper = "1910.07104"
+    adopts = ROWS
     summary = "steps leave out the directions that change the answers to rows of earlier tasks"
     extra_memory = "`directions` gradients of the adapter a finished task, in memory and on disk"
     extra_compute = "two products a step with all kept directions; at a task's end one pass over `directions` rows"

@@ -15,7 +15,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from forgetless.methods.base import Check, Method
+from forgetless.data.tasks import Row
+from forgetless.errors import UsageError
+from forgetless.methods.base import ADAPTER, Check, Method
 from forgetless.model.adapters import Pair
 
 ROUNDING = 1e-4  # of a projected factor's norm
@@ -29,6 +31,7 @@ class OPLoRA(Method):
     """
 
     paper = "2510.13003"
+    adopts = ADAPTER
     summary = "one adapter, projected off the base weights' leading singular directions"
     extra_memory = "k (in + out) numbers a layer"
     extra_compute = "an eigendecomposition a layer at the start; four products with k directions a layer and step"
@@ -47,6 +50,18 @@ class OPLoRA(Method):
             (r, width), out = pair.A.shape, pair.B.shape[0]
             self.UV[name] = leading(adapters.base_weight(name), max(0, min(self.k, min(out, width) - r)))
         self._project(gradients=False)
+
+    def adopt(self, task: int, pairs: dict[str, Pair], rows: tuple[Row, ...] | None) -> dict[str, Pair]:
+        """What is trained on is projected, so the adopted update must stay out of the kept directions already."""
+        taken = super().adopt(task, pairs, rows)
+        lost = max(_lost(pair, *self.UV[name]) for name, pair in taken.items())
+        if lost > ROUNDING:
+            raise UsageError(
+                f"OPLoRA cannot take this adapter over: up to {lost:.0%} of a layer's update lies in the leading "
+                "singular directions of the base, and the first step would take that out; take olora, or a smaller k"
+            )
+        self._project(gradients=False)  # the ranks that the adapter leaves free
+        return self.export()
 
     def after_backward(self) -> None:
         self._project(gradients=True)
@@ -83,6 +98,14 @@ def leading(W: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def projected_off(A: Tensor, B: Tensor, U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     """A (I - V Vᵀ) and (I - U Uᵀ) B."""
     return A - (A @ V) @ V.T, B - U @ (U.T @ B)
+
+
+def _lost(pair: Pair, U: Tensor, V: Tensor) -> float:
+    """||ΔW - P_L ΔW P_R|| / ||ΔW||, ΔW = B A."""
+    A, B = pair.A.detach(), pair.B.detach()
+    kept_A, kept_B = projected_off(A, B, U, V)
+    update = B @ A
+    return float((update - kept_B @ kept_A).norm() / update.norm().clamp_min(1e-30))
 
 
 def alignment(pair: Pair, U: Tensor, V: Tensor) -> float:

@@ -7,11 +7,12 @@ The bound for methods that are not told the task, and often the right product: "
 
 from __future__ import annotations
 
-from forgetless.methods.base import Method
+from forgetless.methods.base import ADAPTER, Method
 
 
 class PerTask(Method):
     paper = "2310.14152"
+    adopts = ADAPTER
     summary = "one adapter per task, chosen by task at test (bound; nothing is forgotten)"
     task_id = True
     bound = True

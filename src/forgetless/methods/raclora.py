@@ -18,7 +18,7 @@ from torch import Tensor
 
 from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
-from forgetless.methods.base import Check, Method, State, norm_of_B
+from forgetless.methods.base import ADAPTER, Check, Method, State, norm_of_B
 from forgetless.model.adapters import Pair, named, whole
 from forgetless.seeds import generator
 
@@ -32,6 +32,7 @@ class RACLoRA(Method):
     """
 
     paper = "2410.08305"
+    adopts = ADAPTER
     summary = "a chain of blocks: one factor random and frozen, the other trained, then merged"
     plain_pairs = False
     extra_memory = "one frozen pair of rank r a finished block, at most as large as the layers"
@@ -108,6 +109,7 @@ class RACLoRA(Method):
 
     def adopt(self, task: int, pairs: dict[str, Pair], rows: tuple[Row, ...] | None) -> dict[str, Pair]:
         """Pairs of any rank are the finished blocks of the next task."""
+        self.check_adoption(rows is not None)
         self.task, self.trained = task, False
         past = self.adapters.filled(pairs)
         self.adapters.set_past(past)

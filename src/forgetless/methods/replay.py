@@ -14,7 +14,7 @@ from forgetless.data.batches import Example, weigh
 from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
 from forgetless.learning.memory import Memory
-from forgetless.methods.base import Check, Method, State
+from forgetless.methods.base import ROWS, Check, Method, State
 
 
 class Replay(Method):
@@ -28,6 +28,7 @@ class Replay(Method):
     """
 
     paper = "2310.14152"
+    adopts = ROWS
     summary = "replays kept rows of earlier tasks in every step"
     old_rows = True
     extra_memory = "the kept rows"
@@ -72,12 +73,11 @@ class Replay(Method):
         self.memory.add_task(task, rows)
 
     def state(self) -> State:
-        return State({}, {"seen": self.memory.seen}, self.memory)
+        return State({}, self.memory.counts(), self.memory)
 
     def restore(self, state: State) -> None:
         assert state.memory is not None  # `state` gives one
-        self.memory.rows, self.memory.tasks = state.memory.rows, state.memory.tasks
-        self.memory.seen = state.values["seen"]
+        self.memory.go_on(state.memory, state.values)
 
     def checks(self) -> list[Check]:
         needed = self.task > 0

@@ -35,6 +35,7 @@ class SDLoRA(Incremental):
     """
 
     paper = "2501.13198"
+    adopts = "its directions have magnitudes that it trained, and an adopted adapter has none; take olora"
     plain_pairs = False
     summary = "a new direction per task, earlier ones frozen, the magnitudes of all trained on"
     extra_compute = "PEFT's own forward, and one more product a layer, of rank r x finished tasks"
@@ -126,11 +127,6 @@ class SDLoRA(Incremental):
             return State({}, {"ranks": [], "trained": self._trained})
         frozen = {f"{name}.B": pair.B for name, pair in self.adapters.past().items()}
         return State(frozen | {"magnitudes": self.a}, {"ranks": list(self.ranks), "trained": self._trained})
-
-    def adopt(self, task: int, pairs: dict[str, Pair], rows: tuple[Row, ...] | None) -> dict[str, Pair]:
-        raise UsageError(
-            "sdlora: its directions have magnitudes that it trained, and an adopted adapter has none; take olora"
-        )
 
     def resume(self, adapter: dict[str, Pair], state: State, task: int) -> None:
         """The deployed adapter holds the directions times their magnitudes, then the trained pair."""

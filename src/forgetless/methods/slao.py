@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from forgetless.data.tasks import Row
-from forgetless.methods.base import Check, Method, State
+from forgetless.methods.base import ADAPTER, Check, Method, State
 from forgetless.model.adapters import Pair, named
 
 
@@ -21,6 +21,7 @@ class SLAO(Method):
     """Single LoRA, orthogonal starts, merged over time."""
 
     paper = "2512.23017"
+    adopts = ADAPTER
     summary = "one adapter, restarted from an orthonormal basis of its A; a running merge of its B is deployed"
     plain_pairs = False
     extra_memory = "one more B"
@@ -51,8 +52,11 @@ class SLAO(Method):
     def state(self) -> State:
         return State({f"{name}.B": pair.B for name, pair in self.adapters.pairs().items()}, {})
 
-    def refuse_adoption_without(self, rows: tuple[Row, ...] | None) -> None:
-        """The merged B is made of weights alone."""
+    def adopt(self, task: int, pairs: dict[str, Pair], rows: tuple[Row, ...] | None) -> dict[str, Pair]:
+        """The merge begins at the adopted B: its trainer kept none of those before."""
+        super().adopt(task, pairs, rows)
+        self.B_merge = {name: pair.B.detach().clone() for name, pair in self.adapters.pairs().items()}
+        return self.export()
 
     def resume(self, adapter: dict[str, Pair], state: State, task: int) -> None:
         trained = {name: Pair(pair.A, state.tensors[f"{name}.B"], pair.scale) for name, pair in adapter.items()}

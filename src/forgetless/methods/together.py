@@ -2,7 +2,7 @@
 
     batch, loss, after_backward         of the one part that changes it
     penalty                             Σ over the parts
-    after_step, end_task, ...           of each part, in the order of the name
+    after_step, after_skip, ...         of each part, in the order of the name
     lessons, resume, export, views      of the last part, which has the adapters; so it begins a task first
 
 Parts before the last must be made for it (`under_any`). What two parts would both change is refused: the result would
@@ -24,7 +24,7 @@ from torch import Tensor
 from forgetless.data.batches import Example, Part
 from forgetless.data.tasks import Row, Stream
 from forgetless.errors import UsageError
-from forgetless.methods.base import Check, Lesson, Method, Options, State, overrides
+from forgetless.methods.base import ADAPTER, ROWS, Check, Lesson, Method, Options, State, overrides
 from forgetless.model.adapters import Pair
 
 OF_ONE = ("batch", "loss", "after_backward")
@@ -77,6 +77,10 @@ class Together(Method):
         for part in self.parts.values():
             part.after_step(optimizer)
 
+    def after_skip(self) -> None:
+        for part in self.parts.values():
+            part.after_skip()
+
     def end_task(self, task: int, rows: tuple[Row, ...]) -> None:
         for part in self.parts.values():
             part.end_task(task, rows)
@@ -113,17 +117,13 @@ class Together(Method):
 
     def adopt(self, task: int, pairs: dict[str, Pair], rows: tuple[Row, ...] | None) -> dict[str, Pair]:
         """The last part takes the pairs over, as it does alone; the others begin and end the task."""
-        self.refuse_adoption_without(rows)
+        self.check_adoption(rows is not None)
         self.task = task
         deployed = self.last.adopt(task, pairs, rows)
         for part in self.under.values():
             part.begin_task(task)
             part.end_task(task, rows or ())
         return deployed
-
-    def refuse_adoption_without(self, rows: tuple[Row, ...] | None) -> None:
-        for part in self.parts.values():
-            part.refuse_adoption_without(rows)
 
     def told(self) -> dict[str, float]:
         return {name: value for part in self.parts.values() for name, value in part.told().items()}
@@ -187,6 +187,7 @@ def together(kinds: dict[str, type[Method]]) -> type[Together]:
         "paper": ", ".join(dict.fromkeys(kind.paper for kind in kinds.values() if kind.paper)),
         "summary": f"{last.summary}; with {', '.join(names[:-1])}: {'; '.join(kind.summary for kind in under)}",
         "old_rows": any(kind.old_rows for kind in kinds.values()),
+        "adopts": _adopts(kinds),
         "task_id": last.task_id,
         "extra_memory": listed("extra_memory"),
         "extra_compute": listed("extra_compute"),
@@ -227,6 +228,13 @@ def _check(kinds: dict[str, type[Method]]) -> None:
             raise UsageError(f"{whole}: {' and '.join(both)} both change {hook}; leave one of them out")
     if len(both := [name for name, kind in kinds.items() if kind.old_rows]) > 1:
         raise UsageError(f"{whole}: {' and '.join(both)} both keep old rows; leave one of them out")
+
+
+def _adopts(kinds: dict[str, type[Method]]) -> str:
+    """The first part's reason against it; rows where any part needs them."""
+    told = {name: kind.adopts for name, kind in kinds.items()}
+    reasons = [f"{name}: {one}" for name, one in told.items() if one not in (ADAPTER, ROWS)]
+    return reasons[0] if reasons else ROWS if ROWS in told.values() else ADAPTER
 
 
 def _own_names(kinds: dict[str, type[Method]]) -> dict[str, tuple[str, str]]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,7 +21,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from forgetless.data.packages import PACKAGED_MODELS, packaged_model
-from forgetless.errors import DownloadError, RunError, UsageError, nearest, short
+from forgetless.errors import DownloadError, ForgetlessError, RunError, UsageError, nearest, short
 from forgetless.model.attention import use_blocked_attention
 from forgetless.model.identity import Identity, identify
 
@@ -105,7 +104,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def _named_errors(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:
+    except ForgetlessError:
+        raise
+    except Exception as error:  # transformers, tokenizers and safetensors share no class of errors
         raise RunError(
             f"{folder}: cannot be loaded as a causal language model with its tokenizer ({short(str(error), 300)}); "
             "give a folder with config.json, tokenizer files and whole *.safetensors of such a model"

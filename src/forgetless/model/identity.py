@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from forgetless.errors import RunError
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
 _NOT_THE_FUNCTION = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+_TOLD = re.compile(r"sha256 of the base's ([a-z ]+): ([0-9a-f]{64})")
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # they decide where answers end, not their probabilities
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 
@@ -37,6 +39,24 @@ class Identity:
 
     def as_json(self) -> dict[str, str]:
         return asdict(self)
+
+    def told(self) -> str:
+        """The line of a model card; `told_in` reads it."""
+        return ", ".join(
+            f"sha256 of the base's {part.replace('_', ' ')}: {one}" for part, one in self.as_json().items()
+        )
+
+
+def told_in(card: str) -> dict[str, str]:
+    """The digests by part that a model card tells of its base; empty where it tells none."""
+    return {part.replace(" ", "_"): digest for part, digest in _TOLD.findall(card)}
+
+
+def others(stored: dict[str, str], found: Identity) -> list[str]:
+    """The parts, in words, whose digests are known and differ."""
+    return [
+        part.replace("_", " ") for part, digest in found.as_json().items() if stored.get(part) not in (None, digest)
+    ]
 
 
 def identify(folder: Path, chat_template: str | dict[str, str] | None) -> Identity:
@@ -181,12 +201,21 @@ def _cached(files: list[Path], compute) -> str:
     """`compute(files)`, kept in the cache folder under what the file system says of the files."""
     key = json_digest([compute.__name__, file_stats(files)])
     kept = cache_dir() / "identity" / key
-    if kept.exists():
-        return kept.read_text()
+    if value := _kept(kept):
+        return value
     value = compute(files)
     with suppress(OSError):  # a cache that cannot be written costs time only
         kept.parent.mkdir(parents=True, exist_ok=True)
         temporary = kept.with_suffix(f".{os.getpid()}")
-        temporary.write_text(value)
+        temporary.write_text(f"{value} {text_digest(key + value)}")
         temporary.replace(kept)
     return value
+
+
+def _kept(file: Path) -> str:
+    """The value of a cached file; empty where there is none, or it is damaged and made again."""
+    with suppress(OSError, ValueError):
+        value, check = file.read_text().split(" ")
+        if check == text_digest(file.name + value):
+            return value
+    return ""

@@ -24,7 +24,7 @@ from forgetless.report.overlap_words import (
     times,
 )
 from forgetless.report.words import clean
-from forgetless.runs.folder import json_text, make_folder, write_whole
+from forgetless.runs.folder import make_folder, write_json_whole, write_whole
 
 RECORD, PAGE, MARKDOWN = "overlap.json", "overlap.html", "overlap.md"
 
@@ -32,7 +32,7 @@ RECORD, PAGE, MARKDOWN = "overlap.json", "overlap.html", "overlap.md"
 def write_overlap(record: dict, folder: Path) -> None:
     """overlap.json, overlap.html and overlap.md, each whole or not at all."""
     make_folder(folder, "give another output_dir")
-    write_whole(folder / RECORD, json_text(record))
+    write_json_whole(folder / RECORD, record)
     write_whole(folder / PAGE, render_overlap(record))
     write_whole(folder / MARKDOWN, overlap_markdown(record))
 

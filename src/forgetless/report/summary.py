@@ -9,6 +9,7 @@ from forgetless.errors import RunError
 from forgetless.runs.folder import FORGETTING, FORGOTTEN_ROWS, RunFolder, complete
 from forgetless.runs.shapes import (
     FORGOTTEN,
+    FORGOTTEN_TASK,
     LABELS,
     LEARNED,
     NUMBER,
@@ -100,7 +101,7 @@ def _history(told: dict, learned: list[int]) -> list[dict]:
     entries = told.get("history", [])
     if len(entries) < 2:
         return []
-    ends = [entry["from"] for entry in entries[1:]] + [len(told["lessons"]) + 1]
+    ends = [entry["from"] + ("step" in entry) for entry in entries[1:]] + [len(told["lessons"]) + 1]
     names = [
         [told["lessons"][i]["name"] for i in learned if entry["from"] <= i + 1 < end]
         for entry, end in zip(entries, ends, strict=True)
@@ -113,7 +114,7 @@ def _forgotten_rows(run: RunFolder) -> list[dict]:
     file = run.root / FORGOTTEN_ROWS
     if not file.exists():
         return []
-    return [told for told in read_records(file, {"status": str}) if told["status"] == "deleted"]
+    return [told for told in read_records(file, FORGOTTEN_TASK) if told["status"] == "deleted"]
 
 
 def _metrics(

@@ -181,10 +181,11 @@ def _earlier_tasks(summary: dict) -> list[str]:
             "tasks."
         )
     for one in summary.get("forgotten_rows", []):
-        kept = max(one["rows"].values(), default=0)
-        said.append(
-            f"The kept rows of {clean(one['task'])} ({kept}) were deleted: tasks learnt since replay the others."
-        )
+        kept, task = max(one["rows"].values(), default=0), clean(one["task"])
+        if kept:
+            said.append(f"The kept rows of {task} ({kept}) were deleted: tasks learnt since replay the others.")
+        elif one["texts"]:
+            said.append(f"No training rows of {task} were kept; the answers of its test rows were deleted.")
     return said
 
 
@@ -192,11 +193,16 @@ def _learnt_with(summary: dict) -> list[str]:
     """Where lessons were learnt with other versions, or on another machine, than those before."""
     entries = summary.get("history", [])
     return [
-        f"{', '.join(map(clean, now['lessons']))} {'was' if len(now['lessons']) == 1 else 'were'} learnt with "
-        f"{clean(difference(now, before))}."
+        f"{', '.join(map(clean, now['lessons']))} {'was' if len(now['lessons']) == 1 else 'were'} learnt"
+        f"{_after_step(now)} with {clean(difference(now, before))}."
         for before, now in pairwise(entries)
         if now["lessons"]
     ]
+
+
+def _after_step(entry: dict) -> str:
+    """Where a command went on inside a task, of which the steps before are the entry's before."""
+    return f" (the first after step {entry['step']})" if "step" in entry else ""
 
 
 def difference(now: dict, before: dict) -> str:
@@ -207,7 +213,7 @@ def difference(now: dict, before: dict) -> str:
     'torch 2.13 (before: 2.12), threads 4 (before: 2)'
     """
     new, old = ({**told["versions"], **told} for told in (now, before))
-    keys = [key for key in new if key not in ("from", "lessons", "versions") and new[key] != old.get(key)]
+    keys = [key for key in new if key not in ("from", "step", "lessons", "versions") and new[key] != old.get(key)]
     return ", ".join(f"{key} {new[key]} (before: {old.get(key)})" for key in keys)
 
 

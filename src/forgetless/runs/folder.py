@@ -29,6 +29,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from struct import error as StructError
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -42,6 +43,7 @@ FORGETTING = "forgetting"
 FORGOTTEN_ROWS = "forgotten-rows.jsonl"
 TIMES = "times"
 PREVIOUS = ".previous"
+PUT_BACK = "give the same `forgetless learn` or `forget-rows` command again, which puts it back"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}(?<!\.)")  # of a task: it becomes a folder's
 
 
@@ -76,6 +78,12 @@ class RunFolder:
         """`checkpoints/02-amazon`: steps inside a task."""
         return self.root / "checkpoints" / f"{number:02d}-{name}"
 
+    def steps_saved(self, number: int, name: str) -> int:
+        """The step of the newest whole checkpoint inside a task; 0 where there is none."""
+        folders = (folder for folder in self.checkpoints(number, name).glob("step-*") if _is_whole(folder))
+        steps = (folder.name.removeprefix("step-") for folder in folders)
+        return max((int(step) for step in steps if step.isdecimal()), default=0)
+
     def drop_checkpoints(self, number: int, name: str) -> None:
         """Those of a finished task."""
         shutil.rmtree(self.checkpoints(number, name), ignore_errors=True)
@@ -101,12 +109,22 @@ class RunFolder:
         finally:
             lock.release()
 
+    def put_back(self) -> None:
+        """What `locked` does first, for who looks before it works; a process that is at work here has done so."""
+        with suppress(Timeout, OSError):
+            if self.away():
+                with FileLock(self.root / ".lock", timeout=0):
+                    self._put_back()
+
+    def away(self) -> list[Path]:
+        """Folders that a command which was killed between the two renames of `publish` has left under another name."""
+        found = (_published(previous) for previous in sorted(self.root.rglob(f".*{PREVIOUS}")))
+        return [folder for folder in found if not folder.exists()]
+
     def _put_back(self) -> None:
-        """A command that was killed between the two renames of `publish` has left the folder under another name."""
-        for previous in self.root.rglob(f".*{PREVIOUS}"):
-            folder = previous.with_name(previous.name.removeprefix(".").removesuffix(PREVIOUS))
-            if not folder.exists():
-                previous.rename(folder)
+        for folder in self.away():
+            _previous(folder).rename(folder)
+            _flush(folder.parent)
 
     @contextmanager
     def publish(self, folder: Path) -> Iterator[Path]:
@@ -121,7 +139,7 @@ class RunFolder:
             for path in sorted(temporary.rglob("*")):
                 _flush(path)
             _flush(temporary)
-            previous = folder.with_name(f".{folder.name}{PREVIOUS}")
+            previous = _previous(folder)
             shutil.rmtree(previous, ignore_errors=True)
             if folder.exists():
                 folder.rename(previous)
@@ -138,7 +156,21 @@ class RunFolder:
 
     def write(self, file: Path, value: Any) -> None:
         """Writes one JSON file, whole or not at all."""
-        write_whole(file, json_text(value))
+        write_json_whole(file, value)
+
+
+def _previous(folder: Path) -> Path:
+    """Where a published folder is while its successor takes its name."""
+    return folder.with_name(f".{folder.name}{PREVIOUS}")
+
+
+def _published(previous: Path) -> Path:
+    return previous.with_name(previous.name.removeprefix(".").removesuffix(PREVIOUS))
+
+
+def replaced(folder: Path) -> str:
+    """What is to be said of a folder that is away."""
+    return f"{folder}: a command was stopped while it replaced this folder, which is whole in {_previous(folder).name}"
 
 
 def discard(folder: Path) -> None:
@@ -146,13 +178,17 @@ def discard(folder: Path) -> None:
     hidden = folder.with_name(f".{folder.name}.removing")
     shutil.rmtree(hidden, ignore_errors=True)
     folder.rename(hidden)
+    _flush(folder.parent)
     shutil.rmtree(hidden, ignore_errors=True)
 
 
 def make_folder(folder: Path, elsewhere: str) -> None:
     """The folder and those above it; `elsewhere` is the remedy that the error names."""
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for place in new:  # a folder's name is kept by the one above it
+            _flush(place.parent)
     except OSError as error:
         raise RunError(f"{folder}: cannot be written ({error.strerror}); {elsewhere}") from error
 
@@ -161,12 +197,21 @@ def complete(folder: Path) -> bool:
     """Whether `folder` was finished; damage since then is a named error."""
     remedy = f"Restore it from a copy, or remove {folder} to do this part again."
     if not (folder / MANIFEST).exists():
+        if not folder.exists() and _previous(folder).exists():
+            raise RunError(f"{replaced(folder)}; {PUT_BACK}")
         if folder.is_dir() and (found := _hashes(folder)):  # folders get their name when they are whole
             raise RunError(f"{folder / MANIFEST}: is missing beside {min(found)}. {remedy}")
         return False
     if damage := damaged(folder):
         raise RunError(f"{damage}. {remedy}")
     return True
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        return complete(folder)
+    except RunError:
+        return False
 
 
 def damaged(folder: Path) -> str:
@@ -262,6 +307,16 @@ def parse_json(text: str, file: Path, line: int = 1) -> Any:
     raise RunError(f"{file}:{where}: broken JSON ({why}); restore it from a copy")
 
 
+@contextmanager
+def shaped(file: Path, remedy: str = "restore it from a copy") -> Iterator[None]:
+    """Taking apart a file that no hash covers: what fails for its shape is a RunError that names it."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, StructError, TypeError, ValueError) as error:
+        told = f"{type(error).__name__}: {short(str(error))}"
+        raise RunError(f"{file}: is not of the shape that is read here ({told}); {remedy}") from error
+
+
 def _no_number(text: str) -> Any:
     raise ValueError(f"{text} is no number")
 
@@ -275,8 +330,39 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def finite_json(file: Path, value: Any) -> Any:
+    """The value, if all its numbers are finite; RunError with the file and the place of the first that is not."""
+    if place := not_finite(value):
+        name = re.sub(r"(?<=/)\.([^/]+)\.writing(?=/)", r"\1", file.as_posix())  # what it is on its way to
+        raise RunError(
+            f"{name}: not written, {place} is NaN or infinite; what was saved before is unchanged. Whatever made this "
+            "number divides by 0 or has diverged: mend it, or leave it out"
+        )
+    return value
+
+
+def not_finite(value: Any, place: str = "") -> str:
+    """Where in a JSON value a number is NaN or infinite; empty where none is.
+
+    >>> not_finite({"checks": [{"value": float("nan")}]})
+    'checks[0].value'
+    """
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else place or "the value"
+    if isinstance(value, dict):
+        return next((at for key, one in value.items() if (at := not_finite(one, f"{place}.{key}".lstrip(".")))), "")
+    if isinstance(value, list | tuple):
+        return next((at for i, one in enumerate(value) if (at := not_finite(one, f"{place}[{i}]"))), "")
+    return ""
+
+
 def write_json(file: Path, value: Any) -> None:
-    file.write_text(json_text(value), encoding="utf-8")
+    file.write_text(json_text(finite_json(file, value)), encoding="utf-8")
+
+
+def write_json_whole(file: Path, value: Any) -> None:
+    """Writes one JSON file, whole or not at all."""
+    write_whole(file, json_text(finite_json(file, value)))
 
 
 def write_whole(file: Path, text: str) -> None:
@@ -286,6 +372,7 @@ def write_whole(file: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         _flush(temporary)
         temporary.replace(file)
+        _flush(file.parent)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -297,6 +384,7 @@ def write_whole(file: Path, text: str) -> None:
 
 def write_lines(file: Path, records: list[dict]) -> None:
     """JSONL."""
+    finite_json(file, records)
     lines = (json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False) for record in records)
     file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from forgetless.errors import RunError
-from forgetless.runs.folder import FORMAT, check_format, read_json
+from forgetless.runs.folder import FORMAT, check_format, finite_json, read_json, write_json_whole
 
 SHA256 = "sha256"
 
@@ -37,9 +37,18 @@ def sealed(told: dict) -> dict:
     return told | {SHA256: own_hash(told)}
 
 
+def write_sealed(file: Path, told: dict) -> None:
+    """Writes the record with its own hash, whole or not at all."""
+    write_json_whole(file, sealed(finite_json(file, told)))
+
+
 def read_sealed(file: Path, remedy: str = "restore it from a copy", reads: int = FORMAT) -> dict:
     """What `sealed` gave, without the hash; RunError for a file that is cut, changed or of another format."""
-    told = read_json(file)
+    return check_sealed(read_json(file), file, remedy, reads)
+
+
+def check_sealed(told: Any, file: Path, remedy: str = "restore it from a copy", reads: int = FORMAT) -> dict:
+    """The value that was read in a file, if it is what `sealed` gave; without the hash."""
     if not isinstance(told, dict):
         raise RunError(f"{file}: holds no object; {remedy}")
     check_format(told, file, reads)

@@ -54,12 +54,13 @@ RUN = {
     }],
     "lessons": [{"name": NAME, "last_task": int}],
     "versions": Each(str),
-    "history": Maybe([{"from": int, "versions": Each(str)}]),
+    "history": Maybe([{"from": int, "step": Maybe(int), "versions": Each(str)}]),
     "adopted": Maybe([{"name": NAME, "kind": str, "sha256": str}]),
     "chosen": Maybe(Each({"among": list, "tasks_seen": int})),
 }  # fmt: skip
 LEARNED = {"lesson": str, "rows": int, "steps": int,
            "checks": [{"name": str, "value": NUMBER, "ok": bool, "meaning": str}]}  # fmt: skip
+SPENT = {"seconds": NUMBER, "peak_memory": Maybe(NUMBER)}
 STEP = {"step": int, "loss": Maybe(NUMBER)}
 SCORES = Each(Each({"n": int, "scores": Each(Maybe(NUMBER)), "counts": Maybe(Each(int))}))
 LABELS = [str]
@@ -68,6 +69,8 @@ MEANS = {"cross_entropy": NUMBER, "entropy": NUMBER, "kl": NUMBER, "agree": NUMB
 FORGOTTEN = {"asked": str, "not_measured": Maybe(str), "interval": Maybe([NUMBER]), "per_token": Maybe(MEANS),
              "per_document": Maybe(MEANS),
              "text": Maybe({"name": str, "source": str, "documents": int, "tokens": int})}  # fmt: skip
+FORGOTTEN_TASK = {"status": str, "task": str, "rows": Each(int), "texts": Maybe(int)}
+CHECKPOINT = {"format": int, "step": int, "follows": str, "optimizer_steps": Each(NUMBER), "method": dict}
 KEPT_ROW = {"task": int, "source": str, "domain": Maybe(str), "prompt": Maybe(str), "answer": Maybe(str),
             "text": Maybe(str), "options": Maybe([str]),
             "messages": Maybe([{"role": str, "content": str}])}  # fmt: skip

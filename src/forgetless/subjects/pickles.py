@@ -6,7 +6,6 @@ and nothing else, and what is read from then on is the safetensors copy in the c
 
 from __future__ import annotations
 
-import pickle
 import shutil
 from pathlib import Path
 
@@ -53,7 +52,13 @@ def _copy(folder: Path, pickles: list[Path], copy: Path) -> None:
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:
+    wrong = f"{file}: holds more than tensors, or is damaged; save the model as safetensors"
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise RunError(f"{file}: holds more than tensors, or is damaged; save the model as safetensors") from error
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # what torch's reader raises for a damaged file has no common class
+        raise RunError(wrong) from error
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items()
+    ):
+        raise RunError(wrong)
+    return found

@@ -87,8 +87,8 @@ def read_sweep(file: str | Path) -> Sweep:
     """The sweep of a YAML file; UsageError with the place and the nearest name for what does not fit."""
     path = Path(file)
     try:
-        told = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        told = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # a date such as 2026-02-30 is a ValueError
         raise UsageError(f"{file}: {' '.join(str(error).split())}") from error
     return sweep_of(told, str(file), path.stem)
 

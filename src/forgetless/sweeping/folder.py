@@ -20,11 +20,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from forgetless.errors import RunError
-from forgetless.runs.folder import json_text, make_folder, read_json, write_whole
+from forgetless.runs.folder import make_folder
+from forgetless.runs.seal import read_sealed, write_sealed
 from forgetless.sweeping.grid import Run
 
 FORMAT = 1
 ELSEWHERE = "give another --output_dir"
+AGAIN = "remove it, and the run is tried again"
 DONE, RUNNING, FAILED, STOPPED, WAITING = "done", "running", "failed", "stopped", "waiting"
 
 
@@ -46,14 +48,14 @@ class SweepFolder:
     def attempt(self, run: Run) -> dict[str, Any]:
         """How the run was last tried: status, error, how often, threads; empty if it never was."""
         file = self._attempt(run, "json")
-        return read_json(file) if file.exists() else {}
+        return read_sealed(file, AGAIN) if file.exists() else {}
 
     def log(self, run: Run) -> Path:
         return self._attempt(run, "log")
 
     def note(self, run: Run, told: dict[str, Any]) -> None:
         """Writes how it was tried; for the holder of the run's lock."""
-        write_whole(self._attempt(run, "json"), json_text(told))
+        write_sealed(self._attempt(run, "json"), {"format": FORMAT} | told)
 
     @contextmanager
     def held(self, run: Run) -> Iterator[bool]:

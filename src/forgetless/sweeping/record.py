@@ -8,8 +8,10 @@ from dataclasses import asdict
 from forgetless import __version__
 from forgetless.errors import RunError
 from forgetless.model.identity import json_digest
+from forgetless.report.summary import summarise
 from forgetless.report.sweep import sweep_markdown
-from forgetless.runs.folder import json_text, make_folder, read_json, write_whole
+from forgetless.runs.folder import make_folder, write_whole
+from forgetless.runs.seal import write_sealed
 from forgetless.sweeping.folder import DONE, ELSEWHERE, FAILED, FORMAT
 from forgetless.sweeping.grid import Run, notes_of, orders_of
 from forgetless.sweeping.running import DIVERGED, Plan, judged
@@ -21,7 +23,7 @@ def write_record(plan: Plan) -> dict:
     make_folder(folder.root, ELSEWHERE)
     with folder.alone("record"):
         record = as_json(plan)
-        write_whole(folder.record, json_text({key: value for key, value in record.items() if key != "path"}))
+        write_sealed(folder.record, {key: value for key, value in record.items() if key != "path"})
         write_whole(folder.page, sweep_markdown(record))
     return record
 
@@ -80,7 +82,7 @@ def _cell(plan: Plan, run: Run) -> dict:
         told["chosen"] = plan.folder.attempt(run).get("chosen")
         told["tied"] = _tied(plan, run)
     if told["status"] == DONE:
-        summary = read_json(plan.folder.run(run) / "summary.json")
+        summary = summarise(plan.folder.run(run))
         told |= {"average": _average(plan, run), "warnings": summary["warnings"]}
         told["metrics"] = {name: metric["value"] for name, metric in summary["metrics"].items()}
     return told
@@ -90,7 +92,7 @@ def _average(plan: Plan, run: Run) -> float | None:
     """Mean over the tasks of the last scores; None for a run that is not done."""
     if not plan.folder.done(run):
         return None
-    scores = read_json(plan.folder.run(run) / "summary.json")["headline"]["matrix"][-1]
+    scores = summarise(plan.folder.run(run))["headline"]["matrix"][-1]
     return statistics.mean(scores)
 
 

@@ -22,7 +22,9 @@ from forgetless.learning.session import prepare
 from forgetless.learning.stream import learn
 from forgetless.model.base import find_model
 from forgetless.model.identity import json_digest, weight_files, weights_digest
-from forgetless.runs.folder import RunFolder, complete, read_json
+from forgetless.report.summary import summarise
+from forgetless.runs.folder import RunFolder, complete
+from forgetless.runs.seal import read_sealed
 from forgetless.score.scorers import Scorer
 from forgetless.sweeping.definition import Sweep, read_sweep
 from forgetless.sweeping.folder import DONE, FAILED, RUNNING, SweepFolder, plain
@@ -67,7 +69,7 @@ def open_plan(file: str, output_dir: str = "") -> Plan:
 
 def _check_continues(folder: SweepFolder, stream: Stream) -> None:
     """Refuses a stream whose rows have changed: the finished runs are not comparable with new ones."""
-    stored = read_json(folder.record)["tasks"] if folder.record.exists() else {}
+    stored = read_sealed(folder.record)["tasks"] if folder.record.exists() else {}
     for task in stream.tasks:
         if stored.get(task.name, task.fingerprint) != task.fingerprint:
             raise RunError(
@@ -93,7 +95,7 @@ def judged(folder: SweepFolder, run: Run) -> list[Judged]:
     for candidate in run.candidates:
         trial, told = candidate.trial, folder.attempt(candidate.trial)
         if folder.done(trial):
-            matrix = read_json(folder.run(trial) / "summary.json")["headline"]["matrix"]
+            matrix = summarise(folder.run(trial))["headline"]["matrix"]
             found.append(Judged(candidate, statistics.mean(matrix[-1])))
         elif told.get("kind") == DIVERGED:
             found.append(Judged(candidate, None))
