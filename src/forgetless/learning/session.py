@@ -23,6 +23,7 @@ from forgetless.methods import Lesson, Method
 from forgetless.methods.finding import label_of
 from forgetless.model.adapters import Adapters, LoraSettings
 from forgetless.model.base import Base, load_base
+from forgetless.model.encoder_decoder import refuse_encoder_decoder
 from forgetless.progress import console
 from forgetless.runs.folder import RunFolder
 from forgetless.runs.shapes import read_run
@@ -87,7 +88,9 @@ def prepare(config: LearnConfig) -> Session:
             f"max_length {config.max_length} is longer than the {base.context} tokens that "
             f"{config.model} was made for; lower max_length"
         )
-    encoder = Encoder(base.tokenizer, config.max_length)
+    if engine.shards:
+        refuse_encoder_decoder(base.model, "a base in shards", "launch without FSDP")
+    encoder = Encoder(base.tokenizer, config.max_length, base.decoder_start)
     if config.score_on == "validation":
         stream = Stream(stream.name, tuple(replace(task, test=task.validation) for task in stream.tasks))
     stream, notes = fit_rows(stream, encoder, config.on_bad_row)
