@@ -162,6 +162,11 @@ class Encoder:
         return self._tail(ids, self.max_length - room)
 
     @property
+    def takes_chats(self) -> bool:
+        """Whether rows of turns can be encoded: by a chat template, for a decoder alone."""
+        return bool(self.tokenizer.chat_template) and self.decoder_start is None
+
+    @property
     def _border(self) -> list[int]:
         """What stands between prompt and answer: of an encoder-decoder the end of the one, the start of the other."""
         return [] if self.decoder_start is None else [self.tokenizer.eos_token_id, self.decoder_start]

@@ -98,7 +98,7 @@ def prepare(config: LearnConfig) -> Session:
         base.model.gradient_checkpointing_enable({"use_reentrant": False})
         base.model.enable_input_require_grads()
     adapters = Adapters(base.model, config.part(LoraSettings), base.name, config.seed)
-    text = _forgetting_text(config, chat=bool(base.tokenizer.chat_template))
+    text = _forgetting_text(config, chat=encoder.takes_chats)
     if engine.shards:
         shard_base(adapters, engine.processes, engine.device)
         engine.repeats = type(method).loss is not Method.loss  # it may make other passes for other micro-batches

@@ -25,6 +25,7 @@ from forgetless.methods.base import Check, State
 from forgetless.methods.incremental import Incremental
 from forgetless.methods.inflora import extended, new_directions
 from forgetless.model.adapters import Pair
+from forgetless.model.encoder_decoder import refuse_encoder_decoder
 from forgetless.model.inputs import Moments, second_moments
 
 ROUNDING = 1e-3
@@ -53,6 +54,7 @@ class DualLoRAReconstructed(Incremental):
         self.energy, self.residual = energy, residual
 
     def start(self, adapters, encoder, seed) -> None:
+        refuse_encoder_decoder(adapters.model, "duallora_reconstructed", "it looks at what a decoder alone reads; take another method")
         super().start(adapters, encoder, seed)
         self.U: dict[str, Tensor] = {}  # (in, m) by the first layer that reads these inputs
         self.V: dict[str, Tensor] = {}  # (in, residual rows), of the task in training

@@ -75,7 +75,7 @@ class GeneralReplay(Method):
         measured = set(general_prompts(PROMPTS))
         others = [prompt for prompt in general_prompts() if prompt not in measured]
         chosen = sample(others, self.prompts, seed=JUDGED_SEED, name="general replay", purpose="prompts")
-        asked = own_prompts(chosen, chat=bool(tokenizer.chat_template))
+        asked = own_prompts(chosen, chat=self.encoder.takes_chats)
         with evaluating(model), self.adapters.disabled():
             answers = answers_of(model, tokenizer, asked, self.encoder.max_length, lambda: evaluating(model))
         answered = zip(asked.answered(answers).rows, answers, strict=True)

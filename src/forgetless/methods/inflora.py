@@ -22,6 +22,7 @@ from forgetless.errors import UsageError
 from forgetless.methods.base import Check, State
 from forgetless.methods.incremental import Incremental
 from forgetless.model.adapters import Pair
+from forgetless.model.encoder_decoder import refuse_encoder_decoder
 from forgetless.model.inputs import Moments, second_moments
 
 NOTHING = 1e-6  # of the largest eigenvalue of C_t: directions that are rounding
@@ -48,6 +49,7 @@ class InfLoRA(Incremental):
         self.energy = energy
 
     def start(self, adapters, encoder, seed) -> None:
+        refuse_encoder_decoder(adapters.model, "inflora", "it looks at what a decoder alone reads; take another method")
         super().start(adapters, encoder, seed)
         self.adapters.train_only("B")
         self.M: dict[str, Tensor] = {}  # (in, m) by the first layer that reads these inputs

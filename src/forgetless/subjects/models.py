@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class Subject:
 
     @property
     def chat_template(self) -> str | None:
-        return self.tokenizer.chat_template
+        return self.tokenizer.chat_template if self.decoder_start is None else None
 
     @property
     def decided_by(self) -> dict:
@@ -91,7 +92,7 @@ class Subject:
         """Models of which this is equal share a base in memory: its weights, and how its configuration runs them."""
         return self.identity.weights, config_digest(self.base)
 
-    @property
+    @cached_property
     def decoder_start(self) -> int | None:
         """The token with which an encoder-decoder's answers start; None for a decoder alone."""
         return decoder_start(load_config(self.base))
