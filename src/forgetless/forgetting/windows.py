@@ -141,7 +141,7 @@ def continuation_windows(
     encoded = [_encode(text, tokenizer) for text in texts]
     between = (tokenizer.eos_token_id, start)
     windows = [window for i, ids in enumerate(encoded) for window in _continued(i, ids, between, half)]
-    return _of_texts(texts, encoded, windows, {"length": length})
+    return _of_texts(texts, encoded, windows, {"length": length, "stride": half})
 
 
 def _of_texts(

@@ -135,7 +135,7 @@ def prepare(config: InterpolateConfig) -> Session:
     updates = _updates(subjects)
     within = _within(config, updates, {name: one.name for name, one in subjects.items()})
     max_length = min([LONGEST, *(one.context for one in subjects.values() if one.context)])
-    encoder = Encoder(subjects[B].tokenizer, max_length)
+    encoder = Encoder(subjects[B].tokenizer, max_length, subjects[B].decoder_start)
     tasks = _tasks(config, encoder, notes)
     engine = Engine(config.device, config.precision)
     if engine.processes > 1:
@@ -294,7 +294,7 @@ def _template(session: Session, stage: Stage, folder: Path) -> Subject:
     if not combined:
         raise UsageError("both models are the base itself; there is nothing between them")
     carrier = session.subjects[B] if session.subjects[B].adapter else session.subjects[A]
-    write_update(combined, folder, str(carrier.base))
+    write_update(combined, folder, str(carrier.base), carrier.task_type)
     return replace(session.subjects[B], name=stage.name, adapter=folder)
 
 
@@ -431,7 +431,7 @@ def _middle(session: Session, stage: Stage, model: PeftModel) -> tuple[Corner, A
                 lambda loss: progress.advance(loss=loss),
             )  # fmt: skip
         with RunFolder(session.folder).publish(folder) as new:
-            write_update(middle, new, base_name(list(session.subjects.values())))
+            write_update(middle, new, base_name(list(session.subjects.values())), session.subjects[A].task_type)
             write_json(new / SETTINGS, told)
     found = read_update(folder).layers
     if stage.within == FACTORS:

@@ -92,7 +92,7 @@ class _Session:
         return [shown[one.name] for one in self.sources]
 
     def encoder(self, subject: Subject) -> Encoder:
-        return Encoder(subject.tokenizer, min(LONGEST, subject.context or LONGEST))
+        return Encoder(subject.tokenizer, min(LONGEST, subject.context or LONGEST), subject.decoder_start)
 
 
 def merge(config: MergeConfig) -> dict:
@@ -270,7 +270,7 @@ def _into_one(session: _Session, new: Path, temporary: Path) -> dict:
             shortened.add(layer)
         layers[layer] = _layer(pair, short[layer])
         whole[layer] = pair
-    write_update(short, new, base_name(session.sources))
+    write_update(short, new, base_name(session.sources), session.sources[0].task_type)
     _bring_tokenizer(session, new)
     merged = replace(session.sources[0], name=MERGED, adapter=new)
     told, _ = _measured(session, merged)

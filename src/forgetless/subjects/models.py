@@ -98,6 +98,11 @@ class Subject:
         return decoder_start(load_config(self.base))
 
     @property
+    def task_type(self) -> str:
+        """PEFT's name for what the model does."""
+        return task_type(load_config(self.base))
+
+    @property
     def context(self) -> int | None:
         """The longest sequence in tokens, where the configuration states one."""
         return getattr(load_config(self.base).get_text_config(), "max_position_embeddings", None)
@@ -302,10 +307,9 @@ def _same_base(adapter: Path, trained_on: str, told: str, base: Path, declared: 
 
 def _refuse_other_kind(adapter: Path, config: dict, base: Subject) -> None:
     """An adapter of a decoder alone on an encoder-decoder, or the other way round; a soft prompt on the latter."""
-    wanted = task_type(load_config(base.base))
-    if config.get("task_type") not in (None, wanted):
+    if config.get("task_type") not in (None, base.task_type):
         raise UsageError(
-            f"{adapter / ADAPTER_CONFIG}: task_type {config['task_type']}, and {base.name} is of {wanted}: it was made "
+            f"{adapter / ADAPTER_CONFIG}: task_type {config['task_type']}, and {base.name} is of {base.task_type}: it was made "
             "for another kind of model; give its own base"
         )
     soft = issubclass(PEFT_TYPE_TO_CONFIG_MAPPING[config["peft_type"]], PromptLearningConfig)
