@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_t5, make_task
+from conftest import make_t5
 from peft import LoraConfig, PeftModel, get_peft_model
+from test_learn import config
+from test_methods import build
+from test_resume import attributes, interrupted, learn_last
+from transformers import BartConfig
 
-from forgetless.config import AuditConfig, LearnConfig
-from forgetless.contract.check import FAILS, check
-from forgetless.contract.trial import Bench
+from forgetless.auditing.run import audit
+from forgetless.config import AuditConfig
+from forgetless.contract.check import HOLDS, judge
+from forgetless.contract.clauses import CLAUSES
+from forgetless.contract.trial import Bench, Trial
 from forgetless.data.batches import Encoder, collate, weigh
-from forgetless.data.tasks import Row, Stream
+from forgetless.data.tasks import Row
 from forgetless.errors import DataError, UsageError
 from forgetless.forgetting.divergence import divergence
 from forgetless.forgetting.reference import reference_of
 from forgetless.forgetting.windows import continuation_windows, row_windows
 from forgetless.learning.stream import learn
 from forgetless.methods import METHODS
-from forgetless.model.adapters import Adapters, LoraSettings
+from forgetless.model.adapters import LoraSettings
 from forgetless.model.answers import logits_at, token_losses
 from forgetless.model.base import load_base
-from forgetless.model.encoder_decoder import halves
+from forgetless.model.encoder_decoder import halves, model_class
 from forgetless.score.generation import answers
 from forgetless.score.options import OptionScorer
+from forgetless.subjects.models import compare, find_subjects
 
 CPU = torch.device("cpu")
 OPTIONS = ("blue", "very blue", "dark green, almost black", "red")
@@ -100,7 +105,7 @@ def test_our_loss_is_transformers_own(kind, more, tokenizer, encode):
     padded = tokenizer.pad([{"input_ids": sides(row, tokenizer)[0]} for row in ROWS], return_tensors="pt")
     labels = [torch.tensor(sides(row, tokenizer)[1]) for row in ROWS]
     told = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
-    assert float(ours) == pytest.approx(float(model(**padded, labels=told).loss), rel=1e-5)
+    assert ours.item() == pytest.approx(model(**padded, labels=told).loss.item(), rel=1e-5)
 
 
 def slow_likelihood(model, tokenizer, row: Row, option: str) -> float:
@@ -150,6 +155,7 @@ def test_divergence_equals_the_slow_form(t5, encode, tokenizer, tmp_path):
 
 def test_plain_text_is_continued_by_the_decoder(tokenizer):
     """Every token behind the first piece once: 7 tokens, windows of 6 (2 and 2 of the text)."""
+
     class Numbers:
         eos_token_id, bos_token_id = 1, None
 
@@ -170,10 +176,58 @@ def test_plain_text_is_continued_by_the_decoder(tokenizer):
 
 @pytest.fixture(scope="module")
 def bench():
-    return Bench(lambda tokenizer: make_t5(tokenizer, initializer_factor=0.3), LoraSettings(r=4, target_modules=["q", "v", "wo"]))
+    return Bench(make_t5, LoraSettings(r=4, target_modules=["q", "v", "wo"]))  # not square, and square nowhere
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_contract(name, bench):
-    found = check(name, bench)
-    assert not [one for one in found if one.outcome == FAILS]
+@pytest.mark.parametrize("name", ["olora", "nlora", "replay"])
+def test_the_contract_holds_on_t5(name, bench):
+    """But for the cost of a step: without a space before them this tokenizer's answers are of unequal length."""
+    trial = Trial(name, METHODS[name], bench)
+    found = [judge(clause, trial) for clause in CLAUSES if clause != "cost of a step"]
+    assert {one.clause: one.why for one in found if one.outcome != HOLDS} == {}
+
+
+def test_resumed_inside_a_task_equals_uninterrupted(tiny_t5, two, tmp_path):
+    whole = learn_last(build("olora", tiny_t5), two, tmp_path / "whole")
+    parts = interrupted(build("olora", tiny_t5), tmp_path / "whole", tmp_path / "parts", two)
+    assert attributes(parts) == attributes(whole)
+
+
+@pytest.fixture(scope="module")
+def ran(tiny_t5, two, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "t5"
+    return learn(config(tiny_t5, two, folder, method="olora", forgetting_prompts=2)), folder
+
+
+def test_a_stream_is_learnt_scored_and_measured(ran, tiny_t5):
+    """Answers and likelihoods of every cell, KL to the base at the borders; the adapter is stock PEFT's."""
+    summary, folder = ran
+    saved = folder / "tasks" / "02-sizes" / "adapter"
+    told = json.loads((saved / "adapter_config.json").read_text())
+    assert told["task_type"] == "SEQ_2_SEQ_LM" and "lm_head" not in told["target_modules"]
+    assert (folder / "report.html").exists() and summary["status"] == "complete"
+    stock = PeftModel.from_pretrained(load_base(tiny_t5, torch.float32).model, saved)
+    assert len(stock.peft_config["default"].target_modules) >= 6  # q, k, v, o, wi, wo
+
+
+def test_the_run_is_audited(ran, tiny_t5, tmp_path):
+    """Against its base, on the base's own answers and on plain text, with the tasks' rows brought back in no time."""
+    text = tmp_path / "words.txt"
+    text.write_text("The sky is blue and the grass is green.\n\nWhat size has the whale? The whale is large.\n")
+    told = audit(
+        AuditConfig(tiny_t5, [str(ran[1])], text=[str(text)], output_dir=str(tmp_path / "a"), precision="fp32")
+    )
+    assert told
+
+
+def test_what_cannot_be_had_is_said_at_the_start(ran, tiny, tiny_t5, two, tokenizer, tmp_path):
+    for name, options in (("inflora", {}), ("ilora", {"target": "hidden_last"}), ("hiddenkey", {})):
+        with pytest.raises(UsageError, match=r"encoder-decoders|Llama-like"):
+            build(name, tiny_t5, options)
+    with pytest.raises(UsageError, match=r"is a decoder alone, and .* an encoder-decoder"):
+        compare(*(find_subjects(one)[0] for one in (tiny_t5, tiny)))
+    adapter = ran[1] / "tasks" / "02-sizes" / "adapter"
+    with pytest.raises(UsageError, match=r"SEQ_2_SEQ_LM, and .* is of CAUSAL_LM"):
+        find_subjects(f"{tiny}+{adapter}", base_is=tiny)
+    with pytest.raises(UsageError, match="bart: an encoder-decoder of this kind is not known"):
+        model_class(BartConfig())

@@ -54,7 +54,9 @@ class DualLoRAReconstructed(Incremental):
         self.energy, self.residual = energy, residual
 
     def start(self, adapters, encoder, seed) -> None:
-        refuse_encoder_decoder(adapters.model, "duallora_reconstructed", "it looks at what a decoder alone reads; take another method")
+        refuse_encoder_decoder(
+            adapters.model, "duallora_reconstructed", "it looks at what a decoder alone reads; take another method"
+        )
         super().start(adapters, encoder, seed)
         self.U: dict[str, Tensor] = {}  # (in, m) by the first layer that reads these inputs
         self.V: dict[str, Tensor] = {}  # (in, residual rows), of the task in training

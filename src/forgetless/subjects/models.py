@@ -448,7 +448,9 @@ def compare(reference: Subject, subject: Subject) -> tuple[str, ...]:
 def _compare_tokenizers(reference: Subject, subject: Subject) -> Iterator[str]:
     if reference.decoder_start != subject.decoder_start:
         kinds = [
-            "a decoder alone" if one.decoder_start is None else f"an encoder-decoder that starts with {one.decoder_start}"
+            "a decoder alone"
+            if one.decoder_start is None
+            else f"an encoder-decoder that starts with {one.decoder_start}"
             for one in (subject, reference)
         ]
         raise UsageError(f"{subject.name} is {kinds[0]}, and {reference.name} {kinds[1]}: give a reference of its kind")
