@@ -1,4 +1,4 @@
-"""Encoder-decoders (T5): our loss, likelihoods, answers and divergences against transformers' own, and every command."""
+"""Encoder-decoders (T5): loss, likelihoods, answers and divergences against transformers' own; `learn` and `audit`."""
 
 from __future__ import annotations
 

@@ -51,7 +51,8 @@ def logits_at(
 
     Rows are right-padded, `attention_mask` (batch, length) is 1 where there is a token. `position_ids` and `sees`
     (batch, 1, length, length) are for rows that branch, as in `pack`. A model that can is given the rows packed, unless
-    not `pack_rows`. An encoder-decoder's rows are cut in `halves`, and have neither branches nor `hidden` states. With `hidden=True` returns `(logits, hidden_states)`, the latter a tuple of (batch, length, width).
+    not `pack_rows`. With `hidden=True` returns `(logits, hidden_states)`, the latter a tuple of (batch, length, width).
+    An encoder-decoder's rows are cut in `halves`; they do not branch, and have no `hidden` states.
     """
     packed = pack(input_ids, attention_mask, position_ids, sees) if pack_rows and packs(model) else None
     if packed:

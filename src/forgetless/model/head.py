@@ -1,7 +1,8 @@
 """The last hidden states of a language model, and the head that reads them.
 
 Between its decoder and its logits a model may scale, cap or shift (Cohere, Granite, Gemma 2, T5). So the head is the
-model's own forward with an empty decoder (and encoder) in it, and the hidden states are what goes into the output embedding.
+model's own forward with an empty decoder (and encoder) in it, and the hidden states are what goes into the output
+embedding.
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ from forgetless.model.answers import logits_at
 from forgetless.model.base import transformer
 from forgetless.model.encoder_decoder import decoded, encoded, is_encoder_decoder
 
+NO_TOKEN = -100  # where an option is shorter than another
+
 
 @dataclass(frozen=True)
 class Branches:
@@ -176,23 +178,23 @@ class OptionScorer:
 
     def _fill_behind_encoder(self, table: Tensor, batch: list[Branches]) -> None:
         """The encoder reads each context once, the decoder the options behind it, some at a time."""
-        model, read = transformer(self.model), [torch.tensor(one.context[:-1]) for one in batch]
-        mask = pad_sequence([torch.ones_like(ids) for ids in read], batch_first=True).to(self.device)
-        size = max(1, self.batch_tokens // mask.shape[1])
+        model, contexts = transformer(self.model), [torch.tensor(one.context[:-1]) for one in batch]
+        mask = pad_sequence([torch.ones_like(ids) for ids in contexts], batch_first=True).to(self.device)
         pairs = [(b, number, tokens) for b, one in enumerate(batch) for number, tokens in one.options]
+        size = max(1, self.batch_tokens // mask.shape[1])
         with torch.no_grad():
-            states = encoded(model, pad_sequence(read, batch_first=True).to(self.device), mask)
-            for start in range(0, len(pairs), size):
-                rows, numbers, options = zip(*pairs[start : start + size], strict=True)
-                given = [torch.tensor([batch[b].context[-1], *tokens[:-1]]) for b, tokens in zip(rows, options)]
-                behind = list(rows)
-                logits = decoded(
-                    model, states[behind], mask[behind], pad_sequence(given, batch_first=True).to(self.device)
-                )
-                wanted = pad_sequence([torch.tensor(one) for one in options], batch_first=True, padding_value=-100)
-                losses = cross_entropy(logits.float().transpose(1, 2), wanted.to(self.device), reduction="none")
-                found = -losses.cpu().double().sum(1)
-                table[[batch[b].row for b in behind], list(numbers)] = found.to(table.dtype)
+            states = encoded(model, pad_sequence(contexts, batch_first=True).to(self.device), mask)
+            for chosen in (pairs[start : start + size] for start in range(0, len(pairs), size)):
+                rows = [b for b, _, _ in chosen]
+                read = [torch.tensor([batch[b].context[-1], *tokens[:-1]]) for b, _, tokens in chosen]
+                said = [torch.tensor(tokens) for _, _, tokens in chosen]
+                logits = decoded(model, states[rows], mask[rows], pad_sequence(read, batch_first=True).to(self.device))
+                targets = pad_sequence(said, batch_first=True, padding_value=NO_TOKEN).to(self.device)
+                losses = cross_entropy(
+                    logits.float().transpose(1, 2), targets, ignore_index=NO_TOKEN, reduction="none"
+                )  # (options, tokens)
+                for (b, number, _), loss in zip(chosen, losses.cpu().double().sum(1), strict=True):
+                    table[batch[b].row, number] = -loss
 
     def _sees(self, segment: Tensor) -> Tensor:
         """(rows, 1, length, length): a token sees the tokens before it that are context or of its own option."""

@@ -309,14 +309,14 @@ def _refuse_other_kind(adapter: Path, config: dict, base: Subject) -> None:
     """An adapter of a decoder alone on an encoder-decoder, or the other way round; a soft prompt on the latter."""
     if config.get("task_type") not in (None, base.task_type):
         raise UsageError(
-            f"{adapter / ADAPTER_CONFIG}: task_type {config['task_type']}, and {base.name} is of {base.task_type}: it was made "
-            "for another kind of model; give its own base"
+            f"{adapter / ADAPTER_CONFIG}: task_type {config['task_type']}, and {base.name} is of {base.task_type}: it "
+            "was made for another kind of model; give its own base"
         )
     soft = issubclass(PEFT_TYPE_TO_CONFIG_MAPPING[config["peft_type"]], PromptLearningConfig)
     if soft and base.decoder_start is not None:
         raise UsageError(
-            f"{adapter / ADAPTER_CONFIG}: {config['peft_type']} puts virtual tokens before a row, which is not measured "
-            "on encoder-decoders; give an adapter that is in the layers, as LoRA"
+            f"{adapter / ADAPTER_CONFIG}: {config['peft_type']} puts virtual tokens before a row, which is not "
+            "measured on encoder-decoders; give an adapter that is in the layers, as LoRA"
         )
 
 
@@ -437,6 +437,7 @@ def _check_finite(name: str, tensor: Tensor, place: Path) -> None:
 
 def compare(reference: Subject, subject: Subject) -> tuple[str, ...]:
     """Notes on what differs between two models; refuses those whose tokens do not mean the same."""
+    _refuse_two_kinds(reference, subject)
     notes = [
         *_compare_tokenizers(reference, subject),
         *_compare_vocabularies(reference, subject),
@@ -445,15 +446,18 @@ def compare(reference: Subject, subject: Subject) -> tuple[str, ...]:
     return tuple(f"{subject.name}: {note} (against {reference.name})" for note in notes)
 
 
-def _compare_tokenizers(reference: Subject, subject: Subject) -> Iterator[str]:
+def _refuse_two_kinds(reference: Subject, subject: Subject) -> None:
+    def kind(one: Subject) -> str:
+        start = one.decoder_start
+        return "a decoder alone" if start is None else f"an encoder-decoder whose answers start with token {start}"
+
     if reference.decoder_start != subject.decoder_start:
-        kinds = [
-            "a decoder alone"
-            if one.decoder_start is None
-            else f"an encoder-decoder that starts with {one.decoder_start}"
-            for one in (subject, reference)
-        ]
-        raise UsageError(f"{subject.name} is {kinds[0]}, and {reference.name} {kinds[1]}: give a reference of its kind")
+        raise UsageError(
+            f"{subject.name} is {kind(subject)}, and {reference.name} {kind(reference)}; give a reference of its kind"
+        )
+
+
+def _compare_tokenizers(reference: Subject, subject: Subject) -> Iterator[str]:
     ours, theirs = reference.tokenizer.get_vocab(), subject.tokenizer.get_vocab()
     moved = [token for token in ours.keys() & theirs.keys() if ours[token] != theirs[token]]
     if moved:
