@@ -147,9 +147,9 @@ def continuation_windows(
 def _of_texts(
     texts: Sequence[str], encoded: list[list[int]], windows: list[Window], settings: dict[str, int]
 ) -> Windows:
-    short, longest = sum(len(ids) < 2 for ids in encoded), max(len(ids) for ids in encoded)
     if not windows:
         raise DataError(f"{len(texts)} texts, and none has two tokens: there is nothing to predict; give longer text")
+    short, longest = sum(len(ids) < 2 for ids in encoded), max(len(ids) for ids in encoded)
     notes = [f"{short} of {len(texts)} texts have fewer than two tokens and are left out"] if short else []
     if longest < settings["length"]:
         notes.append(f"no text fills a window of {settings['length']} tokens; the longest has {longest}")
