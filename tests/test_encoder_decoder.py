@@ -14,7 +14,7 @@ from test_resume import attributes, interrupted, learn_last
 from transformers import BartConfig
 
 from forgetless.auditing.run import audit
-from forgetless.config import AuditConfig
+from forgetless.config import AuditConfig, InterpolateConfig, MergeConfig
 from forgetless.contract.check import HOLDS, judge
 from forgetless.contract.clauses import CLAUSES
 from forgetless.contract.trial import Bench, Trial
@@ -24,6 +24,8 @@ from forgetless.errors import DataError, UsageError
 from forgetless.forgetting.divergence import divergence
 from forgetless.forgetting.reference import reference_of
 from forgetless.forgetting.windows import continuation_windows, row_windows
+from forgetless.geometry.interpolate import prepare
+from forgetless.geometry.merging import merge
 from forgetless.learning.stream import learn
 from forgetless.methods import METHODS
 from forgetless.model.adapters import LoraSettings
@@ -229,5 +231,9 @@ def test_what_cannot_be_had_is_said_at_the_start(ran, tiny, tiny_t5, two, tokeni
     adapter = ran[1] / "tasks" / "02-sizes" / "adapter"
     with pytest.raises(UsageError, match=r"SEQ_2_SEQ_LM, and .* is of CAUSAL_LM"):
         find_subjects(f"{tiny}+{adapter}", base_is=tiny)
+    with pytest.raises(UsageError, match="interpolate looks at the hidden states of decoders alone"):
+        prepare(InterpolateConfig(tiny_t5, f"{tiny_t5}+{adapter}"))
+    with pytest.raises(UsageError, match="merging into the base is for decoders alone"):
+        merge(MergeConfig([str(adapter)], output_dir=str(tmp_path / "merged")))
     with pytest.raises(UsageError, match="bart: an encoder-decoder of this kind is not known"):
         model_class(BartConfig())

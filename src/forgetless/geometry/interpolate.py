@@ -130,12 +130,14 @@ def prepare(config: InterpolateConfig) -> Session:
     config.check()
     specs = {A: config.before, B: config.after} | ({C: config.plane} if config.plane else {})
     subjects = {name: _one(spec, config) for name, spec in specs.items()}
+    if both := [one.name for one in subjects.values() if one.decoder_start is not None]:
+        raise UsageError(f"{both[0]}: an encoder-decoder; interpolate looks at the hidden states of decoders alone")
     notes = [note for one in subjects.values() for note in one.notes]
     notes += [note for name, one in subjects.items() if name != B for note in compare(subjects[B], one)]
     updates = _updates(subjects)
     within = _within(config, updates, {name: one.name for name, one in subjects.items()})
     max_length = min([LONGEST, *(one.context for one in subjects.values() if one.context)])
-    encoder = Encoder(subjects[B].tokenizer, max_length, subjects[B].decoder_start)
+    encoder = Encoder(subjects[B].tokenizer, max_length)
     tasks = _tasks(config, encoder, notes)
     engine = Engine(config.device, config.precision)
     if engine.processes > 1:
@@ -294,7 +296,7 @@ def _template(session: Session, stage: Stage, folder: Path) -> Subject:
     if not combined:
         raise UsageError("both models are the base itself; there is nothing between them")
     carrier = session.subjects[B] if session.subjects[B].adapter else session.subjects[A]
-    write_update(combined, folder, str(carrier.base), carrier.task_type)
+    write_update(combined, folder, str(carrier.base))
     return replace(session.subjects[B], name=stage.name, adapter=folder)
 
 
@@ -431,7 +433,7 @@ def _middle(session: Session, stage: Stage, model: PeftModel) -> tuple[Corner, A
                 lambda loss: progress.advance(loss=loss),
             )  # fmt: skip
         with RunFolder(session.folder).publish(folder) as new:
-            write_update(middle, new, base_name(list(session.subjects.values())), session.subjects[A].task_type)
+            write_update(middle, new, base_name(list(session.subjects.values())))
             write_json(new / SETTINGS, told)
     found = read_update(folder).layers
     if stage.within == FACTORS:

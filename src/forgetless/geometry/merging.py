@@ -150,6 +150,11 @@ def _prepare(config: MergeConfig) -> _Session:
     [base] = find_subjects(str(sources[0].base))
     texts, rows = _texts(config, sources), [_fisher_rows(file, config.limit) for file in config.rows]
     session = _Session(config, engine, sources, replace(base, name=BASE), texts, None, weights, notes, rows)
+    if session.whole and base.decoder_start is not None:
+        raise UsageError(
+            f"{base.base}: an encoder-decoder, whose files name its embeddings otherwise than the model does; merging "
+            "into the base is for decoders alone. Deploy the adapter beside it, or merge by PEFT's merge_and_unload"
+        )
     if config.tasks:
         stream = load_stream(config.tasks)
         session.tasks, more = fit_rows(stream, session.encoder(sources[0]), splits=("test",))
