@@ -9,7 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from forgetless.contract import tiny as tiny_model
 from forgetless.data.tasks import Row, Stream, Task
@@ -56,6 +56,27 @@ def tiny(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("tiny")
     tokenizer = make_tokenizer()
     tiny_model.make_model(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def make_t5(tokenizer: PreTrainedTokenizerFast, kind: str = "t5", **more) -> PreTrainedModel:
+    """A random T5 of 2 + 2 layers, 32 wide, whose inner layers are not square."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(tokenizer), d_model=32, d_kv=8, num_heads=3, d_ff=48, num_layers=2, dropout_rate=0.0,
+        pad_token_id=tokenizer.pad_token_id, decoder_start_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id, **more,
+    )  # fmt: skip
+    return AutoModelForSeq2SeqLM.from_config(config)
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("tiny-t5")
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    make_t5(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

@@ -56,7 +56,9 @@ class Trained:
 def build(name: str, tiny: str, options: dict | None = None, seed: int = 0) -> Method:
     base, kind = load_base(tiny, torch.float32), METHODS[name]
     method = kind(**(kind.example if options is None else options))
-    method.start(Adapters(base.model, LoraSettings(r=4), tiny, seed), Encoder(base.tokenizer, 64), seed)
+    method.start(
+        Adapters(base.model, LoraSettings(r=4), tiny, seed), Encoder(base.tokenizer, 64, base.decoder_start), seed
+    )
     return method
 
 

@@ -84,11 +84,12 @@ def test_commands_exist():
 
 CI, ACCELERATE = ROOT / "examples" / "ci", ROOT / "examples" / "accelerate"
 SWEEPS = {*(ROOT / "examples").glob("sweep-*.yaml")}
+PUBLISHED = {*(ROOT / "examples/published").iterdir()}  # tests/test_published.py
 
 
 @pytest.mark.parametrize(
     "file",
-    sorted({*(ROOT / "examples").rglob("*.yaml")} - SWEEPS - {*CI.iterdir(), *ACCELERATE.iterdir()}),
+    sorted({*(ROOT / "examples").rglob("*.yaml")} - SWEEPS - PUBLISHED - {*CI.iterdir(), *ACCELERATE.iterdir()}),
     ids=lambda path: path.name,
 )
 def test_examples_begin_with_the_command_that_runs_them(file, monkeypatch):

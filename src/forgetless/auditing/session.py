@@ -101,12 +101,12 @@ class AuditSession:
         return [OWN_ANSWERS] if self.prompts else [text.name for text in self.texts]
 
     def encoder(self, subject: Subject) -> Encoder:
-        return Encoder(subject.tokenizer, self.max_length)
+        return _encoder(subject, self.max_length)
 
     def windows_of(self, text: Text, subject: Subject) -> Windows:
         """What goes through a model: of a chat the turns as its own template has them, else as the reference has it."""
         tokenizer = subject.tokenizer if text.chat else self.reference.tokenizer
-        return text.windows(tokenizer, self.max_length, **self.cut)
+        return text.windows(tokenizer, self.max_length, **self.cut, decoder_start=subject.decoder_start)
 
     def windows(self, text: Text) -> dict[str, Windows]:
         """What goes through each model, by its name. The measured tokens are those of the reference's tokenizer and
@@ -194,7 +194,7 @@ def prepare(config: AuditConfig) -> AuditSession:
         notes.append(f"every model is asked in the Alpaca prompt, since {', '.join(none)} has no chat template")
     prompts = () if texts or policy else general_prompts(config.limit)
     judges = _judges(config, policy, probes)
-    tasks, probes = _fitting(tasks, probes, Encoder(roles[REFERENCE].tokenizer, max_length), notes)
+    tasks, probes = _fitting(tasks, probes, _encoder(roles[REFERENCE], max_length), notes)
     if endpoints:
         tasks = tuple(answers_only(task, notes) for task in tasks)
         probes = tuple(
@@ -212,6 +212,10 @@ def prepare(config: AuditConfig) -> AuditSession:
     session.terms = _terms(session)
     _check_texts(session)
     return session
+
+
+def _encoder(subject: Subject, max_length: int) -> Encoder:
+    return Encoder(subject.tokenizer, max_length, subject.decoder_start)
 
 
 def _weights(roles: dict[str, Subject], models: Sequence[Subject | Endpoint]) -> dict[str, str]:
@@ -407,7 +411,7 @@ def _fitting(
 def _check_templates(subjects: list[Subject], tasks: tuple[Task, ...], max_length: int) -> None:
     """Each model's own tokenizer and chat template take a row of everything, before anything is computed."""
     for subject in subjects:
-        encoder = Encoder(subject.tokenizer, max_length)
+        encoder = _encoder(subject, max_length)
         for task in tasks:
             try:
                 encoder.generation_context(task.test[0], 1) if not task.test[0].label else encoder(task.test[0])

@@ -178,12 +178,14 @@ def _one(name: str) -> Subject:
 def _answers(plain: Subject, subject: Subject) -> Finding:
     """How far the logits move on one fixed prompt."""
     engine = Engine()
-    ids = torch.tensor([plain.tokenizer(PROMPT)["input_ids"]], device=engine.device)
+    inputs = {"input_ids": torch.tensor([plain.tokenizer(PROMPT)["input_ids"]], device=engine.device)}
+    if plain.decoder_start is not None:
+        inputs["decoder_input_ids"] = torch.tensor([[plain.decoder_start]], device=engine.device)
     logits = {}
     with closing(opened([plain, subject], engine.dtype, engine.device)) as models:
         for one, model in models:
             with torch.no_grad():
-                logits[one.name] = model(input_ids=ids).logits.float().cpu()
+                logits[one.name] = model(**inputs).logits.float().cpu()
     before, after = logits[plain.name], logits[subject.name]
     if not after.isfinite().all():
         return problem("answers", f"{subject.name}: its logits are no numbers; take an earlier checkpoint")

@@ -18,7 +18,7 @@ from docstring_parser import parse_from_object
 from peft import PeftModel
 from torch import Tensor
 
-from forgetless.contract.trial import STOPS_AFTER, Border, Trial, longest
+from forgetless.contract.trial import STOPS_AFTER, Border, Trial
 from forgetless.data.batches import collate, split
 from forgetless.methods import METHODS
 from forgetless.methods.base import Method
@@ -171,10 +171,10 @@ def stock_peft(trial: Trial) -> str:
         if not trial.kind.remedy:
             raise Fails("`stock_peft = False` without `remedy`: say how what it deploys is used")
         raise DoesNotApply(f"not a PEFT adapter; {trial.kind.remedy}")
-    border, tokens = trial.whole.borders[-1], longest(trial.bench.uneven)
+    border = trial.whole.borders[-1]
     with TemporaryDirectory() as folder, torch.no_grad():
         trial.whole.method.adapters.save(Path(folder), border.pairs)
-        logits = PeftModel.from_pretrained(copy.deepcopy(trial.bench.model), folder)(tokens).logits
+        logits = PeftModel.from_pretrained(copy.deepcopy(trial.bench.model), folder)(**trial.bench.longest).logits
     apart = float((logits - border.logits).abs().max())
     if not apart < SAME_LOGITS:
         raise Fails(f"loaded by PEFT, `export` gives logits that differ by up to {apart:.2g} from the first of `views`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from forgetless.contract.tiny import make_model, make_tokenizer
-from forgetless.data.batches import Encoder, Example
+from forgetless.data.batches import Encoder, collate
 from forgetless.data.tasks import Row, Stream, Task
 from forgetless.errors import Stopped
 from forgetless.learning.checkpoint import Checkpoints, SaveSettings
@@ -29,6 +31,7 @@ from forgetless.learning.step import TrainSettings, learn_task
 from forgetless.methods.base import Check, Lesson, Method, Options, penalty_acts
 from forgetless.model.adapters import Adapters, LoraSettings, Pair, named
 from forgetless.model.attention import use_blocked_attention
+from forgetless.model.encoder_decoder import decoder_start, halves, is_encoder_decoder
 from forgetless.runs.folder import RunFolder
 
 SEED = 0
@@ -48,18 +51,22 @@ def question(task: str, thing: str) -> str:
     return f"What {task} has the {thing}? Answer:"
 
 
+def tiny(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    return make_model(tokenizer, initializer_range=0.3)
+
+
 class Bench:
     """The tiny model, tasks whose rows all have equally many tokens, and the runs that several methods share."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: Callable[[PreTrainedTokenizerFast], PreTrainedModel] = tiny, lora: LoraSettings = LORA):
         texts = [
             question(task, thing) + f" {answer}" for task, table in TASKS.items() for thing, answer in table.items()
         ]
         self.tokenizer = make_tokenizer(texts)
-        self.model = make_model(self.tokenizer, initializer_range=0.3).eval().requires_grad_(False)
+        self.model, self.lora = make(self.tokenizer).eval().requires_grad_(False), lora
         use_blocked_attention(self.model)
         self.engine = Engine("cpu", "fp32")
-        self.encoder = Encoder(self.tokenizer, 64)
+        self.encoder = Encoder(self.tokenizer, 64, decoder_start(self.model.config))
         self.tasks = tuple(self._task(name, table) for name, table in TASKS.items())
         self.uneven = [self.encoder(Row("The sky is", " blue" + " very blue" * more)) for more in (0, 3, 1, 5)]
         self._runs: dict[tuple, Run] = {}
@@ -73,7 +80,7 @@ class Bench:
         base = copy.deepcopy(self.model)
         weights = dict(base.named_parameters())
         method = kind(**options)
-        method.start(Adapters(base, LORA, "tiny", SEED), self.encoder, SEED)
+        method.start(Adapters(base, self.lora, "tiny", SEED), self.encoder, SEED)
         return Run(self, method, weights)
 
     def run(self, kind: type[Method], options: Options) -> Run:
@@ -86,6 +93,12 @@ class Bench:
 
     def lessons(self, method: Method) -> list[Lesson]:
         return method.lessons(Stream("two", self.tasks[:2]))
+
+    @property
+    def longest(self) -> dict[str, Tensor]:
+        """The longest uneven row, as the model takes it."""
+        part = collate([max(self.uneven, key=lambda one: len(one.ids))], self.tokenizer.pad_token_id)
+        return halves(part.ids, part.mask, part.keep)[0] if is_encoder_decoder(self.model) else {"input_ids": part.ids}
 
 
 @dataclass(frozen=True)
@@ -173,7 +186,7 @@ class Run:
 
     def _logits(self) -> Tensor:
         with torch.no_grad(), next(iter(self.method.views().values())):
-            return self.method.adapters.model(longest(self.bench.uneven)).logits
+            return self.method.adapters.model(**self.bench.longest).logits
 
     def _moved(self, past: dict[str, Tensor]) -> list[str]:
         """Names of the base's weights and of frozen pairs, as they were when the lesson began, that differ now."""
@@ -282,11 +295,6 @@ class Work(TorchDispatchMode):
         else:
             self.operations += sum(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
         return out
-
-
-def longest(examples: list[Example]) -> Tensor:
-    """(1, length) tokens of the longest example."""
-    return torch.tensor([max(examples, key=lambda one: len(one.ids)).ids])
 
 
 def _begins_with(now: Tensor | None, old: Tensor) -> bool:

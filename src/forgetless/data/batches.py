@@ -57,10 +57,14 @@ class Part:
 
 
 class Encoder:
-    """Turns rows into examples for one tokenizer; remembers what it has encoded."""
+    """Turns rows into examples for one tokenizer; remembers what it has encoded.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int):
-        self.tokenizer, self.max_length = tokenizer, max_length
+    `decoder_start`: for an encoder-decoder the token with which its answers start. The encoder then reads the prompt
+    and its end token; `max_length` counts what both halves read.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, decoder_start: int | None = None):
+        self.tokenizer, self.max_length, self.decoder_start = tokenizer, max_length, decoder_start
         self._seen: dict[Row, Example] = {}
 
     def __call__(self, row: Row) -> Example:
@@ -69,6 +73,11 @@ class Encoder:
         return self._seen[row]
 
     def _encode(self, row: Row) -> Example:
+        if self.decoder_start is not None and row.shape != "pair":
+            raise DataError(
+                f"{row.source}: a {row.shape} row has no prompt for the encoder and no answer for the decoder of an "
+                "encoder-decoder; give prompt/completion rows"
+            )
         if row.shape == "chat":
             ids, answer = self._chat(row)
             over = len(ids) - self.max_length
@@ -84,7 +93,7 @@ class Encoder:
             after = [*after, self.tokenizer.eos_token_id]
             over = len(before) + len(after) - self.max_length
             before = self._tail(before, self.max_length - len(after))  # the answer is kept whole
-            if not before:
+            if len(before) <= len(self._border):
                 raise DataError(
                     f"{row.source}: the answer alone has {len(after)} tokens, which leaves no room for the "
                     f"prompt in max_length={self.max_length}; raise max_length or shorten the answer"
@@ -100,9 +109,12 @@ class Encoder:
     def split(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
         """Tokens of the prompt and of the answer after it, as if they were one text.
 
-        White space at the prompt's end goes to the answer, where most tokenizers keep it.
+        White space at the prompt's end goes to the answer, where most tokenizers keep it. For an encoder-decoder they
+        are two texts, without white space between them.
         """
         stripped = prompt.rstrip(" ")
+        if self.decoder_start is not None:
+            return [*self._ids(stripped), *self._border], self._plain(answer.lstrip(" "))
         answer = prompt[len(stripped) :] + answer
         before, whole = self._ids(stripped), self._ids(stripped + answer)
         if whole[: len(before)] == before:
@@ -128,7 +140,7 @@ class Encoder:
         splits = [self._plain_split(prompt, option) if row.shape == "chat" else self.split(prompt, lead + option)
                   for option in options]  # fmt: skip
         longest = max(len(after) for _, after in splits)
-        if longest >= self.max_length:
+        if longest + len(self._border) >= self.max_length:
             option = next(o for o, (_, after) in zip(options, splits, strict=True) if len(after) == longest)
             raise DataError(
                 f"{row.source}: the option {quoted(option)} has {longest} tokens, which fills the "
@@ -141,12 +153,23 @@ class Encoder:
         prompt, _ = self.context(row)
         prompt = prompt.rstrip(" ")
         ids = self._plain(prompt) if row.shape == "chat" else self._ids(prompt)
+        ids += self._border[:1]  # the decoder's start is not part of what the encoder reads
         if room >= self.max_length:
             raise DataError(
                 f"{row.source}: max_new_tokens={room} leaves no room for the prompt in "
                 f"max_length={self.max_length}; raise max_length or lower max_new_tokens"
             )
         return self._tail(ids, self.max_length - room)
+
+    @property
+    def takes_chats(self) -> bool:
+        """Whether rows of turns can be encoded: by a chat template, for a decoder alone."""
+        return bool(self.tokenizer.chat_template) and self.decoder_start is None
+
+    @property
+    def _border(self) -> list[int]:
+        """What stands between prompt and answer: of an encoder-decoder the end of the one, the start of the other."""
+        return [] if self.decoder_start is None else [self.tokenizer.eos_token_id, self.decoder_start]
 
     def answer_length(self, row: Row) -> int:
         """Tokens of the answer that is to be generated, without its end token."""

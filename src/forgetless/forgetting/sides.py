@@ -22,6 +22,7 @@ from forgetless.forgetting.reference import (
 )  # fmt: skip
 from forgetless.forgetting.texts import ANSWER_TOKENS, LONGEST, Text
 from forgetless.model.base import context_of
+from forgetless.model.encoder_decoder import decoder_start
 from forgetless.model.head import Head, Using
 from forgetless.score.generation import Answer, answers
 
@@ -32,7 +33,7 @@ def side_in(
     """What the model says on a text now, in an empty `folder`; it may then be trained on."""
     max_length = longest(model)
     text = text.answered(answers_of(model, tokenizer, text, max_length, using)) if text.open else text
-    windows = text.windows(tokenizer, max_length)
+    windows = text.windows(tokenizer, max_length, decoder_start=decoder_start(model.config))
     write_states(folder, hidden_states(model, windows, using=using, label=label), {})
     return Reference(folder, windows, Head(model, using).copy())
 
@@ -52,7 +53,7 @@ def kept_side(
             "answer_tokens": ANSWER_TOKENS,
         }
         text = text.answered(kept(decided_by, lambda: answers_of(model, tokenizer, text, max_length, using)))
-    windows = text.windows(tokenizer, max_length)
+    windows = text.windows(tokenizer, max_length, decoder_start=decoder_start(model.config))
     reference = reference_of(model, windows, identity, cache_folder() / "states", using=using, label=label)
     return replace(reference, head=reference.head.copy())
 
@@ -71,7 +72,8 @@ def ask(
     model, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int, max_new_tokens: int, using: Using
 ) -> list[Answer]:
     """Greedy answers of up to `max_new_tokens`, or half of the longest sequence."""
-    encoder, room = Encoder(tokenizer, max_length), min(max_new_tokens, max_length // 2)
+    encoder = Encoder(tokenizer, max_length, decoder_start(model.config))
+    room = min(max_new_tokens, max_length // 2)
     contexts = [encoder.generation_context(row, room) for row in rows]
     with using():
         return answers(model, tokenizer, contexts, room, model.device, BATCH_TOKENS)

@@ -14,7 +14,7 @@ from forgetless.data.readers import alpaca_prompt, read_rows
 from forgetless.data.streams import JUDGED_SEED, sample
 from forgetless.data.tasks import Row
 from forgetless.errors import DataError, UsageError
-from forgetless.forgetting.windows import Windows, row_windows, text_windows
+from forgetless.forgetting.windows import Windows, continuation_windows, row_windows, text_windows
 from forgetless.model.identity import json_digest
 
 OWN_ANSWERS = "own-answers"
@@ -59,20 +59,25 @@ class Text:
         return self.rows[0].shape == "chat"
 
     def windows(
-        self, tokenizer: PreTrainedTokenizerBase, context: int, window: int | None = None, stride: int | None = None
-    ) -> Windows:
-        """What goes through a model, at most `context` tokens at once; `window` and `stride` are those of plain text.
+        self, tokenizer: PreTrainedTokenizerBase, context: int, window: int | None = None, stride: int | None = None,
+        decoder_start: int | None = None,
+    ) -> Windows:  # fmt: skip
+        """What goes through a model, at most `context` tokens at once; `window` and `stride` are those of plain text,
+        `decoder_start` is that of an encoder-decoder.
 
         UsageError where the window is longer than the context, or the stride than the window.
         """
         if not self.plain:
-            return row_windows(self.rows, Encoder(tokenizer, context))
+            return row_windows(self.rows, Encoder(tokenizer, context, decoder_start))
         if window is not None and window > context:
             raise UsageError(
                 f"text {self.name!r}: a window of {window} tokens; the models and an audit take {context} at once: "
                 "give a shorter window"
             )
-        return text_windows([row.answer for row in self.rows], tokenizer, window or min(WINDOW, context), stride)
+        documents, length = [row.answer for row in self.rows], window or min(WINDOW, context)
+        if decoder_start is not None:
+            return continuation_windows(documents, tokenizer, decoder_start, length, stride)
+        return text_windows(documents, tokenizer, length, stride)
 
 
 def read_text(source: str, limit: int | None = None) -> Text:

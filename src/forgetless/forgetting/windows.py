@@ -120,15 +120,49 @@ def text_windows(
         )
     encoded = [_encode(text, tokenizer) for text in texts]
     windows = [window for i, ids in enumerate(encoded) for window in _cut(i, ids, tokenizer, length, stride)]
-    short = sum(len(ids) < 2 for ids in encoded)
+    return _of_texts(texts, encoded, windows, {"length": length, "stride": stride})
+
+
+def continuation_windows(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, start: int, length: int = 512, stride: int | None = None
+) -> Windows:
+    """Windows of at most `length` tokens for an encoder-decoder: the encoder reads a piece, the decoder continues it.
+
+    The pieces follow one another and have half a window each, less the end token of the one and the `start` of the
+    other; the first is half of a shorter text. Every token behind the first piece is predicted once. Raises
+    `DataError` where no text has two tokens.
+    """
+    half = length // 2 - 1
+    if half < 1 or stride is not None:
+        raise UsageError(
+            f"windows of {length} tokens, {stride or half} apart: of an encoder-decoder's window the decoder continues "
+            "what the encoder reads, so it has at least 4 tokens, and no stride"
+        )
+    encoded = [_encode(text, tokenizer) for text in texts]
+    between = (tokenizer.eos_token_id, start)
+    windows = [window for i, ids in enumerate(encoded) for window in _continued(i, ids, between, half)]
+    return _of_texts(texts, encoded, windows, {"length": length, "stride": half})
+
+
+def _of_texts(
+    texts: Sequence[str], encoded: list[list[int]], windows: list[Window], settings: dict[str, int]
+) -> Windows:
     if not windows:
         raise DataError(f"{len(texts)} texts, and none has two tokens: there is nothing to predict; give longer text")
+    short, longest = sum(len(ids) < 2 for ids in encoded), max(len(ids) for ids in encoded)
     notes = [f"{short} of {len(texts)} texts have fewer than two tokens and are left out"] if short else []
-    longest = max(len(ids) for ids in encoded)
-    if longest < length:
-        notes.append(f"no text fills a window of {length} tokens; the longest has {longest}")
-    settings = {"length": length, "stride": stride}
+    if longest < settings["length"]:
+        notes.append(f"no text fills a window of {settings['length']} tokens; the longest has {longest}")
     return Windows(tuple(windows), len(texts), settings, _sha256(list(texts)), tuple(notes))
+
+
+def _continued(document: int, ids: list[int], between: tuple[int, int], half: int) -> Iterator[Window]:
+    begin = min(half, len(ids) // 2)
+    for border in range(begin, len(ids), half) if begin else ():
+        read, said = ids[max(0, border - half) : border], ids[border : border + half]
+        inside = (*read, *between, *said[:-1])
+        measured = tuple(i > len(read) for i in range(len(inside)))
+        yield Window(document, inside, measured, tuple(range(border, border + len(said))), tuple(said))
 
 
 def row_windows(rows: Sequence[Row], encoder: Encoder) -> Windows:

@@ -130,6 +130,8 @@ def prepare(config: InterpolateConfig) -> Session:
     config.check()
     specs = {A: config.before, B: config.after} | ({C: config.plane} if config.plane else {})
     subjects = {name: _one(spec, config) for name, spec in specs.items()}
+    if both := [one.name for one in subjects.values() if one.decoder_start is not None]:
+        raise UsageError(f"{both[0]}: an encoder-decoder; interpolate looks at the hidden states of decoders alone")
     notes = [note for one in subjects.values() for note in one.notes]
     notes += [note for name, one in subjects.items() if name != B for note in compare(subjects[B], one)]
     updates = _updates(subjects)

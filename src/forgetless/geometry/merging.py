@@ -92,7 +92,7 @@ class _Session:
         return [shown[one.name] for one in self.sources]
 
     def encoder(self, subject: Subject) -> Encoder:
-        return Encoder(subject.tokenizer, min(LONGEST, subject.context or LONGEST))
+        return Encoder(subject.tokenizer, min(LONGEST, subject.context or LONGEST), subject.decoder_start)
 
 
 def merge(config: MergeConfig) -> dict:
@@ -158,6 +158,11 @@ def _prepare(config: MergeConfig) -> _Session:
     [base] = find_subjects(str(sources[0].base))
     texts, rows = _texts(config, sources), [_fisher_rows(file, config.limit) for file in config.rows]
     session = _Session(config, engine, sources, replace(base, name=BASE), texts, None, weights, notes, rows)
+    if session.whole and base.decoder_start is not None:
+        raise UsageError(
+            f"{base.base}: an encoder-decoder, whose files name its embeddings otherwise than the model does; merging "
+            "into the base is for decoders alone. Deploy the adapter beside it, or merge by PEFT's merge_and_unload"
+        )
     if config.tasks:
         stream = load_stream(config.tasks)
         session.tasks, more = fit_rows(stream, session.encoder(sources[0]), splits=("test",))
@@ -278,7 +283,7 @@ def _into_one(session: _Session, new: Path, temporary: Path) -> dict:
             shortened.add(layer)
         layers[layer] = _layer(pair, short[layer])
         whole[layer] = pair
-    write_update(short, new, base_name(session.sources))
+    write_update(short, new, base_name(session.sources), session.sources[0].task_type)
     _bring_tokenizer(session, new)
     merged = replace(session.sources[0], name=MERGED, adapter=new)
     told, _ = _measured(session, merged)

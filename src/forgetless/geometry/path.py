@@ -43,7 +43,7 @@ class AdapterPath:
 
     def write(self, alpha: float, folder: Path) -> None:
         """A plain PEFT adapter folder."""
-        write_update(self.update(alpha), folder, base_name([self.before, self.after]))
+        write_update(self.update(alpha), folder, base_name([self.before, self.after]), self.before.task_type)
 
     def points(
         self, alphas: Sequence[float], folder: Path, dtype: torch.dtype, device: torch.device

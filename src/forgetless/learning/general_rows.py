@@ -29,7 +29,7 @@ def own_answers(adapters: Adapters, encoder: Encoder, prompts: int) -> list[Row]
     measured = set(general_prompts(PROMPTS))
     others = [prompt for prompt in general_prompts() if prompt not in measured]
     chosen = sample(others, prompts, seed=JUDGED_SEED, name="general replay", purpose="prompts")
-    asked = own_prompts(chosen, chat=bool(tokenizer.chat_template))
+    asked = own_prompts(chosen, chat=encoder.takes_chats)
     with evaluating(model), adapters.disabled():
         answers = answers_of(model, tokenizer, asked, encoder.max_length, lambda: evaluating(model))
     answered = zip(asked.answered(answers).rows, answers, strict=True)

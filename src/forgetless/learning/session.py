@@ -24,6 +24,7 @@ from forgetless.methods import Lesson, Method
 from forgetless.methods.finding import label_of
 from forgetless.model.adapters import Adapters, LoraSettings
 from forgetless.model.base import Base, load_base, transformer
+from forgetless.model.encoder_decoder import refuse_encoder_decoder
 from forgetless.progress import console
 from forgetless.runs.folder import RunFolder
 from forgetless.runs.shapes import read_run
@@ -89,7 +90,9 @@ def prepare(config: LearnConfig) -> Session:
             f"max_length {config.max_length} is longer than the {base.context} tokens that "
             f"{config.model} was made for; lower max_length"
         )
-    encoder = Encoder(base.tokenizer, config.max_length)
+    if engine.shards:
+        refuse_encoder_decoder(base.model, "a base in shards", "launch without FSDP")
+    encoder = Encoder(base.tokenizer, config.max_length, base.decoder_start)
     if config.score_on == "validation":
         stream = Stream(stream.name, tuple(replace(task, test=task.validation) for task in stream.tasks))
     stream, notes = fit_rows(stream, encoder, config.on_bad_row)
@@ -97,7 +100,7 @@ def prepare(config: LearnConfig) -> Session:
         base.model.gradient_checkpointing_enable({"use_reentrant": False})
         base.model.enable_input_require_grads()
     adapters = Adapters(base.model, config.part(LoraSettings), base.name, config.seed)
-    text = _forgetting_text(config, chat=bool(base.tokenizer.chat_template))
+    text = _forgetting_text(config, chat=encoder.takes_chats)
     if engine.shards:
         shard_base(adapters, engine.processes, engine.device)
         engine.repeats = type(method).loss is not Method.loss  # it may make other passes for other micro-batches

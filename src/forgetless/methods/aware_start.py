@@ -18,6 +18,7 @@ from forgetless.errors import UsageError
 from forgetless.learning.general_rows import own_answers, text_rows
 from forgetless.methods.base import Check, Method, State, each_layer
 from forgetless.model.adapters import Pair
+from forgetless.model.encoder_decoder import refuse_reading_inputs
 from forgetless.model.inputs import second_moments
 
 READS = (
@@ -42,6 +43,10 @@ class AwareStart(Method):
     def part(self, W: Tensor, C: Tensor, r: int) -> tuple[Tensor, Tensor]:
         """A_0 (r, in) and B_0 (out, r) of a weight W (out, in) whose inputs have the second moment C (in, in)."""
         raise NotImplementedError
+
+    def start(self, adapters, encoder, seed) -> None:
+        refuse_reading_inputs(adapters.model)
+        super().start(adapters, encoder, seed)
 
     def begin_task(self, task: int) -> None:
         super().begin_task(task)

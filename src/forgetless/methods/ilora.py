@@ -22,6 +22,7 @@ from forgetless.methods.base import Check, State
 from forgetless.methods.replay import Replay
 from forgetless.model.adapters import Pair, named
 from forgetless.model.answers import token_losses
+from forgetless.model.encoder_decoder import refuse_encoder_decoder
 
 TARGETS = ("logits", "hidden_last", "hidden_all")
 LEARNERS = ("slow", "fast")
@@ -82,6 +83,8 @@ class ILoRA(Replay):
         self.deploy, self.restart, self.warmup = deploy, restart, warmup
 
     def start(self, adapters, encoder, seed) -> None:
+        if self.target != "logits":
+            refuse_encoder_decoder(adapters.model, f"ilora target={self.target}", "take target=logits")
         super().start(adapters, encoder, seed)
         self.slow = adapters.snapshot()
 

@@ -16,6 +16,7 @@ from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
 from forgetless.methods.base import Check, State
 from forgetless.methods.incremental import Incremental
+from forgetless.model.encoder_decoder import refuse_reading_inputs
 from forgetless.model.inputs import Moments, second_moments
 
 NOTHING = 1e-6  # of the mean eigenvalue of C_t: directions that are rounding
@@ -33,6 +34,7 @@ class SparedInputs(Incremental):
         self.energy = energy
 
     def start(self, adapters, encoder, seed) -> None:
+        refuse_reading_inputs(adapters.model)
         super().start(adapters, encoder, seed)
         self.M: dict[str, Tensor] = {}  # (in, m) by the first layer that reads these inputs
         self.spared: dict[str, Tensor] = {}  # M of the task in training

@@ -31,6 +31,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from forgetless.errors import RunError, UsageError, short
+from forgetless.model.encoder_decoder import task_type
 from forgetless.model.identity import read_tensors
 from forgetless.model.lora import lora_linear
 from forgetless.runs.shapes import NUMBER, read
@@ -336,7 +337,7 @@ class Adapters:
             lora_dropout=dropout,
             target_modules=_listed(self.model.peft_config[CURRENT].to_dict()["target_modules"]),
             use_rslora=self.settings.use_rslora,
-            task_type="CAUSAL_LM",
+            task_type=self.model.peft_config[CURRENT].task_type,
         )
 
 
@@ -514,7 +515,7 @@ def _wrap(base: PreTrainedModel, settings: LoraSettings) -> PeftModel:
         lora_dropout=settings.lora_dropout,
         target_modules=_named(settings.target_modules),
         use_rslora=settings.use_rslora,
-        task_type="CAUSAL_LM",
+        task_type=task_type(base.config),
     )
     try:
         with warnings.catch_warnings():  # PEFT 0.21 asks for an attribute that transformers 5.23 has renamed

@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from forgetless.model.attention import BLOCKED, PACKED
+from forgetless.model.encoder_decoder import halves, is_encoder_decoder
 from forgetless.model.packing import pack
 
 
@@ -51,6 +52,7 @@ def logits_at(
     Rows are right-padded, `attention_mask` (batch, length) is 1 where there is a token. `position_ids` and `sees`
     (batch, 1, length, length) are for rows that branch, as in `pack`. A model that can is given the rows packed, unless
     not `pack_rows`. With `hidden=True` returns `(logits, hidden_states)`, the latter a tuple of (batch, length, width).
+    An encoder-decoder's rows are cut in `halves`; they do not branch, and have no `hidden` states.
     """
     packed = pack(input_ids, attention_mask, position_ids, sees) if pack_rows and packs(model) else None
     if packed:
@@ -58,6 +60,12 @@ def logits_at(
 
         def select(states: Tensor) -> Tensor:
             return states[0, packed.place[keep]]
+
+    elif is_encoder_decoder(model):
+        inputs, asked = halves(input_ids, attention_mask, keep)
+
+        def select(states: Tensor) -> Tensor:
+            return states[asked]
 
     else:
         mask = attention_mask if sees is None else _mask(model, sees)

@@ -137,6 +137,8 @@ def use_blocked_attention(model: PreTrainedModel) -> None:
     """
     if model.config._attn_implementation != "sdpa" or not model._can_set_attn_implementation():
         return
+    if model.config.is_encoder_decoder:  # T5 adds a bias to its scores
+        return
     agreed: list[bool] = []
 
     def both(*args, **more) -> tuple[Tensor, None]:

@@ -12,7 +12,6 @@ import torch
 from peft import PeftModel
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -23,12 +22,13 @@ from transformers.utils import logging as transformers_logging
 from forgetless.data.packages import PACKAGED_MODELS, packaged_model
 from forgetless.errors import DownloadError, ForgetlessError, RunError, UsageError, nearest, short
 from forgetless.model.attention import use_blocked_attention
+from forgetless.model.encoder_decoder import decoder_start, model_class
 from forgetless.model.identity import Identity, identify
 
 
 @dataclass
 class Base:
-    """A frozen causal language model with its tokenizer, where it came from, and who it is."""
+    """A frozen language model with its tokenizer, where it came from, and who it is."""
 
     name: str
     folder: Path
@@ -40,6 +40,11 @@ class Base:
     def context(self) -> int | None:
         """The longest sequence in tokens, where the configuration states one."""
         return context_of(self.model)
+
+    @property
+    def decoder_start(self) -> int | None:
+        """The token with which an encoder-decoder's answers start; None for a decoder alone."""
+        return decoder_start(self.model.config)
 
 
 def context_of(model) -> int | None:
@@ -65,8 +70,9 @@ def load_base(name: str, dtype: torch.dtype, device: torch.device | str = "cpu",
     tokenizer = load_tokenizer(folder)
     identity = identify(folder, tokenizer.chat_template)
     transformers_logging.disable_progress_bar()  # loading takes seconds
+    kind: Any = model_class(load_config(folder))
     with _named_errors(folder):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
     model, told = loaded
@@ -108,7 +114,7 @@ def _named_errors(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:  # transformers, tokenizers and safetensors share no class of errors
         raise RunError(
-            f"{folder}: cannot be loaded as a causal language model with its tokenizer ({short(str(error), 300)}); "
+            f"{folder}: cannot be loaded as a language model with its tokenizer ({short(str(error), 300)}); "
             "give a folder with config.json, tokenizer files and whole *.safetensors of such a model"
         ) from error
 

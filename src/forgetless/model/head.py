@@ -1,14 +1,16 @@
-"""The last hidden states of a causal model, and the head that reads them.
+"""The last hidden states of a language model, and the head that reads them.
 
-Between its decoder and its logits a model may scale, cap or shift (Cohere, Granite, Gemma 2). So the head is the
-model's own forward with an empty decoder in it, and the hidden states are what goes into the output embedding.
+Between its decoder and its logits a model may scale, cap or shift (Cohere, Granite, Gemma 2, T5). So the head is the
+model's own forward with an empty decoder (and encoder) in it, and the hidden states are what goes into the output
+embedding.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from forgetless.errors import RunError
+from forgetless.model.encoder_decoder import halves, is_encoder_decoder
 
 Using = Callable[[], AbstractContextManager]  # what a model computes in: `model.disable_adapter`, autocast, ...
 
@@ -23,8 +26,11 @@ Using = Callable[[], AbstractContextManager]  # what a model computes in: `model
 def hidden_at(model, keep: Tensor, **inputs: Tensor) -> Tensor:
     """What the output embedding reads at the True positions of `keep` (batch, length): (kept, width), row-major.
 
+    `inputs`: `input_ids` and `attention_mask` of right-padded rows, which for an encoder-decoder are cut in `halves`.
     No logits are computed. Virtual tokens that an adapter puts before a row are passed over.
     """
+    if is_encoder_decoder(model):
+        inputs, keep = halves(**inputs, keep=keep)
     read: list[Tensor] = []
 
     def take(embedding: nn.Module, given: tuple) -> tuple:
@@ -48,12 +54,12 @@ class Head:
     def __init__(self, model, using: Using = nullcontext):
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self.name, self.using, self.embedding = _name(base), using, base.get_output_embeddings()
-        if self.embedding is None or base.base_model is base:
+        if self.embedding is None or base in _body(base).values():
             raise RunError(f"{self.name}: no decoder with an output embedding behind it; give a causal language model")
         self.device: torch.device = base.device
-        self.token = torch.tensor([[1]], device=self.device)
-        hidden, logits, decoded = self._trial(base)
-        self.model = _without_decoder(base, decoded)
+        self.sides = ("input_ids", "decoder_input_ids") if is_encoder_decoder(base) else ("input_ids",)
+        hidden, logits, given = self._trial(base)
+        self.model = _without_body(base, given)
         own = self(hidden)
         if own.shape != logits.shape or (own - logits).abs().max() > 0.02 * logits.abs().max():
             raise RunError(
@@ -69,7 +75,7 @@ class Head:
             return (hidden.unsqueeze(0), *given[1:])
 
         with torch.no_grad(), self.using(), self.embedding.register_forward_pre_hook(give):
-            return self.model(input_ids=self.token, use_cache=False).logits[0]
+            return self.model(**self._tokens(1), use_cache=False).logits[0]
 
     def copy(self) -> Head:
         """A head with weights of its own, which stay when the model's change."""
@@ -77,33 +83,49 @@ class Head:
         twin.model, twin.embedding = copy.deepcopy((self.model, self.embedding))
         return twin
 
-    def _trial(self, base) -> tuple[Tensor, Tensor, Any]:
-        """On three tokens: what the output embedding reads (3, width), the logits, and what the decoder gives."""
+    def _tokens(self, *ids: int) -> dict[str, Tensor]:
+        """A row, of an encoder-decoder one for each half."""
+        return dict.fromkeys(self.sides, torch.tensor([ids], device=self.device))
+
+    def _trial(self, base) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """On three tokens: what the output embedding reads (3, width), the logits, and what the body gives."""
         read: list[tuple] = []
-        decoded: list = []
-        ids = torch.tensor([[1, 2, 3]], device=self.device)
-        with (
-            torch.no_grad(),
-            self.using(),
-            self.embedding.register_forward_pre_hook(lambda embedding, given: read.append(given)),
-            base.base_model.register_forward_hook(lambda decoder, given, output: decoded.append(output)),
-        ):
-            logits = base(input_ids=ids, use_cache=False).logits[0]
-        if len(read) != 1 or len(decoded) != 1:
-            raise RunError(
-                f"{self.name}: calls its decoder {len(decoded)} times and its output embedding {len(read)} times in a "
-                "forward pass; each must be called once"
-            )
-        return read[0][0][0], logits, decoded[0]
+        given: dict[str, list] = {name: [] for name in _body(base)}
+        with ExitStack() as hooks, torch.no_grad(), self.using():
+            hooks.enter_context(self.embedding.register_forward_pre_hook(lambda embedding, inputs: read.append(inputs)))
+            for name, part in _body(base).items():
+                hooks.enter_context(part.register_forward_hook(partial(_note, given[name])))
+            logits = base(**self._tokens(1, 2, 3), use_cache=False).logits[0]
+        calls = {"output embedding": len(read)} | {name: len(outputs) for name, outputs in given.items()}
+        if wrong := [f"its {name} {count} times" for name, count in calls.items() if count != 1]:
+            raise RunError(f"{self.name}: calls {' and '.join(wrong)} in a forward pass; each must be called once")
+        return read[0][0][0], logits, {name: outputs[0] for name, outputs in given.items()}
 
 
-def _without_decoder(base, output) -> nn.Module:
-    """The model, sharing its weights, with a decoder that has none and gives `output` whatever it is asked."""
-    model, decoder = _twin(base), _twin(base.base_model)
-    decoder._modules, decoder._parameters, decoder._buffers = {}, {}, {}
-    decoder.forward = lambda *args, **kwargs: output
-    model._modules[base.base_model_prefix] = decoder
+def _body(base) -> dict[str, nn.Module]:
+    """What stands before the output embedding, by its names in the model."""
+    if is_encoder_decoder(base):
+        return {"encoder": base.encoder, "decoder": base.decoder}
+    return {base.base_model_prefix: base.base_model}
+
+
+def _note(outputs: list, module: nn.Module, inputs: tuple, output) -> None:
+    outputs.append(output)
+
+
+def _without_body(base, given: dict[str, Any]) -> nn.Module:
+    """The model, sharing its weights, with a body that has none and gives `given` whatever it is asked."""
+    model = _twin(base)
+    for name, part in _body(base).items():
+        empty: Any = _twin(part)
+        empty._modules, empty._parameters, empty._buffers = {}, {}, {}
+        empty.forward = partial(_give, given[name])
+        model._modules[name] = empty
     return model
+
+
+def _give(output, *args, **kwargs):
+    return output
 
 
 def _twin(module: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from forgetless.model.base import transformer
+from forgetless.model.encoder_decoder import decoder_start
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def answers(
         eos_token_id=sorted(ends),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
+        decoder_start_token_id=decoder_start(base.config),
     )
     # transformers fills what `settings` leaves open from the model's own, which may sample or punish repetition
     own, base.generation_config = base.generation_config, GenerationConfig()
@@ -72,7 +74,10 @@ def _batches(
     device: torch.device,
     batch_tokens: int,
 ) -> list[Answer]:
-    """The longest contexts first, padded on the left: every answer of a batch begins at the same place."""
+    """The longest contexts first, padded on the left: every answer of a batch begins at the same place.
+
+    That place is behind the context, or of an encoder-decoder behind the token with which its decoder starts.
+    """
     order = sorted(range(len(contexts)), key=lambda i: -len(contexts[i]))
     found = [Answer("", True)] * len(contexts)
     ends = torch.tensor(settings.eos_token_id, device=device)
@@ -87,7 +92,7 @@ def _batches(
             mask[b, length - len(contexts[i]) :] = 1
         with torch.no_grad():
             made = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)
-        made = made[:, length:]
+        made = made[:, length if settings.decoder_start_token_id is None else 1 :]
         finished = torch.isin(made, ends).any(1).tolist()
         texts = tokenizer.batch_decode(made, skip_special_tokens=True)
         for i, *answer in zip(batch, texts, finished, strict=True):

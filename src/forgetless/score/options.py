@@ -3,7 +3,8 @@
 The options are laid behind their prompt in one sequence; the attention mask lets each see the prompt and
 itself, and position numbers restart after the prompt. One forward pass then gives every option's likelihood:
 a row of 100 prompt tokens and 14 options of 2 tokens costs 128 tokens instead of 1,428. Models that cannot
-take such a mask are found by trying, and scored one sequence an option.
+take such a mask are found by trying, and scored one sequence an option. Of an encoder-decoder the encoder reads
+each prompt once, and the decoder each option behind it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
 from forgetless.data.batches import Encoder
 from forgetless.data.tasks import Row
 from forgetless.model.answers import logits_at
 from forgetless.model.base import transformer
+from forgetless.model.encoder_decoder import decoded, encoded, is_encoder_decoder
+
+NO_TOKEN = -100  # where an option is shorter than another
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,15 @@ class OptionScorer:
 
     def _score(self, rows: list[Row], options: list[tuple[str, ...]]) -> list[list[float]]:
         branches = [found for i, row in enumerate(rows) for found in self._branches(i, row, options[i])]
+        table = torch.zeros(len(rows), max(map(len, options), default=0), dtype=torch.float64)
+        if is_encoder_decoder(self.model):
+            for batch in self._batches(branches):
+                self._fill_behind_encoder(table, batch)
+        else:
+            self._fill_all(table, branches)
+        return [values[: len(own)] for values, own in zip(table.tolist(), options, strict=True)]
+
+    def _fill_all(self, table: Tensor, branches: list[Branches]) -> None:
         if self.shared is None:
             self.shared = self._try_sharing(branches)
         together, apart = [], []
@@ -67,12 +82,10 @@ class OptionScorer:
                 apart += one.apart()
             else:
                 together.append(one)
-        table = torch.zeros(len(rows), max(map(len, options), default=0), dtype=torch.float64)
         for batch in self._batches(together):
             self._fill(table, batch, shared=self.shared is True)  # while nothing branches, the plain mask does
         for batch in self._batches(apart):
             self._fill(table, batch, shared=False)
-        return [values[: len(own)] for values, own in zip(table.tolist(), options, strict=True)]
 
     def _branches(self, number: int, row: Row, options: tuple[str, ...]) -> Iterator[Branches]:
         """Options whose context has the same tokens go together: all of them, unless a token spans the border."""
@@ -162,6 +175,26 @@ class OptionScorer:
         sequence, p, token, row, option = (torch.tensor(column) for column in zip(*wanted, strict=True))
         found = logp[order[sequence, p].to(self.device), token.to(self.device)].cpu().double()
         table.index_put_((row, option), found.to(table.dtype), accumulate=True)
+
+    def _fill_behind_encoder(self, table: Tensor, batch: list[Branches]) -> None:
+        """The encoder reads each context once, the decoder the options behind it, some at a time."""
+        model, contexts = transformer(self.model), [torch.tensor(one.context[:-1]) for one in batch]
+        mask = pad_sequence([torch.ones_like(ids) for ids in contexts], batch_first=True).to(self.device)
+        pairs = [(b, number, tokens) for b, one in enumerate(batch) for number, tokens in one.options]
+        size = max(1, self.batch_tokens // mask.shape[1])
+        with torch.no_grad():
+            states = encoded(model, pad_sequence(contexts, batch_first=True).to(self.device), mask)
+            for chosen in (pairs[start : start + size] for start in range(0, len(pairs), size)):
+                rows = [b for b, _, _ in chosen]
+                read = [torch.tensor([batch[b].context[-1], *tokens[:-1]]) for b, _, tokens in chosen]
+                said = [torch.tensor(tokens) for _, _, tokens in chosen]
+                logits = decoded(model, states[rows], mask[rows], pad_sequence(read, batch_first=True).to(self.device))
+                targets = pad_sequence(said, batch_first=True, padding_value=NO_TOKEN).to(self.device)
+                losses = cross_entropy(
+                    logits.float().transpose(1, 2), targets, ignore_index=NO_TOKEN, reduction="none"
+                )  # (options, tokens)
+                for (b, number, _), loss in zip(chosen, losses.cpu().double().sum(1), strict=True):
+                    table[batch[b].row, number] = -loss
 
     def _sees(self, segment: Tensor) -> Tensor:
         """(rows, 1, length, length): a token sees the tokens before it that are context or of its own option."""

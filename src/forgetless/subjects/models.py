@@ -12,11 +12,13 @@ import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import peft
 import torch
-from peft import PeftModel
+from peft import PeftModel, PromptLearningConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -24,11 +26,12 @@ from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from peft.utils.save_and_load import get_peft_model_state_dict
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from forgetless.data.packages import PACKAGED_MODELS
 from forgetless.errors import ForgetlessError, RunError, UsageError
 from forgetless.model.base import find_model, load_base, load_config, load_tokenizer
+from forgetless.model.encoder_decoder import decoder_start, model_class, task_type
 from forgetless.model.identity import (
     Identity,
     check_same,
@@ -77,7 +80,7 @@ class Subject:
 
     @property
     def chat_template(self) -> str | None:
-        return self.tokenizer.chat_template
+        return self.tokenizer.chat_template if self.decoder_start is None else None
 
     @property
     def decided_by(self) -> dict:
@@ -88,6 +91,16 @@ class Subject:
     def runs_as(self) -> tuple[str, str]:
         """Models of which this is equal share a base in memory: its weights, and how its configuration runs them."""
         return self.identity.weights, config_digest(self.base)
+
+    @cached_property
+    def decoder_start(self) -> int | None:
+        """The token with which an encoder-decoder's answers start; None for a decoder alone."""
+        return decoder_start(load_config(self.base))
+
+    @property
+    def task_type(self) -> str:
+        """PEFT's name for what the model does."""
+        return task_type(load_config(self.base))
 
     @property
     def context(self) -> int | None:
@@ -208,6 +221,7 @@ def _full(name: str, folder: Path) -> Subject:
             f"{folder}: its weights are quantised, and only dense ones are measured or merged; give the dense "
             f"model{_twin(name)}. For an adapter trained on it say base_is (--base-is)."
         )
+    decoder_start(config)  # refuses kinds that are not known
     tokenizer = load_tokenizer(folder)
     return Subject(
         name=name,
@@ -236,6 +250,7 @@ def _on_base(name: str, folder: Path, base: str | None, base_is: str | None, all
     if place.kind != "full":
         raise UsageError(f"{folder}: its base {told!r} is an adapter itself; merge it into full weights first")
     plain = _full(told, as_safetensors(place.folder, allow_pickle))
+    _refuse_other_kind(folder, config, plain)
     notes = _same_base(folder, trained_on, told, plain.base, declared=told == base_is)
     weights = folder / SAFETENSORS_WEIGHTS_NAME
     subject = replace(
@@ -288,6 +303,21 @@ def _same_base(adapter: Path, trained_on: str, told: str, base: Path, declared: 
         f"{adapter}: was trained on {trained_on!r}, which {why}, not on {told!r}. On another base its answers mean "
         f"nothing. If both are one model (another name, a 4-bit twin), say base_is={told!r} (--base-is {told})."
     )
+
+
+def _refuse_other_kind(adapter: Path, config: dict, base: Subject) -> None:
+    """An adapter of a decoder alone on an encoder-decoder, or the other way round; a soft prompt on the latter."""
+    if config.get("task_type") not in (None, base.task_type):
+        raise UsageError(
+            f"{adapter / ADAPTER_CONFIG}: task_type {config['task_type']}, and {base.name} is of {base.task_type}: it "
+            "was made for another kind of model; give its own base"
+        )
+    soft = issubclass(PEFT_TYPE_TO_CONFIG_MAPPING[config["peft_type"]], PromptLearningConfig)
+    if soft and base.decoder_start is not None:
+        raise UsageError(
+            f"{adapter / ADAPTER_CONFIG}: {config['peft_type']} puts virtual tokens before a row, which is not "
+            "measured on encoder-decoders; give an adapter that is in the layers, as LoRA"
+        )
 
 
 def base_name(subjects: Sequence[Subject]) -> str:
@@ -356,8 +386,10 @@ def adapter_config(folder: Path) -> dict:
             f"{folder / ADAPTER_CONFIG}: PEFT {peft.__version__} does not know {', '.join(unknown)} and would leave it "
             "out, so this would be another model; update peft"
         )
-    if (task := config.get("task_type")) not in (None, "CAUSAL_LM"):
-        raise UsageError(f"{folder / ADAPTER_CONFIG}: task_type {task} predicts no next token; only CAUSAL_LM does")
+    if (task := config.get("task_type")) not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"):
+        raise UsageError(
+            f"{folder / ADAPTER_CONFIG}: task_type {task} predicts no next token; CAUSAL_LM and SEQ_2_SEQ_LM do"
+        )
     return config
 
 
@@ -389,7 +421,8 @@ def _refuse_non_finite(weights: Path) -> None:
 def _refuse_misfit(subject: Subject) -> None:
     """Puts the adapter on the base's shapes without data, so that a misfit is said before anything is computed."""
     with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(load_config(subject.base), trust_remote_code=False)
+        config: Any = load_config(subject.base)
+        base = model_class(config).from_config(config, trust_remote_code=False)  # type: ignore[attr-defined]
     with suppress(NotImplementedError):  # some types compute with the base's data; they are seen when opened
         _attach(base, subject, "cpu", low_cpu_mem_usage=True)
 
@@ -404,12 +437,24 @@ def _check_finite(name: str, tensor: Tensor, place: Path) -> None:
 
 def compare(reference: Subject, subject: Subject) -> tuple[str, ...]:
     """Notes on what differs between two models; refuses those whose tokens do not mean the same."""
+    _refuse_two_kinds(reference, subject)
     notes = [
         *_compare_tokenizers(reference, subject),
         *_compare_vocabularies(reference, subject),
         *_compare_templates(reference, subject),
     ]
     return tuple(f"{subject.name}: {note} (against {reference.name})" for note in notes)
+
+
+def _refuse_two_kinds(reference: Subject, subject: Subject) -> None:
+    def kind(one: Subject) -> str:
+        start = one.decoder_start
+        return "a decoder alone" if start is None else f"an encoder-decoder whose answers start with token {start}"
+
+    if reference.decoder_start != subject.decoder_start:
+        raise UsageError(
+            f"{subject.name} is {kind(subject)}, and {reference.name} {kind(reference)}; give a reference of its kind"
+        )
 
 
 def _compare_tokenizers(reference: Subject, subject: Subject) -> Iterator[str]:

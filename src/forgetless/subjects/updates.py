@@ -172,14 +172,17 @@ def compressed(pair: Pair, rank: int) -> Pair:
 # ---------------------------------------------------------------------------------------------- folders
 
 
-def write_update(layers: Mapping[str, Pair], folder: Path, base: str) -> None:
-    """A plain PEFT adapter folder with these products, each pair's scale put into B; equal tensors, equal bytes."""
+def write_update(layers: Mapping[str, Pair], folder: Path, base: str, task_type: str = "CAUSAL_LM") -> None:
+    """A plain PEFT adapter folder with these products, each pair's scale put into B; equal tensors, equal bytes.
+
+    `base`, `task_type`: what PEFT is told of the model that the adapter goes onto.
+    """
     ranks = {layer: pair.A.shape[0] for layer, pair in layers.items()}
     rank = max(ranks.values())
     other = {re.escape(layer): own for layer, own in ranks.items() if own != rank}
     config = LoraConfig(
         r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=sorted(layers), rank_pattern=other,
-        alpha_pattern=other, task_type="CAUSAL_LM",
+        alpha_pattern=other, task_type=task_type,
     )  # fmt: skip
     told = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     told |= {"inference_mode": True, "base_model_name_or_path": base}
