@@ -52,6 +52,7 @@ SHAPES = {
 }  # fmt: skip
 """Those of Llama 3."""
 CONTENDERS = {"task_1": 1, "task_15": 15, "bare": 0, "trl": 0}
+FOLDER = f"{tempfile.gettempdir()}/forgetless-made-up"
 WARMUP = 2
 NORM = 1.0  # of the gradient, above which it is clipped
 
@@ -287,7 +288,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a model of nothing and few steps: does it run?")
-    parser.add_argument("--folder", default=f"{tempfile.gettempdir()}/forgetless-made-up", help="for the weights")
+    parser.add_argument("--folder", default=FOLDER, help="for the weights")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=[*CONTENDERS])
     parser.add_argument("--steps", type=int, default=10, help=f"timed steps; {WARMUP} more before them warm up")
     parser.add_argument("--batch_size", type=int, default=8)

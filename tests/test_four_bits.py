@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from forgetless.auditing.run import audit
+from forgetless.cli import main
 from forgetless.config import AuditConfig, BlendConfig, InterpolateConfig, LearnConfig, MergeConfig
 from forgetless.data.tasks import Stream
 from forgetless.errors import UsageError
@@ -167,21 +168,31 @@ def tasks(two, tmp_path_factory) -> str:
     return str(folder / "tasks.yaml")
 
 
-def test_an_audit_measures_the_base_in_4_bits(run, wide, tasks, tmp_path):
+def test_a_run_learnt_in_4_bits_and_opened_in_full_says_so(run):
+    whole = find_subjects(str(run))
+    assert any("learnt on its base in 4 bits, and is measured here on it in full" in one.notes[-1] for one in whole)
+    with loading(IN_4BIT):
+        rounded = find_subjects(str(run))
+    assert "4-bit weights here" in rounded[0].notes[0] and len(rounded[0].notes) == 1
+    assert rounded[0].decided_by != whole[0].decided_by and rounded[0].runs_as != whole[0].runs_as
+
+
+@pytest.mark.slow  # two audits
+def test_an_audit_measures_the_base_in_4_bits(run, wide, stored, tasks, tmp_path):
+    """The reference and an adapter in 4 bits; then what the rounding itself costs, 4 bits against full weights."""
     adapter = str(run / "tasks/02-sizes/adapter")
     same = {"tasks": tasks, "device": "cpu", "precision": "fp32", "limit": 4}
 
-    def audited(folder: str, load_in: str, **more) -> dict:
-        return audit(AuditConfig(wide, (adapter,), output_dir=str(tmp_path / folder), load_in=load_in, **same, **more))
+    def audited(name: str, model: str, **more) -> dict:
+        audit(AuditConfig(wide, (model,), output_dir=str(tmp_path / name), **same, **more))
+        assert main(["audit", "--verify", str(tmp_path / name / "evidence.json")]) == 0
+        return json.loads((tmp_path / name / "audit.json").read_text())
 
-    rounded, dense = audited("4bit", "4bit", recover=1, weights=True), audited("dense", "as_stored")
-    said = json.dumps(rounded)
-    assert "4-bit weights here" in said and "4-bit weights here" not in json.dumps(dense)
-    evidence = [json.loads((tmp_path / name / "evidence.json").read_text()) for name in ("4bit", "dense")]
-    kl = [one["models"][0] for one in evidence]
-    assert kl[0] != kl[1], "another function"
-    whole = find_subjects(str(run))
-    assert any("measured here on its weights in full" in note for one in whole for note in one.notes)
+    fine_tune = audited("adapter", adapter, load_in="4bit", recover=1, weights=True)
+    assert "4-bit weights here" in json.dumps(fine_tune)
+    rounding = audited("rounding", str(stored))
+    assert json.dumps(rounding).count("4-bit weights here") >= 1
+    assert f"{wide}: its linear layers" not in json.dumps(rounding), "the reference is in full"
 
 
 def test_a_blend_of_adapters_is_measured_in_4_bits_and_whole_weights_are_refused(run, wide, stored, tasks, tmp_path):
@@ -194,6 +205,7 @@ def test_a_blend_of_adapters_is_measured_in_4_bits_and_whole_weights_are_refused
             blend(BlendConfig(str(stored), after, output_dir=str(tmp_path / "no"), **told))
 
 
+@pytest.mark.slow  # a merge, measured
 def test_a_merge_into_weights_in_full_says_that_it_is_another_model(run, wide, stored, tmp_path):
     adapter = str(run / "tasks/02-sizes/adapter")
     told = {"device": "cpu", "precision": "fp32", "limit": 2}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,6 +25,7 @@ from forgetless.errors import UsageError, nearest
 
 AS_STORED, FOUR_BIT = LOADINGS = ("as_stored", "4bit")
 OWN_ATTENTION = "auto"
+CALLED_4BIT = re.compile(r"-(unsloth-)?bnb-4bit$")
 BLOCK = 64  # weights that share a scale in 4 bits
 INSTALL = "pip install 'forgetless[qlora]'"
 
@@ -91,8 +93,14 @@ def stored_in_4bit(folder: Path, config: PreTrainedConfig) -> bool:
     kind = "8 bits" if stored.get("load_in_8bit") else stored.get("quant_method")
     raise UsageError(
         f"{folder}: its weights are quantised ({kind}), and only dense ones and bitsandbytes' 4 bits are loaded; give "
-        "the dense model. For an adapter trained on it say base_is (--base-is)"
+        f"the dense model{dense_twin(folder)}. For an adapter trained on it say base_is (--base-is)."
     )
+
+
+def dense_twin(folder: Path) -> str:
+    """', perhaps ...': the name without what Unsloth writes behind those of 4-bit models, if it is there."""
+    name = CALLED_4BIT.sub("", str(folder))
+    return f", perhaps {name!r}" if name != str(folder) else ""
 
 
 def four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -42,7 +42,16 @@ from forgetless.model.identity import (
     weight_files,
     weights_digest,
 )
-from forgetless.model.loading import AS_STORED, FOUR_BIT, code_digest, is_trusted, load_settings, stored_in_4bit
+from forgetless.model.loading import (
+    AS_STORED,
+    CALLED_4BIT,
+    FOUR_BIT,
+    code_digest,
+    dense_twin,
+    is_trusted,
+    load_settings,
+    stored_in_4bit,
+)
 from forgetless.runs.folder import RunFolder, check_published
 from forgetless.runs.shapes import NUMBER, Each, Maybe, read, read_run
 from forgetless.subjects.layouts import ADAPTER_CONFIG, locate
@@ -58,7 +67,6 @@ ADAPTER = {
 """The settings of anybody's adapter_config.json whose form is relied on."""
 _PER_TASK = ("POLY", "MULTITASK_PROMPT_TUNING")
 _EMBEDDING = re.compile(rf"\.({'|'.join(EMBEDDING_LAYER_NAMES)})(\.base_layer|\.modules_to_save)?\.weight$")
-_FOUR_BIT = re.compile(r"-(unsloth-)?bnb-4bit$")
 IN_4BIT = "{}: its linear layers compute with 4-bit weights here, whose rounding is part of what is measured"
 _SAMPLE = "The fox's 12,345 naïve jumps: f(x) = x**2;\n\n\tpreguntó «¿qué?» 你好 🙂"
 
@@ -206,13 +214,14 @@ def _of_run(spec: str, folder: Path, base_is: str | None) -> list[Subject]:
 
 def _learnt_in(run: dict, subject: Subject, folder: Path) -> Iterator[str]:
     """A note on a base that is loaded otherwise than it was in learning, or in 4 bits."""
-    learnt = run["decides"].get("load_in", AS_STORED)
+    rounded = stored_in_4bit(subject.base, load_config(subject.base))
+    learnt = FOUR_BIT if rounded else run["decides"].get("load_in", AS_STORED)
+    words = {AS_STORED: "in full", FOUR_BIT: "in 4 bits"}
     if subject.load_in == FOUR_BIT:
         yield IN_4BIT.format(subject.base)
-    if learnt not in (AS_STORED, subject.load_in):
-        yield f"{folder}: was learnt on its base in 4 bits, and is measured here on its weights in full: another model"
-    elif subject.load_in == FOUR_BIT and learnt == AS_STORED and load_settings().load_in == FOUR_BIT:
-        yield f"{folder}: was learnt on its base's weights in full, and is measured here on it in 4 bits"
+    if learnt != subject.load_in:
+        here = words[subject.load_in]
+        yield f"{folder}: was learnt on its base {words[learnt]}, and is measured here on it {here}: another model"
 
 
 def _finished(folder: Path) -> tuple[dict, list[Path], tuple[str, ...]]:
@@ -299,14 +308,14 @@ def _same_base(adapter: Path, trained_on: str, told: str, plain: Subject, declar
         return []
     if found and weights_digest(weight_files(found)) == weights_digest(weight_files(base)):
         return [f"{adapter}: its base is called {trained_on!r}; {told!r} has equal weights"]
-    dense = found is not None and "quantization_config" not in load_config(found).to_dict()
-    if found and dense and (differing := other_shape(found, base)):
+    in_full = all("quantization_config" not in load_config(one).to_dict() for one in (found, base) if one)
+    if found and in_full and (differing := other_shape(found, base)):
         raise UsageError(
             f"{adapter}: was trained on {trained_on!r}, whose {differing} than in {told!r}: a different model. "
             f"Audit it on {trained_on!r}."
         )
     if declared:
-        rounded = _FOUR_BIT.search(trained_on) and plain.load_in == AS_STORED
+        rounded = CALLED_4BIT.search(trained_on) and plain.load_in == AS_STORED
         twin = " (4-bit; rounding that the adapter learnt to undo is not there)" if rounded else ""
         return [f"{adapter}: was trained on {trained_on!r}{twin}; taken for {told!r} as declared, not verified"]
     why = "has other weights of equal shapes" if found else "is not here to be compared with it"
@@ -357,11 +366,9 @@ def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
 def dense(subject: Subject, what: str) -> Subject:
     """The subject on its base's weights in full; UsageError where they lie there in 4 bits. `what`: needs them."""
     if stored_in_4bit(subject.base, load_config(subject.base)):
-        without = _FOUR_BIT.sub("", subject.base.name)
-        twin = f", perhaps {without!r}" if without != subject.base.name else ""
         raise UsageError(
             f"{subject.base}: its weights lie there in 4 bits, and {what} needs them in full; give the dense "
-            f"model{twin}. For an adapter trained on it say base_is (--base-is)."
+            f"model{dense_twin(subject.base)}. For an adapter trained on it say base_is (--base-is)."
         )
     return replace(subject, load_in=AS_STORED)
 
