@@ -26,6 +26,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from forgetless.errors import RunError, UsageError, short
 from forgetless.model.base import load_config
 from forgetless.model.identity import open_tensors, weight_files
+from forgetless.model.loading import own_code
 from forgetless.runs.folder import read_json
 from forgetless.subjects.models import Opened, Subject, dense, opened
 
@@ -163,8 +164,9 @@ def _write_config(model: PreTrainedModel, tied: bool, base: Path, folder: Path) 
 
 def copy_others(subject: Subject, folder: Path) -> None:
     """Everything beside the weights: configuration, generation settings, own code, the tokenizer that the model has."""
+    suffixes = (".json", ".txt", ".model", ".jinja", *([".py"] if own_code(subject.base) else []))
     for file in sorted(subject.base.iterdir()):
-        if file.suffix in (".json", ".txt", ".model", ".jinja", ".py") and not file.name.endswith(".index.json"):
+        if file.suffix in suffixes and not file.name.endswith(".index.json"):
             shutil.copyfile(file, folder / file.name)
     if subject.adapter:
         copy_tokenizer(subject.adapter, folder)
