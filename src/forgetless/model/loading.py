@@ -38,8 +38,8 @@ class LoadSettings:
     """as_stored, or 4bit: linear layers in nf4 with double quantisation, computed in `precision` (needs bitsandbytes);
     a model that was saved in 4 bits is loaded so in any case"""
     attn_implementation: str = OWN_ATTENTION
-    """auto (on CPU this library's own, which shares what rows begin with in common; on a GPU torch's), or one that
-    transformers knows: sdpa, eager, flash_attention_2, ..."""
+    """auto (torch's fused one, on CPU this library's own; what rows begin with in common is computed once), or one that
+    transformers knows, for padded rows: sdpa, eager, flash_attention_2, ..."""
     trust_remote_code: Sequence[str] = ()
     """models, each by name or folder, whose own Python code may run; no other model's does"""
 
