@@ -1,6 +1,8 @@
 """Scoring options against lm-evaluation-harness: the same rows, options and model.
 
     python benchmarks/options_against_lm_eval.py --data TC/agnews --rows 80 [--precision fp32] [--lora]
+    python benchmarks/options_against_lm_eval.py --shape 8b --device cuda          (made-up weights and rows)
+    python benchmarks/options_against_lm_eval.py --tiny                            (proves that this runs)
 
 `--data` is an O-LoRA data set's folder (test.json, labels.json). The harness's `HFLM.loglikelihood` gets one request
 for each row and option, (prompt, answer); ours is `OptionScorer` with its default batches. The harness's batch size
@@ -16,11 +18,13 @@ import argparse
 import json
 import logging
 import math
+import random
 import statistics
 import time
 from contextlib import ExitStack, nullcontext
 
 import torch
+from gpu_step import FOLDER, SHAPES, made_up
 from peft import LoraConfig, get_peft_model
 from shared import olora_rows, product_rate, require, sizes, versions
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -40,7 +44,7 @@ class Ours:
     """Options as a run scores them."""
 
     def __init__(self, told, precision: str):
-        self.engine, self.lora = Engine("cpu", precision), told.lora
+        self.engine, self.lora = Engine(told.device, precision), told.lora
         base = load_base(told.model, self.engine.dtype, self.engine.device)
         self.adapters = Adapters(base.model, LoraSettings(), told.model, 0)
         learnt(self.adapters.model)
@@ -69,6 +73,7 @@ class Harness:
             ours = LoraSettings()
             config = LoraConfig(r=ours.r, lora_alpha=ours.lora_alpha, target_modules="all-linear")
             self.model = learnt(get_peft_model(self.model, config))
+        self.model = self.model.to(Engine(told.device).device)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.batch_size(1)
 
@@ -95,6 +100,16 @@ def learnt(model):
             with torch.no_grad():
                 weight.copy_((2 * fresh - 1) * size)
     return model
+
+
+def made_up_rows(count: int) -> tuple[list[Row], tuple[str, ...]]:
+    """Rows of 100 words that begin with the same 20, and 14 options of two words, as in DBpedia."""
+    drawn, options = random.Random(0), tuple(f"{first} {second}" for first in "ABCDEFG" for second in ("one", "two"))
+    words = [f"{a}{b}{c}" for a in "btsk" for b in "aeiou" for c in "mnlr"]
+    beginning = " ".join(words[:20])
+    rows = [Row(f"{beginning} {' '.join(drawn.choices(words, k=80))}\nAnswer:", f" {drawn.choice(options)}")
+            for _ in range(count)]  # fmt: skip
+    return rows, options
 
 
 def timed(scorer, rows: list[Row], options: tuple[str, ...]) -> tuple[float, Table]:
@@ -163,7 +178,7 @@ def agreement(ours: Table, theirs: Table, exact: Table, options: tuple[str, ...]
 
 
 def compare(told) -> dict:
-    rows, options = olora_rows(told.data, "test", told.rows)
+    rows, options = olora_rows(told.data, "test", told.rows) if told.data else made_up_rows(told.rows)
     ours, harness = Ours(told, told.precision), Harness(told, told.precision)
     ours(rows[:8], options), harness(rows[:2], options)  # warm; ours tries once whether the model can share prompts
     if ours.scorer.shared is False:  # None: no option branches, so one sequence a row is all
@@ -185,7 +200,7 @@ def compare(told) -> dict:
     count, size = tokens(ours.encoder, rows, options), sizes(ours.model)
     weights = size["frozen"] + (size["lora"] if told.lora else 0)
     needed = 2 * weights * count["forgetless"] + 2 * size["head"] * count["logits"]
-    rate = product_rate(ours.engine.dtype)
+    rate = product_rate(ours.engine.dtype, device=told.device)
     right = {
         name: sum(options[i] == row.label for i, row in zip(chosen(table), rows, strict=True))
         for name, table in tables.items()
@@ -204,7 +219,11 @@ def compare(told) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder of an O-LoRA data set, such as TC/agnews")
+    parser.add_argument("--data", help="folder of an O-LoRA data set, such as TC/agnews; default: rows made up")
+    parser.add_argument("--shape", choices=SHAPES, help="made-up weights of this shape instead of --model")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--folder", default=FOLDER, help="for made-up weights")
+    parser.add_argument("--tiny", action="store_true", help="a model of nothing and few rows: does it run?")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--rows", type=int, default=80)
     parser.add_argument("--rounds", type=int, default=5)
@@ -213,8 +232,13 @@ def main() -> None:
     parser.add_argument("--max_length", type=int, default=512)
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[4, 8, 16, 32, 64], help="the harness's, tried")
     told = parser.parse_args()
-    print(json.dumps({"data": told.data.rstrip("/").split("/")[-1], "rows": told.rows, "precision": told.precision,
-                      "lora": told.lora, "model": told.model, "threads": torch.get_num_threads(),
+    if told.tiny:
+        told.shape, told.rows, told.rounds, told.batch_sizes = "tiny", 8, 1, [4]
+    if told.shape:
+        told.model = made_up(told)
+    data = told.data.rstrip("/").split("/")[-1] if told.data else "made up"
+    print(json.dumps({"data": data, "rows": told.rows, "precision": told.precision, "lora": told.lora,
+                      "model": told.shape or told.model, "device": told.device, "threads": torch.get_num_threads(),
                       "versions": versions(), **compare(told)}, indent=1))  # fmt: skip
 
 

@@ -45,15 +45,19 @@ def olora_rows(folder: str, split: str, count: int) -> tuple[list[Row], tuple[st
     return rows[:count], olora_options(folder)
 
 
-def product_rate(dtype: torch.dtype, sizes: tuple[int, ...] = (2048, 4096), times: int = 5) -> float:
+def product_rate(
+    dtype: torch.dtype, sizes: tuple[int, ...] = (2048, 4096), times: int = 5, device: str = "cpu"
+) -> float:
     """Operations a second of a square matrix product: the best size's median."""
     best = 0.0
     for size in sizes:
-        a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+        a, b = (torch.randn(size, size).to(device, dtype) for _ in range(2))
         seconds = []
         for _ in range(times + 1):
             began = time.perf_counter()
             a @ b
+            if device == "cuda":
+                torch.cuda.synchronize()
             seconds.append(time.perf_counter() - began)
         best = max(best, 2 * size**3 / statistics.median(seconds[1:]))
     return best

@@ -1,10 +1,12 @@
 """What each part of a fast step on CPU brings, added one after another to a step with PEFT's and torch's own forms.
 
     python benchmarks/step_parts.py [--steps 8] [--data TC/agnews] [--shared 500]
+    python benchmarks/step_parts.py --shared 500 --forms 3 5 --steps 3       (a long system prompt: unshared, shared)
 
 One model, the same rows (made up, or those of an O-LoRA data set's folder, which begin alike); with `--shared` each
-made-up row has so many common tokens and 60 of its own. The forms take turns step by step. A figure is the median of
-the ratios to the first form of the same turn. Page faults show what `keep_freed_memory` saves.
+made-up row has so many common tokens and 60 of its own. `--layers 6` keeps the first six layers, for a short trial.
+The forms take turns step by step. A figure is the median of the ratios to the first form of the same turn. Page faults
+show what `keep_freed_memory` saves.
 """
 
 from __future__ import annotations
@@ -78,11 +80,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--data", help="an O-LoRA data set's folder")
     parser.add_argument("--shared", type=int, default=0, help="tokens with which all made-up rows begin")
+    parser.add_argument("--layers", type=int, help="keep the first so many layers of a Llama-like model")
     parser.add_argument("--forms", type=int, nargs="+", default=range(len(FORMS)), help="numbers of forms, from 0")
     told = parser.parse_args()
     forms = [FORMS[number] for number in told.forms]
     engine = Engine("cpu")
     base = load_base(told.model, engine.dtype)
+    if told.layers:
+        base.model.model.layers = base.model.model.layers[: told.layers]
+        base.model.config.num_hidden_layers = told.layers
     method = METHODS["sequential"]()
     adapters = Adapters(base.model, LoraSettings(), told.model, 0)
     encoder = Encoder(base.tokenizer, 256)
@@ -117,7 +123,12 @@ def main() -> None:
         }
         for form in forms
     }
-    print(json.dumps({"device": engine.told, "torch": torch.__version__, "results": results}, indent=1))
+    print(
+        json.dumps(
+            {"device": engine.told, "torch": torch.__version__, "layers": told.layers or "all", "results": results},
+            indent=1,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -356,7 +356,7 @@ def test_finished_points_are_not_measured_again(told, monkeypatch):
     """The same command with more points: only the new ones, and neither ends nor curve."""
     seen, loaded = [], []
     load_base = models.load_base
-    monkeypatch.setattr(models, "load_base", lambda *given: loaded.append(given) or load_base(*given))
+    monkeypatch.setattr(models, "load_base", lambda *given, **more: loaded.append(given) or load_base(*given, **more))
     rows_of = run.rows_of
     monkeypatch.setattr(run, "rows_of", lambda *given: seen.append(given[-1].name) or rows_of(*given))
     monkeypatch.setattr(run, "trained_middle", lambda *given: pytest.fail("the curve was trained already"))

@@ -100,6 +100,24 @@ def test_each_architecture_computes_the_same(kind):
         assert (one - other).norm() <= 1e-4 * other.norm()
 
 
+def test_where_torchs_attention_computes_rows_are_packed_too(monkeypatch):
+    """As on a GPU: with shared beginnings, the logits, states and gradients of padded rows."""
+    import forgetless.model.attention as attention
+
+    monkeypatch.setattr(attention, "BLOCKED_ON", ())
+    monkeypatch.setattr(attention, "_weights", None)  # nothing of the attention for CPUs is called
+    assert made("mistral").config._attn_implementation == "sdpa"
+    model = made("llama")
+    assert packs(model)
+    ids = torch.tensor([[*range(5, 17), 3, 4, 5], [*range(5, 17), 6, 0, 0], [9, 8, 7, *[0] * 12]])
+    mask = (ids > 0).long()
+    fast = outcome(model, mask.bool(), input_ids=ids, attention_mask=mask)
+    assert pack(ids, mask).ids.shape[1] == int(mask.sum()) - 12
+    model.set_attn_implementation("eager")
+    for one, other in zip(fast, outcome(model, mask.bool(), input_ids=ids, attention_mask=mask), strict=True):
+        assert (one - other).norm() <= 1e-4 * other.norm()
+
+
 def test_branches_of_a_row_share_no_more_than_what_comes_before_them(llama):
     """Two rows of equal tokens: 9 of context, then two options of two tokens that do not see each other."""
     llama.set_attn_implementation(PACKED)

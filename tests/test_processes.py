@@ -114,16 +114,17 @@ def test_in_shards_every_process_makes_as_many_passes(shards, rank, mine):
 
 
 @pytest.mark.slow
-def test_two_processes_stop_at_the_same_step_and_go_on(stream, tiny, tmp_path):
+@pytest.mark.parametrize("launch", ["two-processes", "fsdp2"])
+def test_two_processes_stop_at_the_same_step_and_go_on(launch, stream, tiny, tmp_path):
     """SIGTERM to the launcher reaches both; the same command again gives the uninterrupted bytes."""
     more = ("--save_steps", "2", "--num_train_epochs", "15")
-    learn(tmp_path / "whole", stream, tiny, "ilora", 2, *more)
-    parts = launched(flags_of(tmp_path / "parts", stream, tiny, "ilora", *more))
+    learn(tmp_path / "whole", stream, tiny, "ilora", 2, *more, launch=launch)
+    parts = launched(flags_of(tmp_path / "parts", stream, tiny, "ilora", *more), launch)
     until = time.monotonic() + 240
     while not list((tmp_path / "parts").glob("checkpoints/*/step-*")) and time.monotonic() < until:
         time.sleep(0.02)
     parts.send_signal(signal.SIGTERM)
     told = parts.communicate(timeout=60)[1]
     assert parts.returncode and re.search(r"Step \d+ of 0\d-\w+ is saved", " ".join(told.split())), told[-3000:]
-    learn(tmp_path / "parts", stream, tiny, "ilora", 2, *more)
+    learn(tmp_path / "parts", stream, tiny, "ilora", 2, *more, launch=launch)
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")

@@ -125,9 +125,9 @@ def loads(monkeypatch) -> list[str]:
     loaded: list[str] = []
     real = models.load_base
 
-    def counted(name, *args):
+    def counted(name, *args, **more):
         loaded.append(name)
-        return real(name, *args)
+        return real(name, *args, **more)
 
     monkeypatch.setattr(models, "load_base", counted)
     return loaded

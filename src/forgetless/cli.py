@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from forgetless.config import LearnConfig
 
 FROM = "from_adapters"  # --from on the command line
-LISTS = ("report_to", "max_drop", "max_lost", "max_kl")  # options of learn that take a,b
+LISTS = ("report_to", "max_drop", "max_lost", "max_kl", "trust_remote_code")  # options of learn that take a,b
 LEARN_EPILOG = """
 A stream file:                                     A configuration file gives the same options by name:
   name: support                                      stream: support.yaml
@@ -446,7 +446,7 @@ def _verify(file: str) -> int:
 def _audit_parser() -> argparse.ArgumentParser:
     import argparse
 
-    from forgetless.config import ENDPOINT_APIS, TEMPLATES, AuditConfig
+    from forgetless.config import ENDPOINT_APIS, GENERATORS, TEMPLATES, AuditConfig
     from forgetless.learning.engine import DEVICES, PRECISIONS
 
     parser = argparse.ArgumentParser(
@@ -463,6 +463,7 @@ def _audit_parser() -> argparse.ArgumentParser:
     for name in ("tasks", "output_dir", "base_is", "policy", "system_prompt", "api_key_env"):
         add(name)
     add("endpoint_api", choices=ENDPOINT_APIS)
+    add("generate_with", choices=GENERATORS)
     add("score_on", choices=("test", "validation"))
     add("on_bad_row", choices=("error", "skip"))
     for name in ("text", "probes", "judge", "max_kl", "max_drop"):
@@ -477,6 +478,7 @@ def _audit_parser() -> argparse.ArgumentParser:
     add("chat_template", choices=TEMPLATES)
     add("precision", choices=PRECISIONS)
     add("device", choices=DEVICES)
+    _add_loading(add)
     parser.add_argument("--verify", metavar="FILE", help="work the verdict of an evidence.json out again")
     parser.add_argument(
         "--dry-run", "--dry_run", action="store_true", help="rows, rows that each budget needs, and minutes; no audit"
@@ -530,6 +532,7 @@ def _interpolate_parser() -> argparse.ArgumentParser:
     add("allow_pickle", action="store_true")
     add("precision", choices=PRECISIONS)
     add("device", choices=DEVICES)
+    _add_loading(add)
     return parser
 
 
@@ -631,6 +634,7 @@ def _blend_parser() -> argparse.ArgumentParser:
     add("chat_template", choices=TEMPLATES)
     add("precision", choices=PRECISIONS)
     add("device", choices=DEVICES)
+    _add_loading(add)
     return parser
 
 
@@ -765,6 +769,7 @@ def _merge_parser() -> argparse.ArgumentParser:
         add(name, action="store_true")
     add("precision", choices=PRECISIONS)
     add("device", choices=DEVICES)
+    _add_loading(add)
     return parser
 
 
@@ -1021,6 +1026,15 @@ def _adder(parser: argparse.ArgumentParser, config: type) -> Callable[..., None]
         parser.add_argument(*flags, dest=name, default=default, help=(told[name] + shown).replace("%", "%%"), **how)
 
     return add
+
+
+def _add_loading(add: Callable[..., None]) -> None:
+    """The options of `LoadSettings`."""
+    from forgetless.model.loading import LOADINGS
+
+    add("load_in", choices=LOADINGS)
+    add("attn_implementation", metavar="NAME")
+    add("trust_remote_code", nargs="+", metavar="MODEL")
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace | None:

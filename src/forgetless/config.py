@@ -12,10 +12,11 @@ from forgetless.errors import UsageError, nearest
 from forgetless.forgetting.texts import PROMPTS
 from forgetless.learning.checkpoint import SaveSettings
 from forgetless.learning.engine import DEVICES, PRECISIONS
-from forgetless.learning.step import ON_NAN, TrainSettings
+from forgetless.learning.step import ON_NAN, OPTIMIZERS, TrainSettings
 from forgetless.methods import Method
 from forgetless.methods.finding import code_of, find_method, label_of, options_of
 from forgetless.model.adapters import LoraSettings
+from forgetless.model.loading import AS_STORED, LOADINGS, LoadSettings
 
 CHOICES: dict[str, Collection[str]] = {
     "cells": ("all", "seen", "ends", "last"),
@@ -26,6 +27,8 @@ CHOICES: dict[str, Collection[str]] = {
     "device": DEVICES,
     "on_bad_row": ("error", "skip"),
     "on_nan": ON_NAN,
+    "load_in": LOADINGS,
+    "optim": OPTIMIZERS,
     "lr_scheduler_type": ("linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"),
 }
 _ABOVE_0 = (lambda value: value > 0, "above 0")
@@ -57,7 +60,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 
 
 @dataclass(frozen=True)
-class LearnConfig(SaveSettings, TrainSettings, LoraSettings):
+class LearnConfig(SaveSettings, TrainSettings, LoraSettings, LoadSettings):
     """Learn a stream of tasks, one after another, and score every task after each."""
 
     stream: Any = ""
@@ -156,6 +159,7 @@ class LearnConfig(SaveSettings, TrainSettings, LoraSettings):
         if not (self.max_drop or self.max_lost or self.max_kl):
             return None
         shared = ("on_bad_row", "max_drop", "max_lost", "max_kl", "confidence", "borders", "device", "precision")
+        shared += tuple(one.name for one in fields(LoadSettings))
         told = {name: getattr(self, name) for name in shared}
         return BlendConfig(self.model, run, tasks=self.stream, score_on=self.blend_on, **told)
 
@@ -167,6 +171,8 @@ class LearnConfig(SaveSettings, TrainSettings, LoraSettings):
             "report_to",
             "micro_batch_size",
             "gradient_checkpointing",
+            "attn_implementation",
+            "trust_remote_code",
             "cells",
             "device",
             "precision",
@@ -199,10 +205,11 @@ class LearnConfig(SaveSettings, TrainSettings, LoraSettings):
 
 TEMPLATES = ("own", "reference")
 ENDPOINT_APIS = ("own", "chat")
+GENERATORS = ("transformers", "vllm")
 
 
 @dataclass(frozen=True)
-class AuditConfig:
+class AuditConfig(LoadSettings):
     """What `audit` compares, on which rows, and the budgets."""
 
     reference: str = ""
@@ -263,6 +270,8 @@ class AuditConfig:
     """of served models: the name of the environment variable that holds the key; the key is written nowhere"""
     concurrency: int = 8
     """of served models: requests under way at a time"""
+    generate_with: str = "transformers"
+    """what generates answers: transformers, or vllm (an extra, for a GPU; adapters as LoRA requests on one base)"""
     chat_template: str = "own"
     """own: each model is prompted in its own chat template; reference: all in the reference's"""
     precision: str = "auto"
@@ -280,6 +289,10 @@ class AuditConfig:
             raise UsageError(f"score_on: no {self.score_on!r}{nearest(self.score_on, CHOICES['score_on'])}")
         if self.chat_template not in TEMPLATES:
             raise UsageError(f"chat_template: no {self.chat_template!r}{nearest(self.chat_template, TEMPLATES)}")
+        if self.remedies and self.generate_with != GENERATORS[0]:
+            raise UsageError(f"remedies are answered by transformers; leave out remedies, or {self.generate_with}")
+        if self.generate_with not in GENERATORS:
+            raise UsageError(f"generate_with: no {self.generate_with!r}{nearest(self.generate_with, GENERATORS)}")
         if self.endpoint_api not in ENDPOINT_APIS:
             raise UsageError(f"endpoint_api: no {self.endpoint_api!r}{nearest(self.endpoint_api, ENDPOINT_APIS)}")
         for name in ("window", "stride", "limit", "concurrency"):
@@ -296,7 +309,7 @@ SPACES = ("product", "factors", "both")
 
 
 @dataclass(frozen=True)
-class InterpolateConfig:
+class InterpolateConfig(LoadSettings):
     """Between which models `interpolate` looks, where, and on which rows."""
 
     before: str = ""
@@ -341,6 +354,8 @@ class InterpolateConfig:
             raise UsageError("give two models: forgetless interpolate A B --tasks tasks.yaml")
         if not self.tasks:
             raise UsageError("give your tasks, whose test rows are scored at every point: --tasks tasks.yaml")
+        if self.load_in != AS_STORED:
+            raise UsageError("load_in: interpolate computes with weights in full only; leave it out")
         if self.within not in SPACES:
             raise UsageError(f"in: no {self.within!r}{nearest(self.within, SPACES)}")
         if self.points < 3 or self.grid < 2:
@@ -355,7 +370,7 @@ class InterpolateConfig:
 
 
 @dataclass(frozen=True)
-class BlendConfig:
+class BlendConfig(LoadSettings):
     """What `blend` mixes, on which held-out rows, and the budgets."""
 
     before: str = ""
@@ -442,7 +457,7 @@ MERGES = (
 
 
 @dataclass(frozen=True)
-class MergeConfig:
+class MergeConfig(LoadSettings):
     """What `merge` merges, how, and what it measures the result on."""
 
     models: Sequence[str] = ()
@@ -517,4 +532,6 @@ def documentation(config: type) -> dict[str, str]:
     """What stands below each field of a dataclass."""
     from docstring_parser import parse_from_object
 
-    return {one.arg_name: " ".join((one.description or "").split()) for one in parse_from_object(config).params}
+    classes = [one for one in reversed(config.__mro__) if one is not object]  # what is inherited is said where it is
+    told = [one for kind in classes for one in parse_from_object(kind).params]
+    return {one.arg_name: " ".join((one.description or "").split()) for one in told}

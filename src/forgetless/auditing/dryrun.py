@@ -20,6 +20,7 @@ from forgetless.errors import quoting
 from forgetless.forgetting.reference import BATCH_TOKENS, hidden_states
 from forgetless.forgetting.texts import ANSWER_TOKENS, OWN_ANSWERS, asked
 from forgetless.forgetting.windows import Windows
+from forgetless.model.loading import loaded_as_told
 from forgetless.progress import out, seconds_of
 from forgetless.score.scorers import Scorer
 from forgetless.subjects.models import Opened, opened
@@ -28,6 +29,7 @@ TRIED = 8  # rows of each task, probe and text that are timed
 PASSES = 3  # over a text by a role: the model, and the yardstick in another precision, which is slower
 
 
+@loaded_as_told
 def plan_audit(config: AuditConfig) -> None:
     """Prints rows, the rows that each budget needs, and minutes, from a few rows of each kind; writes nothing.
 

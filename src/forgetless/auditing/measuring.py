@@ -35,9 +35,10 @@ from forgetless.forgetting.texts import ANSWER_TOKENS, OWN_ANSWERS, Text, asked,
 from forgetless.forgetting.windows import Windows
 from forgetless.model.head import Head, Using
 from forgetless.progress import console, steps
-from forgetless.score.generation import Answer
+from forgetless.score.generation import Answer, ends_of
 from forgetless.score.options import OptionScorer
 from forgetless.score.scorers import Scorer, TaskScores, headline, scores_of
+from forgetless.score.vllm_answers import Generate
 from forgetless.subjects.endpoint import Endpoint
 from forgetless.subjects.models import Opened, Subject, opened
 
@@ -165,7 +166,7 @@ def _divergence(session: AuditSession, side: Reference, model: Opened, windows: 
 
 
 def _rows(session: AuditSession, subject: Subject, model: Opened) -> Rows:
-    scorer = scorer_of(session, subject, model)
+    scorer = scorer_of(session, subject, model, _generator(session, subject, model))
     scores, given = {}, {}
     prompts = [asked(prompt, "", session.chat) for prompt in session.prompts]
     with steps("rows", len(session.scored) + len(session.judged) + bool(prompts)) as progress:
@@ -203,16 +204,24 @@ def _served_rows(session: AuditSession, endpoint: Endpoint) -> Rows:
     return Rows(scores, given)
 
 
-def scorer_of(session: AuditSession, subject: Subject, model: Opened) -> Scorer:
+def scorer_of(session: AuditSession, subject: Subject, model: Opened, generate: Generate | None = None) -> Scorer:
+    """`generate`: answers in the model's place."""
     options = tuple(dict.fromkeys(option for task in session.tasks for option in task.options))
-    return Scorer(model, session.encoder(subject), session.engine, options, BATCH_TOKENS)
+    return Scorer(model, session.encoder(subject), session.engine, options, BATCH_TOKENS, generate)
+
+
+def _generator(session: AuditSession, subject: Subject, model: Opened) -> Generate | None:
+    """What answers in the model's place, if anything does."""
+    return session.vllm.of(subject, ends_of(model, subject.tokenizer)) if session.vllm else None
 
 
 def ask(
     session: AuditSession, subject: Subject, model: Opened, rows: Sequence[Row], max_new_tokens: int
 ) -> list[Answer]:
     """Greedy answers of up to `max_new_tokens`, or half of the longest sequence that all models take."""
-    return sides.ask(model, subject.tokenizer, rows, session.max_length, max_new_tokens, session.engine.autocast)
+    generate = _generator(session, subject, model)
+    using = session.engine.autocast
+    return sides.ask(model, subject.tokenizer, rows, session.max_length, max_new_tokens, using, generate)
 
 
 def _kept_rows(session: AuditSession, subject: Subject, model: Opened) -> Rows:
@@ -226,7 +235,7 @@ def _kept_rows(session: AuditSession, subject: Subject, model: Opened) -> Rows:
         "max_length": session.max_length,
         "answer_tokens": ANSWER_TOKENS,
         "chat": session.chat,
-    }
+    } | ({"generated": session.vllm.told} if session.vllm else {})
     return kept(decided_by, lambda: _as_json(_rows(session, subject, model)), _from_json)
 
 

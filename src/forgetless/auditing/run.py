@@ -26,6 +26,7 @@ from forgetless.auditing.session import AuditSession, prepare
 from forgetless.auditing.verdict import Verdict
 from forgetless.config import AuditConfig
 from forgetless.errors import quoting
+from forgetless.model.loading import loaded_as_told
 from forgetless.report.audit import audit_markdown
 from forgetless.report.audit_page import redraw
 from forgetless.report.verdict import verdict_junit
@@ -36,6 +37,7 @@ EVIDENCE, RECORD, MARKDOWN, JUNIT = "evidence.json", "audit.json", "audit.md", "
 TEXTS, HISTORY = "texts.jsonl", "history.jsonl"
 
 
+@loaded_as_told
 def audit(config: AuditConfig) -> dict:
     """What the models lost against the reference; gives the content of audit.json, with `path` and `exit_code`.
 

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from forgetless.errors import RunError, UsageError
 from forgetless.model.identity import open_tensors, tensor_files, weight_files
 from forgetless.progress import steps
-from forgetless.subjects.models import Subject, opened
+from forgetless.subjects.models import Subject, dense, opened
 
 LEADING, EPSILON = 10, 0.5  # k and ε
 
@@ -84,7 +84,7 @@ def weight_updates(subject: Subject, reference: Subject, device: torch.device | 
     its computation (prompts, Lily).
     """
     if subject.adapter is not None:
-        for _, model in opened([subject], torch.float32, device):
+        for _, model in opened([dense(subject, "a summary of weights")], torch.float32, device):
             assert isinstance(model, PeftModel)
             return adapter_updates(model)
     if reference.adapter is not None:
@@ -92,7 +92,8 @@ def weight_updates(subject: Subject, reference: Subject, device: torch.device | 
             f"{subject.name} has full weights and the reference {reference.name} is an adapter; weights are compared "
             "with full weights only, so give the base as reference"
         )
-    return full_updates(reference.base, subject.base, device)
+    before, after = (dense(one, "a summary of weights").base for one in (reference, subject))
+    return full_updates(before, after, device)
 
 
 def update_of(subject: Subject, reference: Subject) -> str:

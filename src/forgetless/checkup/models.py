@@ -71,7 +71,9 @@ def own_code(folder: Path) -> Finding:
     except RunError as error:
         return problem("code", str(error))
     if isinstance(told, dict) and told.get("auto_map"):
-        return note("code", f"{config}: names code of its own (auto_map), which is not run (trust_remote_code is off)")
+        return note(
+            "code", f"{config}: names code of its own (auto_map), which is not run unless --trust_remote_code names it"
+        )
     return ok("code", "none of its own is asked for")
 
 

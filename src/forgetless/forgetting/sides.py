@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,11 +69,14 @@ def answers_of(model, tokenizer: PreTrainedTokenizerBase, text: Text, max_length
 
 
 def ask(
-    model, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int, max_new_tokens: int, using: Using
-) -> list[Answer]:
-    """Greedy answers of up to `max_new_tokens`, or half of the longest sequence."""
-    encoder = Encoder(tokenizer, max_length, decoder_start(model.config))
+    model, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int, max_new_tokens: int, using: Using,
+    generate: Callable[[list[list[int]], int], list[Answer]] | None = None,
+) -> list[Answer]:  # fmt: skip
+    """Greedy answers of up to `max_new_tokens`, or half of the longest sequence; `generate`: not by `model` itself."""
+    encoder = Encoder(tokenizer, max_length, None if generate else decoder_start(model.config))
     room = min(max_new_tokens, max_length // 2)
     contexts = [encoder.generation_context(row, room) for row in rows]
+    if generate:
+        return generate(contexts, room)
     with using():
         return answers(model, tokenizer, contexts, room, model.device, BATCH_TOKENS)

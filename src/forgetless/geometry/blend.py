@@ -33,6 +33,7 @@ from forgetless.errors import RunError, UsageError, nearest
 from forgetless.geometry.path import AdapterPath, WeightPath, straight_path
 from forgetless.geometry.promise import Held, can_be_shown, certified, chosen, held, is_shown, least_rows, more_rows
 from forgetless.model.identity import json_digest, other_settings
+from forgetless.model.loading import loaded_as_told
 from forgetless.progress import console
 from forgetless.report.blend import BLENDED, LEARNS_NOTHING, NOT_SHOWN, TOO_FEW_ROWS, WHOLE, blend_markdown
 from forgetless.report.blend_page import render_blend
@@ -64,6 +65,7 @@ class Point:
         return next(one for one in self.measures if isinstance(one, Divergence) and one.name == name)
 
 
+@loaded_as_told
 def blend_pair(config: BlendConfig) -> dict:
     """Finds and writes the point between two models; gives the content of blend.json, with `path` and `exit_code`.
 

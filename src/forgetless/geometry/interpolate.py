@@ -43,12 +43,13 @@ from forgetless.learning.engine import Engine
 from forgetless.learning.session import fit_rows
 from forgetless.model.answers import logits_at, token_losses
 from forgetless.model.identity import json_digest, other_settings, weights_digest
+from forgetless.model.loading import loaded_as_told
 from forgetless.progress import steps
 from forgetless.report.interpolation import write_interpolation
 from forgetless.runs.folder import RunFolder, complete, make_folder, read_json, write_json, write_json_whole
 from forgetless.score.scorers import Scorer, headline
 from forgetless.subjects.layouts import short_names
-from forgetless.subjects.models import Opened, Subject, base_name, compare, find_subjects, opened
+from forgetless.subjects.models import Opened, Subject, base_name, compare, dense, find_subjects, opened
 from forgetless.subjects.updates import read_update, write_update
 from forgetless.versions import versions
 
@@ -104,6 +105,7 @@ class Session:
         return ({name: part for name, part in parts.items() if part} if self.config.new else {}) | {"all": self.tasks}
 
 
+@loaded_as_told
 def interpolate(config: InterpolateConfig) -> dict:
     """Loss and score along paths between two models; gives the content of interpolate.json, with its `path`.
 
@@ -151,7 +153,7 @@ def _one(spec: str, config: InterpolateConfig) -> Subject:
     if len(found) > 1:
         names = ", ".join(one.name for one in found)
         raise UsageError(f"{spec!r}: a run folder of {len(found)} models; give one of its adapters ({names})")
-    return found[0]
+    return dense(found[0], "interpolation")
 
 
 def _updates(subjects: Mapping[str, Subject]) -> dict[str, Corner]:

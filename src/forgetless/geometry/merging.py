@@ -45,13 +45,14 @@ from forgetless.learning.session import fit_rows
 from forgetless.model.adapters import Pair
 from forgetless.model.base import transformer
 from forgetless.model.head import Head
+from forgetless.model.loading import FOUR_BIT, loaded_as_told
 from forgetless.progress import console, steps
 from forgetless.report.merge import merge_markdown
 from forgetless.runs.folder import RunFolder, write_json
 from forgetless.score.intervals import mean_interval, ratio_intervals, wilson
 from forgetless.score.scorers import RIGHT_OR_WRONG, Scorer, headline
 from forgetless.subjects.layouts import short_names
-from forgetless.subjects.models import Opened, Subject, base_name, find_subjects, opened
+from forgetless.subjects.models import Opened, Subject, base_name, dense, find_subjects, opened
 from forgetless.subjects.updates import Update, compressed, difference, norm, read_update, write_update
 from forgetless.versions import versions
 
@@ -95,6 +96,7 @@ class _Session:
         return Encoder(subject.tokenizer, min(LONGEST, subject.context or LONGEST), subject.decoder_start)
 
 
+@loaded_as_told
 def merge(config: MergeConfig) -> dict:
     """Merges, measures and writes; gives the content of merge.json, with `path`.
 
@@ -221,7 +223,13 @@ def _into_base(session: _Session, new: Path) -> dict:
     console.print(f"{source.name}: merging into {source.base}, in fp32", markup=False)
     layers = write_merged(source, new)
     [merged] = find_subjects(str(new))
-    [told], logits = _measured(session, replace(merged, name=MERGED), logits=True)
+    if source.load_in == FOUR_BIT:
+        session.notes.append(
+            f"{source.name}: merged into the base's weights in full, without the 4 bits' rounding that the adapter "
+            "learnt on: another model than the adapter on the base in 4 bits, by the KL and the logits told here"
+        )
+        console.print(f"note: {session.notes[-1]}", markup=False)
+    [told], logits = _measured(session, replace(dense(merged, "a merge"), name=MERGED), logits=True)
     return {"sources": [told], "logits": logits, "layers": layers, "total": _total(layers)}
 
 

@@ -24,6 +24,7 @@ from forgetless.geometry.whole import INDEX, copy_others
 from forgetless.model.adapters import Pair
 from forgetless.model.base import load_config
 from forgetless.model.identity import open_tensors, tensor_files, weight_files
+from forgetless.model.loading import FOUR_BIT
 from forgetless.subjects.models import Opened, Subject, base_name, find_subjects, opened, other_shape
 from forgetless.subjects.updates import read_update, weighted, write_update
 
@@ -106,6 +107,12 @@ class WeightPath:
 def straight_path(before: Subject, after: Subject) -> AdapterPath | WeightPath:
     """The path between two models. Raises UsageError where there is none."""
     if before.adapter is None and after.adapter is None:
+        for one in (before, after):
+            if one.load_in == FOUR_BIT:
+                raise UsageError(
+                    f"{one.name}: is computed from 4-bit weights, between which there is no path; give weights in full "
+                    "without --load_in 4bit, or adapters on one base"
+                )
         tied = [load_config(one.base).get_text_config().tie_word_embeddings for one in (before, after)]
         if tied[0] != tied[1]:
             one, other = (before, after) if tied[0] else (after, before)

@@ -26,8 +26,9 @@ from transformers.core_model_loading import revert_weight_conversion
 from forgetless.errors import RunError, UsageError, short
 from forgetless.model.base import load_config
 from forgetless.model.identity import open_tensors, weight_files
+from forgetless.model.loading import own_code
 from forgetless.runs.folder import read_json
-from forgetless.subjects.models import Opened, Subject, opened
+from forgetless.subjects.models import Opened, Subject, dense, opened
 
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
@@ -40,7 +41,8 @@ def write_merged(subject: Subject, folder: Path) -> dict[str, dict[str, float]]:
     Gives for each tensor that changes the norm ‖ΔW‖ of its change, and the `error` ‖W' - (W + ΔW)‖ / ‖ΔW‖ of rounding.
     The base is in memory in fp32, on the CPU.
     """
-    [changes] = [_write(_merged(model, subject), subject, folder) for _, model in opened([subject], torch.float32)]
+    stored = dense(subject, "merging into them")
+    [changes] = [_write(_merged(model, subject), subject, folder) for _, model in opened([stored], torch.float32)]
     return changes
 
 
@@ -161,9 +163,10 @@ def _write_config(model: PreTrainedModel, tied: bool, base: Path, folder: Path) 
 
 
 def copy_others(subject: Subject, folder: Path) -> None:
-    """Everything beside the weights: configuration, generation settings, the tokenizer that the model has."""
+    """Everything beside the weights: configuration, generation settings, own code, the tokenizer that the model has."""
+    suffixes = (".json", ".txt", ".model", ".jinja", *([".py"] if own_code(subject.base) else []))
     for file in sorted(subject.base.iterdir()):
-        if file.suffix in (".json", ".txt", ".model", ".jinja") and not file.name.endswith(".index.json"):
+        if file.suffix in suffixes and not file.name.endswith(".index.json"):
             shutil.copyfile(file, folder / file.name)
     if subject.adapter:
         copy_tokenizer(subject.adapter, folder)

@@ -225,14 +225,18 @@ def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
 
 def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The moments `<i>.<name>` and the step counter of each trainable tensor i that has been stepped."""
-    states = optimizer.state_dict()["state"]
+    everything = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    states = {i: optimizer.state[one] for i, one in enumerate(everything) if optimizer.state.get(one)}
     moments = {f"{i}.{key}": value for i, state in states.items() for key, value in state.items() if key != "step"}
     return moments, {str(i): float(state["step"]) for i, state in states.items()}
 
 
 def load_optimizer(optimizer: Optimizer, moments: dict[str, Tensor], counters: dict[str, float]) -> None:
     """Puts back what `optimizer_state` gave."""
-    states: dict[int, dict[str, Tensor]] = {int(i): {"step": torch.tensor(step)} for i, step in counters.items()}
+    in_tensors = isinstance(optimizer, torch.optim.AdamW)  # bitsandbytes counts steps in plain numbers
+    states: dict[int, dict[str, Any]] = {
+        int(i): {"step": torch.tensor(step) if in_tensors else int(step)} for i, step in counters.items()
+    }
     for name, tensor in moments.items():
         i, key = name.split(".", 1)
         states[int(i)][key] = tensor

@@ -22,12 +22,14 @@ from forgetless.learning.cells import scored_columns
 from forgetless.learning.session import Session, prepare
 from forgetless.learning.step import TrainSettings, count_steps, plan
 from forgetless.methods import Lesson
+from forgetless.model.loading import loaded_as_told
 from forgetless.progress import out, seconds_of
 from forgetless.score.scorers import Scorer
 
 TRIED = 8  # documents of the text that forgetting is measured on
 
 
+@loaded_as_told
 def plan_run(config: LearnConfig) -> None:
     """Prints tasks, rows, tokens, steps, trainable parameters, time, memory and disk.
 

@@ -20,6 +20,7 @@ from forgetless.learning.engine import Engine
 from forgetless.learning.sharding import shard_base
 from forgetless.learning.signals import Signals
 from forgetless.learning.spending import Spending
+from forgetless.learning.step import check_optimizer
 from forgetless.methods import Lesson, Method
 from forgetless.methods.finding import label_of
 from forgetless.model.adapters import Adapters, LoraSettings
@@ -84,6 +85,7 @@ def prepare(config: LearnConfig) -> Session:
             "file (`validation: 10%`), or score on test rows"
         )
     engine = Engine(config.device, config.precision, config.report_to, str(run.root / "trackers"))
+    check_optimizer(config.optim, engine.device)
     base = load_base(config.model, engine.dtype, engine.device, in_shards=engine.shards)
     if base.context and config.max_length > base.context:
         raise UsageError(

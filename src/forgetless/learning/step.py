@@ -13,13 +13,15 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import get_scheduler
 
 from forgetless.data.batches import Example, collate, split
-from forgetless.errors import DivergedError
+from forgetless.errors import DivergedError, UsageError
 from forgetless.learning.checkpoint import Checkpoints
 from forgetless.learning.engine import Engine
 from forgetless.methods.base import Method
+from forgetless.model.loading import check_bitsandbytes
 from forgetless.seeds import generator, seed_for
 
 ON_NAN = ("stop", "skip")
+ADAMW, PAGED_ADAMW_8BIT = OPTIMIZERS = ("adamw", "paged_adamw_8bit")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class TrainSettings:
     """tokens of a row; a longer prompt loses its beginning, and is counted"""
     gradient_checkpointing: bool = False
     """compute activations again in the backward pass instead of keeping them"""
+    optim: str = "adamw"
+    """adamw, or paged_adamw_8bit: its averages in 8 bits, in the CPU's memory while a GPU's is full (bitsandbytes)"""
     group_by_length: bool = True
     """batches of rows of similar length (drawn from windows of 8 batches): less padding"""
     on_nan: str = "stop"
@@ -102,7 +106,7 @@ def learn_task(
     method.prepare(examples)
     model, parameters = method.adapters.model, method.adapters.parameters()
     steps = count_steps(len(examples), settings, tasks)
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = optimizer_for(parameters, settings)
     warmup = math.ceil(settings.warmup_ratio * steps)
     schedule = get_scheduler(settings.lr_scheduler_type, optimizer, warmup, steps).lr_lambdas[0]  # a function of step
     done = checkpoints.restore(optimizer) if checkpoints else 0
@@ -155,6 +159,25 @@ def learn_task(
 def gradient_norm(parameters: list[Tensor]) -> Tensor:
     """||g||₂ over all parameters."""
     return get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def optimizer_for(parameters: list[Tensor], settings: TrainSettings) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), paged and with averages in 8 bits where asked for (Dettmers et al. 2023)."""
+    rates = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    if settings.optim == ADAMW:
+        return torch.optim.AdamW(parameters, **rates)
+    from bitsandbytes.optim import PagedAdamW8bit
+
+    return PagedAdamW8bit(parameters, **rates)
+
+
+def check_optimizer(name: str, device: torch.device) -> None:
+    """UsageError where the optimizer lacks its library, or the GPU whose memory it pages."""
+    if name != PAGED_ADAMW_8BIT:
+        return
+    check_bitsandbytes(f"optim {name}")
+    if device.type != "cuda":
+        raise UsageError(f"optim {name}: pages the memory of a GPU, and this run is on {device.type}; use {ADAMW}")
 
 
 def not_finite(loss: Tensor, norm: Tensor) -> str:

@@ -23,6 +23,7 @@ from forgetless.methods import Lesson
 from forgetless.methods.base import ABOUT, penalty_acts
 from forgetless.methods.finding import label_of
 from forgetless.model.adapters import named
+from forgetless.model.loading import loaded_as_told
 from forgetless.progress import steps
 from forgetless.report.files import write_report
 from forgetless.report.summary import matrix_record, summarise, summary_record
@@ -32,6 +33,7 @@ from forgetless.runs.shapes import LEARNED, read
 from forgetless.score.scorers import Scorer, headline
 
 
+@loaded_as_told
 def learn(config: LearnConfig, base_scores: Path | None = None, chosen: dict | None = None) -> dict:
     """Learns the stream of `config` and returns the summary that is also in the run folder.
 

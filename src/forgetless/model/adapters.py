@@ -160,7 +160,7 @@ class Adapters:
     def base_parameters(self) -> int:
         """How many parameters the base has, without any adapter's."""
         pairs = [*self.pairs().values(), *self.past().values()]
-        everything = sum(parameter.numel() for parameter in self.model.parameters())
+        everything = self.model.get_nb_trainable_parameters()[1]  # two to a byte where they lie in 4 bits
         return everything - sum(p.A.numel() + p.B.numel() for p in pairs)
 
     def snapshot(self) -> dict[str, Tensor]:

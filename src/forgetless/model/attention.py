@@ -22,6 +22,7 @@ from forgetless.model.packing import Packed, pack
 BLOCKED = "blocked"  # the name under which transformers finds it
 PACKED = "packed"  # the same, in a model that also takes rows packed (`packing.py`)
 TRIAL = "blocked trial"
+BLOCKED_ON = ("cpu",)  # elsewhere torch's fused attention computes, of packed rows too
 BLOCK = 2**23  # attention weights in memory at once
 
 
@@ -106,6 +107,9 @@ def _attend(
             return _attend(module, q, k, v, seen, dropout, scaling, is_causal, **more)[0].transpose(1, 2)
 
         return packed.attend(query, key, value, each).transpose(1, 2).contiguous(), None
+    if query.device.type not in BLOCKED_ON:
+        more |= {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     square = query.shape[2] == key.shape[2]
     if attention_mask is None and causal and square:
@@ -130,7 +134,8 @@ def _attend(
 
 
 def use_blocked_attention(model: PreTrainedModel) -> None:
-    """Trains with `BlockedAttention` where the model uses torch's fused attention and loses nothing by the change.
+    """Computes with `BlockedAttention`, on a CPU, and takes rows packed, where the model uses torch's fused attention
+    and loses nothing by the change.
 
     Tried on a few tokens, since some models look at the name of their attention and do something else by it: under
     the new name torch's attention must give the model's own logits, and in each call ours what torch's gives.
@@ -156,6 +161,8 @@ def use_blocked_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation(BLOCKED if same else "sdpa")
     if same and _takes_packed(model):
         model.set_attn_implementation(PACKED)
+    elif model.device.type not in BLOCKED_ON:
+        model.set_attn_implementation("sdpa")
 
 
 def _trial(model: PreTrainedModel) -> Tensor:

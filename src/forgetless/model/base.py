@@ -24,6 +24,17 @@ from forgetless.errors import DownloadError, ForgetlessError, RunError, UsageErr
 from forgetless.model.attention import use_blocked_attention
 from forgetless.model.encoder_decoder import decoder_start, model_class
 from forgetless.model.identity import Identity, identify
+from forgetless.model.loading import (
+    FOUR_BIT,
+    OWN_ATTENTION,
+    check_bitsandbytes,
+    check_on_cpu,
+    four_bits,
+    is_trusted,
+    load_settings,
+    needs_trust,
+    stored_in_4bit,
+)
 
 
 @dataclass
@@ -57,10 +68,18 @@ def transformer(model) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[return-value]
 
 
-def load_base(name: str, dtype: torch.dtype, device: torch.device | str = "cpu", *, in_shards: bool = False) -> Base:
+def load_base(
+    name: str,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    *,
+    in_shards: bool = False,
+    load_in: str | None = None,
+) -> Base:
     """Loads weights from safetensors only; sets a padding token if there is none (padding is always masked).
 
-    `in_shards`: they stay in the CPU's memory, from where each process takes its part to the device.
+    `in_shards`: they stay in the CPU's memory, from where each process takes its part to the device. `load_in`: as in
+    `LoadSettings`, whose other settings and default are those of the command under way.
     """
     folder = find_model(name)
     if not (folder / "config.json").exists():
@@ -71,9 +90,10 @@ def load_base(name: str, dtype: torch.dtype, device: torch.device | str = "cpu",
     identity = identify(folder, tokenizer.chat_template)
     transformers_logging.disable_progress_bar()  # loading takes seconds
     kind: Any = model_class(load_config(folder))
+    how = _how(folder, dtype, device, load_in, in_shards)
     with _named_errors(folder):
         loaded: Any = kind.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **how
         )
     model, told = loaded
     if missing := sorted(told["missing_keys"]):
@@ -82,23 +102,50 @@ def load_base(name: str, dtype: torch.dtype, device: torch.device | str = "cpu",
             + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
             + ", which would stay random; give the whole model"
         )
-    if torch.device(device).type == "cpu":
-        use_blocked_attention(model)
     model.requires_grad_(False)
-    model.to("cpu" if in_shards else device)
+    if "device_map" not in how:
+        model.to("cpu" if in_shards else device)
+    on_cpu = torch.device(device).type == "cpu"
+    if on_cpu:
+        check_on_cpu(model, folder)
+    if load_settings().attn_implementation == OWN_ATTENTION and (on_cpu or not in_shards):
+        use_blocked_attention(model)
     return Base(name, folder, model.eval(), tokenizer, identity)
 
 
+def _how(
+    folder: Path, dtype: torch.dtype, device: torch.device | str, load_in: str | None, in_shards: bool
+) -> dict[str, Any]:
+    """How transformers loads the model: its own code, its attention, 4 bits."""
+    how: dict[str, Any] = {"trust_remote_code": is_trusted(folder, find_model)}
+    if load_settings().attn_implementation != OWN_ATTENTION:
+        how["attn_implementation"] = load_settings().attn_implementation
+    stored = stored_in_4bit(folder, load_config(folder))
+    if not stored and (load_in or load_settings().load_in) != FOUR_BIT:
+        return how
+    if in_shards:
+        raise UsageError(
+            f"{folder}: a base in 4 bits is not cut into shards; it is a quarter as large, so start the processes "
+            "without FSDP, and each holds all of it"
+        )
+    if stored:
+        check_bitsandbytes(f"{folder}, which lies there in 4 bits,")
+        return how | {"device_map": {"": device}}
+    return how | {"device_map": {"": device}, "quantization_config": four_bits(dtype)}
+
+
 def load_config(folder: Path) -> PreTrainedConfig:
-    """What config.json says; no code of the folder's is run."""
+    """What config.json says; no code of the folder's is run but what the user allowed."""
+    trusted = is_trusted(folder, find_model)
     with _named_errors(folder):
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The folder's tokenizer; it can end an answer and pad a row."""
+    trusted = is_trusted(folder, find_model)
     with _named_errors(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
     if tokenizer.eos_token_id is None:
         raise RunError(f"{folder}: the tokenizer has no end-of-sequence token, so answers would never end.")
     if tokenizer.pad_token_id is None:
@@ -112,7 +159,11 @@ def _named_errors(folder: Path) -> Iterator[None]:
         yield
     except ForgetlessError:
         raise
+    except ImportError as error:  # an attention, or what a model's own code imports
+        raise UsageError(f"{folder}: {short(str(error), 300)}") from error
     except Exception as error:  # transformers, tokenizers and safetensors share no class of errors
+        if "trust_remote_code" in str(error):
+            raise UsageError(needs_trust(folder)) from error
         raise RunError(
             f"{folder}: cannot be loaded as a language model with its tokenizer ({short(str(error), 300)}); "
             "give a folder with config.json, tokenizer files and whole *.safetensors of such a model"
@@ -143,6 +194,7 @@ def find_model(name: str) -> Path:
 
     try:
         patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+        patterns += ["*.py"] if name in load_settings().trust_remote_code else []
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         raise DownloadError(

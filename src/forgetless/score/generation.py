@@ -42,12 +42,10 @@ def answers(
 ) -> list[Answer]:
     """What `generate` gives, with whether each answer came to its end."""
     base = transformer(model)
-    ends = base.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        eos_token_id=sorted(ends),
+        eos_token_id=ends_of(model, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         decoder_start_token_id=decoder_start(base.config),
@@ -58,6 +56,12 @@ def answers(
         return _batches(_generating(model), tokenizer, contexts, settings, device, batch_tokens)
     finally:
         base.generation_config = own
+
+
+def ends_of(model, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer."""
+    told = transformer(model).generation_config.eos_token_id
+    return sorted({tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])} - {None})
 
 
 def _generating(model):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from forgetless.data.scoring import Scoring, name_of
 from forgetless.data.tasks import Row, Task
 from forgetless.learning.engine import Engine
 from forgetless.model.answers import logits_at
-from forgetless.score.generation import generate
+from forgetless.score.generation import Answer, generate
 from forgetless.score.options import OptionScorer
 from forgetless.score.rules import Rule, rules_of
 from forgetless.score.texts import compared
@@ -87,9 +87,18 @@ def measures_of(scorer: str | Scoring) -> tuple[str, ...]:
 class Scorer:
     """Scores tasks with one model on one engine."""
 
-    def __init__(self, model, encoder: Encoder, engine: Engine, union: tuple[str, ...], batch_tokens: int):
+    def __init__(
+        self,
+        model,
+        encoder: Encoder,
+        engine: Engine,
+        union: tuple[str, ...],
+        batch_tokens: int,
+        answers: Callable[[list[list[int]], int], list[Answer]] | None = None,
+    ):
+        """`answers`: (contexts, most new tokens) -> greedy answers, where the model does not generate them itself."""
         self.model, self.encoder, self.engine, self.union = model, encoder, engine, union
-        self.batch_tokens = batch_tokens
+        self.batch_tokens, self.answers = batch_tokens, answers
         self.likelihoods = OptionScorer(model, encoder, engine.device, batch_tokens)
 
     def __call__(self, task: Task, rows: tuple[Row, ...] | None = None) -> TaskScores:
@@ -140,6 +149,8 @@ class Scorer:
     def _judged(self, rules: dict[str, Rule], task: Task, rows: list[Row]) -> list[dict]:
         """One greedy answer a row, judged by every rule; it is kept once, beside the first rule's score."""
         contexts = [self.encoder.generation_context(row, task.max_new_tokens) for row in rows]
+        if self.answers:
+            return _by_rules(rules, rows, [one.text for one in self.answers(contexts, task.max_new_tokens)])
         tokenizer = self.encoder.tokenizer
         texts = generate(self.model, tokenizer, contexts, task.max_new_tokens, self.engine.device, self.batch_tokens)
         return _by_rules(rules, rows, texts)

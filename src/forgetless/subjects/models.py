@@ -37,12 +37,23 @@ from forgetless.model.identity import (
     check_same,
     config_digest,
     identify,
+    json_digest,
     open_tensors,
     template_digest,
     text_digest,
     tokenizer_digest,
     weight_files,
     weights_digest,
+)
+from forgetless.model.loading import (
+    AS_STORED,
+    CALLED_4BIT,
+    FOUR_BIT,
+    code_digest,
+    dense_twin,
+    is_trusted,
+    load_settings,
+    stored_in_4bit,
 )
 from forgetless.runs.folder import RunFolder, check_published
 from forgetless.runs.shapes import NUMBER, Each, Maybe, read, read_run
@@ -59,7 +70,7 @@ ADAPTER = {
 """The settings of anybody's adapter_config.json whose form is relied on."""
 _PER_TASK = ("POLY", "MULTITASK_PROMPT_TUNING")
 _EMBEDDING = re.compile(rf"\.({'|'.join(EMBEDDING_LAYER_NAMES)})(\.base_layer|\.modules_to_save)?\.weight$")
-_FOUR_BIT = re.compile(r"-(unsloth-)?bnb-4bit$")
+IN_4BIT = "{}: its linear layers compute with 4-bit weights here, whose rounding is part of what is measured"
 _SAMPLE = "The fox's 12,345 naïve jumps: f(x) = x**2;\n\n\tpreguntó «¿qué?» 你好 🙂"
 
 Opened = PreTrainedModel | PeftModel
@@ -76,6 +87,7 @@ class Subject:
     identity: Identity  # the base's weights; its own tokenizer and chat template
     adapter_sha256: str | None  # of the adapter's weights and configuration
     vocabulary: int  # rows of the output embedding, padding included
+    load_in: str = AS_STORED  # how the base is loaded: a base in 4 bits is another function
     notes: tuple[str, ...] = ()  # what was accepted that a reader should know
 
     @property
@@ -85,12 +97,23 @@ class Subject:
     @property
     def decided_by(self) -> dict:
         """Hashes of all that its predictions depend on; equal for equal models, wherever they lie."""
-        return self.identity.as_json() | {"adapter": self.adapter_sha256, "config": config_digest(self.base)}
+        return self.identity.as_json() | {"adapter": self.adapter_sha256, "config": self._run_by}
 
     @property
     def runs_as(self) -> tuple[str, str]:
         """Models of which this is equal share a base in memory: its weights, and how its configuration runs them."""
-        return self.identity.weights, config_digest(self.base)
+        return self.identity.weights, self._run_by
+
+    @property
+    def _in_4bit(self) -> dict[str, str]:
+        return {} if self.load_in == AS_STORED else {"load_in": self.load_in}
+
+    @property
+    def _run_by(self) -> str:
+        """Hash of what decides the base's function beside its weights."""
+        own = code_digest(self.base) if is_trusted(self.base, find_model) else ""
+        config = config_digest(self.base)
+        return config if self.load_in == AS_STORED and not own else json_digest([config, self.load_in, own])
 
     @cached_property
     def decoder_start(self) -> int | None:
@@ -111,7 +134,7 @@ class Subject:
         """What an evidence file keeps: the name, the hashes, the notes."""
         return {
             "name": self.name,
-            "identity": self.identity.as_json() | {"adapter": self.adapter_sha256},
+            "identity": self.identity.as_json() | {"adapter": self.adapter_sha256} | self._in_4bit,
             "notes": list(self.notes),
         }
 
@@ -198,8 +221,20 @@ def _of_run(spec: str, folder: Path, base_is: str | None) -> list[Subject]:
     for task in tasks:
         subject = _on_base(f"{spec.rstrip('/')}/{task.name}", task / "adapter", base, base)
         check_same(told["base"], subject.identity, task)
-        subjects.append(replace(subject, notes=notes))
+        subjects.append(replace(subject, notes=(*notes, *_learnt_in(told, subject, folder))))
     return subjects
+
+
+def _learnt_in(run: dict, subject: Subject, folder: Path) -> Iterator[str]:
+    """A note on a base that is loaded otherwise than it was in learning, or in 4 bits."""
+    rounded = stored_in_4bit(subject.base, load_config(subject.base))
+    learnt = FOUR_BIT if rounded else run["decides"].get("load_in", AS_STORED)
+    words = {AS_STORED: "in full", FOUR_BIT: "in 4 bits"}
+    if subject.load_in == FOUR_BIT:
+        yield IN_4BIT.format(subject.base)
+    if learnt != subject.load_in:
+        here = words[subject.load_in]
+        yield f"{folder}: was learnt on its base {words[learnt]}, and is measured here on it {here}: another model"
 
 
 def _finished(folder: Path) -> tuple[dict, list[Path], tuple[str, ...]]:
@@ -216,12 +251,8 @@ def _finished(folder: Path) -> tuple[dict, list[Path], tuple[str, ...]]:
 
 def _full(name: str, folder: Path) -> Subject:
     config = load_config(folder)
-    if "quantization_config" in config.to_dict():
-        raise UsageError(
-            f"{folder}: its weights are quantised, and only dense ones are measured or merged; give the dense "
-            f"model{_twin(name)}. For an adapter trained on it say base_is (--base-is)."
-        )
     decoder_start(config)  # refuses kinds that are not known
+    load_in = FOUR_BIT if stored_in_4bit(folder, config) else load_settings().load_in
     tokenizer = load_tokenizer(folder)
     return Subject(
         name=name,
@@ -231,6 +262,8 @@ def _full(name: str, folder: Path) -> Subject:
         identity=identify(folder, tokenizer.chat_template),
         adapter_sha256=None,
         vocabulary=config.get_text_config().vocab_size,
+        load_in=load_in,
+        notes=(IN_4BIT.format(folder),) if load_in == FOUR_BIT else (),
     )
 
 
@@ -251,7 +284,7 @@ def _on_base(name: str, folder: Path, base: str | None, base_is: str | None, all
         raise UsageError(f"{folder}: its base {told!r} is an adapter itself; merge it into full weights first")
     plain = _full(told, as_safetensors(place.folder, allow_pickle))
     _refuse_other_kind(folder, config, plain)
-    notes = _same_base(folder, trained_on, told, plain.base, declared=told == base_is)
+    notes = _same_base(folder, trained_on, told, plain, declared=told == base_is)
     weights = folder / SAFETENSORS_WEIGHTS_NAME
     subject = replace(
         _with_own_tokenizer(plain, folder),
@@ -262,7 +295,7 @@ def _on_base(name: str, folder: Path, base: str | None, base_is: str | None, all
     )
     _refuse_non_finite(weights)
     _refuse_misfit(subject)
-    return replace(subject, notes=(*notes, *_adapter_notes(folder, config), *compare(plain, subject)))
+    return replace(subject, notes=(*plain.notes, *notes, *_adapter_notes(folder, config), *compare(plain, subject)))
 
 
 def _with_own_tokenizer(plain: Subject, folder: Path) -> Subject:
@@ -280,8 +313,9 @@ def _with_own_tokenizer(plain: Subject, folder: Path) -> Subject:
 # ---------------------------------------------------------------------------------------- is it the same base?
 
 
-def _same_base(adapter: Path, trained_on: str, told: str, base: Path, declared: bool) -> list[str]:
+def _same_base(adapter: Path, trained_on: str, told: str, plain: Subject, declared: bool) -> list[str]:
     """Notes on a base of another name; refuses one that is not known to be the same."""
+    base = plain.base
     if not trained_on or trained_on == told:
         return []
     found = _found_here(trained_on)
@@ -289,14 +323,15 @@ def _same_base(adapter: Path, trained_on: str, told: str, base: Path, declared: 
         return []
     if found and weights_digest(weight_files(found)) == weights_digest(weight_files(base)):
         return [f"{adapter}: its base is called {trained_on!r}; {told!r} has equal weights"]
-    dense = found is not None and "quantization_config" not in load_config(found).to_dict()
-    if found and dense and (differing := other_shape(found, base)):
+    in_full = all("quantization_config" not in load_config(one).to_dict() for one in (found, base) if one)
+    if found and in_full and (differing := other_shape(found, base)):
         raise UsageError(
             f"{adapter}: was trained on {trained_on!r}, whose {differing} than in {told!r}: a different model. "
             f"Audit it on {trained_on!r}."
         )
     if declared:
-        twin = " (4-bit; rounding that the adapter learnt to undo is not there)" if _FOUR_BIT.search(trained_on) else ""
+        rounded = CALLED_4BIT.search(trained_on) and plain.load_in == AS_STORED
+        twin = " (4-bit; rounding that the adapter learnt to undo is not there)" if rounded else ""
         return [f"{adapter}: was trained on {trained_on!r}{twin}; taken for {told!r} as declared, not verified"]
     why = "has other weights of equal shapes" if found else "is not here to be compared with it"
     raise UsageError(
@@ -358,9 +393,14 @@ def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _twin(name: str) -> str:
-    dense = _FOUR_BIT.sub("", name)
-    return f", perhaps {dense!r}" if dense != name else ""
+def dense(subject: Subject, what: str) -> Subject:
+    """The subject on its base's weights in full; UsageError where they lie there in 4 bits. `what`: needs them."""
+    if stored_in_4bit(subject.base, load_config(subject.base)):
+        raise UsageError(
+            f"{subject.base}: its weights lie there in 4 bits, and {what} needs them in full; give the dense "
+            f"model{dense_twin(subject.base)}. For an adapter trained on it say base_is (--base-is)."
+        )
+    return replace(subject, load_in=AS_STORED)
 
 
 # ---------------------------------------------------------------------------------------- adapters as they are
@@ -422,7 +462,8 @@ def _refuse_misfit(subject: Subject) -> None:
     """Puts the adapter on the base's shapes without data, so that a misfit is said before anything is computed."""
     with torch.device("meta"):
         config: Any = load_config(subject.base)
-        base = model_class(config).from_config(config, trust_remote_code=False)  # type: ignore[attr-defined]
+        trusted = is_trusted(subject.base, find_model)
+        base = model_class(config).from_config(config, trust_remote_code=trusted)  # type: ignore[attr-defined]
     with suppress(NotImplementedError):  # some types compute with the base's data; they are seen when opened
         _attach(base, subject, "cpu", low_cpu_mem_usage=True)
 
@@ -505,7 +546,7 @@ def opened(
     for subject in subjects:
         groups.setdefault(subject.runs_as, []).append(subject)
     for group in groups.values():
-        shared = _SharedBase(group[0].base, dtype, device)
+        shared = _SharedBase(group[0].base, dtype, device, group[0].load_in)
         try:
             for subject in group:
                 with shared.using(subject) as model:
@@ -517,8 +558,8 @@ def opened(
 class _SharedBase:
     """One base in memory that adapters are put on and taken off again."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device | str):
-        self.folder, self.dtype, self.device = folder, dtype, device
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device | str, load_in: str):
+        self.folder, self.dtype, self.device, self.load_in = folder, dtype, device, load_in
         self.model: PreTrainedModel | None = None
         self.fingerprint: dict[str, tuple] = {}
 
@@ -539,13 +580,16 @@ class _SharedBase:
 
     def free(self) -> None:
         """Gives the memory back, even where a caller still holds the model."""
-        if self.model is not None:
+        if self.model is not None and self.load_in == FOUR_BIT:
+            for module in self.model.modules():
+                module._parameters.clear()  # such a parameter does not go to "meta"
+        elif self.model is not None:
             self.model.to("meta")  # type: ignore[arg-type]  # transformers' wrapper of `to` is typed without self
         self.model = None
 
     def _load(self) -> PreTrainedModel:
         if self.model is None:
-            self.model = load_base(str(self.folder), self.dtype, self.device).model
+            self.model = load_base(str(self.folder), self.dtype, self.device, load_in=self.load_in).model
             for name, tensor in self.model.state_dict().items():
                 _check_finite(name, tensor, self.folder)
             self.fingerprint = _fingerprint(self.model)
