@@ -24,6 +24,7 @@ from forgetless.methods import METHODS
 from forgetless.methods.base import Method
 from forgetless.methods.finding import options_of
 from forgetless.model.adapters import named
+from forgetless.model.prompts import Prompts
 
 FALLS_TO = 0.9  # of its first value
 SAME_GRADIENT = 1e-5  # relative: another order of summation in fp32
@@ -122,6 +123,12 @@ def acts(trial: Trial) -> str:
     names = ", ".join(dict.fromkeys(check.name for check in checks))
     if trial.kind.off == {}:
         return names
+    if issubclass(
+        trial.kind.adapter_class, Prompts
+    ):  # it has other tensors than a method with pairs, so compare the answers
+        if torch.equal(trial.whole.borders[-1].logits, trial.untouched):
+            raise Fails("with its prompt the model says what the untouched base says: the method does nothing")
+        return f"answers differ from the base's; {names}"
     other = trial.off if isinstance(trial.kind.off, dict) else trial.plain
     if not _unequal(named(trial.whole.borders[-1].pairs), named(other.borders[-1].pairs)):
         raise Fails("what it deploys is, in every byte, what it deploys switched off: the method does nothing")
@@ -162,6 +169,7 @@ def stock_peft(trial: Trial) -> str:
     with TemporaryDirectory() as folder, torch.no_grad():
         trial.whole.method.adapters.save(Path(folder), border.pairs)
         logits = PeftModel.from_pretrained(copy.deepcopy(trial.bench.model), folder)(tokens).logits
+        logits = logits[:, -tokens.shape[1] :]  # PEFT gives those of virtual tokens too
     apart = float((logits - border.logits).abs().max())
     if not apart < SAME_LOGITS:
         raise Fails(f"loaded by PEFT, `export` gives logits that differ by up to {apart:.2g} from the first of `views`")

@@ -10,6 +10,7 @@ from pathlib import Path
 from forgetless import __version__
 from forgetless.config import LearnConfig
 from forgetless.data.tasks import Task
+from forgetless.errors import UsageError
 from forgetless.learning.adopt import adopt_lesson
 from forgetless.learning.again import check_continues, described, log_command, versions_here
 from forgetless.learning.borders import is_measured, measure_base, measure_lesson, measure_step
@@ -20,8 +21,8 @@ from forgetless.learning.state import resume, save_state
 from forgetless.learning.step import TrainSettings, count_steps, learn_task
 from forgetless.methods import Lesson
 from forgetless.methods.base import penalty_acts
-from forgetless.methods.finding import label_of
-from forgetless.model.adapters import named
+from forgetless.methods.finding import find_method, label_of
+from forgetless.model.adapters import Adapters, named
 from forgetless.progress import steps
 from forgetless.report.files import write_report
 from forgetless.report.summary import matrix_record, summarise, summary_record
@@ -40,6 +41,8 @@ def learn(config: LearnConfig, base_scores: Path | None = None) -> dict:
     """
     if not (budgeted := config.as_blend("")):
         return _learnt(config, base_scores)
+    if find_method(config.method).adapter_class is not Adapters:
+        raise UsageError(f"budgets blend LoRA pairs, and {config.method} trains none; leave max_drop, ... out")
     from forgetless.geometry.borders import blend_run, check_stream
 
     config.check()
@@ -228,9 +231,9 @@ def _card(session: Session, number: int) -> str:
     return f"""---
 library_name: peft
 base_model: {session.base.name}
-tags: [peft, lora, "base_model:adapter:{session.base.name}", forgetless]
+tags: [peft, {session.adapters.tag}, "base_model:adapter:{session.base.name}", forgetless]
 ---
-LoRA adapter for {", ".join(learnt)}, learnt in this order with `{name}` (forgetless {__version__}).
+{session.adapters.kind} for {", ".join(learnt)}, learnt in this order with `{name}` (forgetless {__version__}).
 {use}. sha256 of the base's weights: {session.base.identity.weights}
 """
 

@@ -23,7 +23,7 @@ from forgetless.data.batches import Encoder
 from forgetless.errors import UsageError
 from forgetless.learning.engine import Engine
 from forgetless.methods.base import Check, Method, overrides, penalty_acts
-from forgetless.model.adapters import Attached
+from forgetless.model.adapters import Adapters, Attached
 from forgetless.progress import console
 
 
@@ -112,6 +112,10 @@ class MethodCallback(TrainerCallback):
     # ------------------------------------------------------------------ what cannot be
 
     def _check_method(self) -> None:
+        if self.method.adapter_class is not Adapters:
+            raise UsageError(
+                f"{self.name}: trains a prompt, not the trainer's LoRA pairs; learn with `forgetless learn`"
+            )
         if own := self.method.own_step():
             raise UsageError(
                 f"{self.name}: makes {', '.join(own)} of a step itself, which a trainer does not let it; learn with "

@@ -16,7 +16,7 @@ Every default is plain fine-tuning. A method never mentions processes, accumulat
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -85,6 +85,7 @@ class Method:
     stock_peft: ClassVar[bool] = True  # what it deploys loads in `PeftModel.from_pretrained`
     remedy: ClassVar[str] = ""  # where it does not: how to use what it deploys
     snapshots: ClassVar[bool] = False  # keeps the trainable pair of a moment, for what the model was then
+    adapter_class: ClassVar[type[Adapters]] = Adapters  # LoRA pairs; a prompt method says `Prompts` (model/prompts.py)
     plain_pairs: ClassVar[bool] = True  # the model is past and trainable pair, and a task begins where the last ended
     bound: ClassVar[bool] = False  # a bound for the table rather than a way to learn a stream
     under_any: ClassVar[bool] = False  # may go under another method: it leaves the adapters' life to that one
@@ -156,6 +157,13 @@ class Method:
         """
         return learnt
 
+    def answering(self, context: list[int]) -> AbstractContextManager:
+        """What the model computes in while it answers the test row with these tokens before its answer.
+
+        A method with one of its own is asked for each row by itself; it is not told the answer.
+        """
+        return nullcontext()
+
     # ----------------------------------------------------------------------------------- going on
 
     def state(self) -> State:
@@ -197,8 +205,8 @@ class Method:
 
     def checks(self) -> list[Check]:
         """Evidence that the method did something in the task that just ended."""
-        size = sum(float((pair.B.detach().float() ** 2).sum()) for pair in self.adapters.pairs().values()) ** 0.5
-        return [Check("adapter", size, size > 0, "norm of B: the adapter changes the model's answers")]
+        moved = self.adapters.moved()
+        return [Check("adapter", moved, moved > 0, self.adapters.moves)]
 
     # -------------------------------------------------------------------------- in others' loops
 
@@ -216,6 +224,11 @@ class Method:
 def overrides(kind: type[Method], hook: str) -> bool:
     """Whether a method has a hook of its own."""
     return getattr(kind, hook) is not getattr(Method, hook)
+
+
+def own_answering(method: Method) -> Callable[[list[int]], AbstractContextManager] | None:
+    """`method.answering`; None where rows may be answered together."""
+    return method.answering if overrides(type(method), "answering") else None
 
 
 def penalty_acts(shares: Sequence[float]) -> list[Check]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -87,6 +87,8 @@ class Adapters:
     _magnitudes: Magnitudes | None = None
     _beside: Sequence[nn.Parameter] = ()  # trained with the pairs
     _kind = "LORA"  # what PEFT is told that a saved adapter is
+    kind, tag = "LoRA adapter", "lora"  # for the model card
+    moves = "norm of B: the adapter changes the model's answers"
 
     def __init__(self, base: PreTrainedModel, settings: LoraSettings, base_name: str, seed: int):
         self.settings, self.base_name, self.seed = settings, base_name, seed
@@ -134,6 +136,14 @@ class Adapters:
         """The trainable tensors, in a fixed order."""
         trained = [getattr(pair, side) for pair in self.pairs().values() for side in self._trained]
         return trained + ([self._magnitudes.values] if self._magnitudes else []) + [*self._beside]
+
+    def moved(self) -> float:
+        """How far training went, as `moves` says; 0: the model answers as it did."""
+        return sum(float((pair.B.detach().float() ** 2).sum()) for pair in self.pairs().values()) ** 0.5
+
+    def described(self) -> str:
+        """'210 layers, rank 8': where the trained parameters are."""
+        return f"{len(self.pairs())} layers, rank {self.settings.r}"
 
     def base_parameters(self) -> int:
         """How many parameters the base has, without any adapter's."""
@@ -399,9 +409,14 @@ def inner(a: Pair, b: Pair) -> float:
     return float(a.scale * b.scale * (left * right).sum())
 
 
-def named(pairs: dict[str, Pair]) -> dict[str, Tensor]:
-    """The tensors of pairs as a flat dictionary: `<layer>.A`, `<layer>.B`."""
-    return {f"{name}.{side}": getattr(pair, side) for name, pair in pairs.items() for side in "AB"}
+def named(pairs: Mapping[str, NamedTuple]) -> dict[str, Tensor]:
+    """The tensors of pairs as a flat dictionary: `<layer>.A`, `<layer>.B`; of prompts `<name>.P`."""
+    return {
+        f"{name}.{side}": tensor
+        for name, pair in pairs.items()
+        for side, tensor in pair._asdict().items()
+        if isinstance(tensor, Tensor)
+    }
 
 
 def _named(targets: str | list[str]) -> str | list[str]:

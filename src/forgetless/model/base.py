@@ -25,6 +25,7 @@ from forgetless.data.packages import PACKAGED_MODELS, packaged_model
 from forgetless.errors import DownloadError, RunError, UsageError, nearest, short
 from forgetless.model.attention import use_blocked_attention
 from forgetless.model.identity import Identity, identify
+from forgetless.model.prompted import Prompted
 
 
 @dataclass
@@ -49,7 +50,9 @@ def context_of(model) -> int | None:
 
 
 def transformer(model) -> PreTrainedModel:
-    """The transformers model inside a PEFT model, or the model itself."""
+    """The transformers model inside a PEFT model or under virtual tokens, or the model itself."""
+    if isinstance(model, Prompted):
+        return model.base
     return model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[return-value]
 
 

@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from forgetless.model.base import transformer
+from forgetless.model.prompted import Prompted
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def answers(
 
 
 def _generating(model):
-    """What generates: PEFT's model only where it puts a soft prompt before the rows; other types are in the layers."""
-    soft = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
+    """What generates: the whole model only where it puts a soft prompt before the rows; others are in the layers."""
+    soft = isinstance(model, Prompted) or (isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning)
     return model if soft else transformer(model)
 
 
