@@ -10,15 +10,18 @@ from forgetless.config import LearnConfig
 from forgetless.data.batches import Encoder, collate, weigh
 from forgetless.data.tasks import Row
 from forgetless.errors import RunError, UsageError
+from forgetless.learning.dryrun import plan_run
 from forgetless.learning.stream import learn
 from forgetless.methods import METHODS
+from forgetless.methods.base import overrides
 from forgetless.methods.finding import find_method
 from forgetless.methods.l2p import nearest
 from forgetless.model.adapters import LoraSettings
 from forgetless.model.answers import logits_at
 from forgetless.model.base import load_base
 from forgetless.model.prompted import before_answers, encoded
-from forgetless.model.prompts import Prompt
+from forgetless.model.prompts import Prompt, Prompts
+from forgetless.runs.folder import read_json
 from forgetless.score.generation import generate
 from forgetless.score.options import OptionScorer
 
@@ -145,12 +148,35 @@ def test_a_stream_of_prompts_forgets_nothing_and_peft_loads_them(tiny, two, tmp_
     assert learn(config(tiny, two, folder, method="progressive_prompts", method_options={"tokens": 3})) == summary
 
 
+def test_forgetting_and_an_estimate_are_measured_behind_the_prompt(tiny, two, tmp_path, capsys):
+    told = {"method": "l2p", "method_options": dict(METHODS["l2p"].example), "forgetting_prompts": 2}
+    learn(config(tiny, two, tmp_path, num_train_epochs=1, **told))
+    files = sorted(tmp_path.glob("tasks/*/forgetting/forgetting.json"))
+    assert len(files) == 2 and all(read_json(file)["per_token"]["kl"] > 0 for file in files)
+    plan_run(config(tiny, two, tmp_path / "never", method="progressive_prompts"))
+    assert "640 parameters in prompt (20, 32)" in capsys.readouterr().out
+
+
+def test_bf16_is_the_same_up_to_rounding(tiny):
+    ids, found = torch.tensor([[5, 6, 7, 8, 9]]), []
+    for dtype in (torch.float32, torch.bfloat16):
+        base, method = load_base(tiny, dtype), METHODS["prompt_tuning"](tokens=4)
+        method.start(Prompts(base.model, LoraSettings(), tiny, 0), Encoder(base.tokenizer, 64), 0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits = method.adapters.model(ids).logits
+        logits.float().square().mean().backward()
+        assert method.adapters.parameters()[0].grad.dtype == torch.float32
+        found.append(logits.detach().float())
+    assert (found[0] - found[1]).abs().max() < 0.05 * found[0].abs().max()
+
+
 def test_what_needs_pairs_is_refused_with_the_reason(tiny, two, tmp_path):
     with pytest.raises(UsageError, match="budgets blend LoRA pairs"):
         learn(config(tiny, two, tmp_path, method="prompt_tuning", max_drop="colours=1pp"))
     with pytest.raises(UsageError, match="lwf is made for LoRA pairs"):
         find_method("lwf+prompt_tuning")
     assert find_method("replay+progressive_prompts").adapter_class is METHODS["prompt_tuning"].adapter_class
+    assert overrides(find_method("lwf+mbpa"), "answering") and not overrides(find_method("lwf+olora"), "answering")
     with pytest.raises(UsageError, match="than the 128 tokens"):
         build("prompt_tuning", tiny, tokens=100)
 

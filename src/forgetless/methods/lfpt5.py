@@ -122,7 +122,7 @@ class LFPT5(PromptTuning):
         model, tokenizer = self.adapters.model, self.encoder.tokenizer
         begin = torch.tensor([tokenizer(G).input_ids] * self.pseudo, device=model.device)
         drawing = GenerationConfig(
-            do_sample=True, max_new_tokens=self.question_tokens, eos_token_id=tokenizer.eos_token_id,
+            do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=self.question_tokens, eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
         with torch.no_grad(), evaluating(model), torch.random.fork_rng():

@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from forgetless.errors import UsageError
-from forgetless.methods.base import Method
+from forgetless.methods.base import Method, Options
 from forgetless.model.adapters import Adapters
 from forgetless.model.prompts import PROMPT, Prompts
 
@@ -29,7 +29,7 @@ class PromptTuning(Method):
     adapter_class: ClassVar[type[Adapters]] = Prompts
     plain_pairs = False
     extra_compute = "`tokens` more tokens a row; rows are not packed"
-    off: ClassVar[str | None] = "it trains virtual tokens where `sequential` trains pairs"
+    off: ClassVar[Options | str | None] = "it trains virtual tokens where `sequential` trains pairs"
     example: ClassVar[dict] = {"tokens": 4}
     adapters: Prompts
 
