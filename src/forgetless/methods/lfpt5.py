@@ -77,14 +77,18 @@ class LFPT5(PromptTuning):
 
     def prepare(self, examples: list[Example]) -> None:
         """[G; x] of each of the task's rows, by the row's tokens."""
-        tokenizer = self.encoder.tokenizer
-        begin = tokenizer(G).input_ids
-        self.question = {one.ids: self._question(one, begin, tokenizer.eos_token_id) for one in examples}
+        self.question = {one.ids: self._question(one) for one in examples}
 
-    def _question(self, example: Example, begin: list[int], end: int) -> Example:
+    def _question(self, example: Example) -> Example:
+        begin, tokenizer = self._begin(), self.encoder.tokenizer
         x = example.ids[: example.answer.index(True)]
-        ids = (*begin, *x, end)[: self.encoder.max_length]
+        x = x[1:] if x[0] == tokenizer.bos_token_id else x
+        ids = (*begin, *x, tokenizer.eos_token_id)[: self.encoder.max_length]
         return Example(ids, (*[False] * len(begin), *[True] * (len(ids) - len(begin))))
+
+    def _begin(self) -> list[int]:
+        """G as tokens."""
+        return self.encoder.generation_context(Row(G, ""), 1)
 
     def batch(self, examples: list[Example], step: int) -> list[Example]:
         whole = weigh(examples, 1.0)
@@ -120,10 +124,10 @@ class LFPT5(PromptTuning):
     def write(self, task: int) -> list[Row]:
         """Questions drawn from the prompt behind G, each with the prompt's greedy answer."""
         model, tokenizer = self.adapters.model, self.encoder.tokenizer
-        begin = torch.tensor([tokenizer(G).input_ids] * self.pseudo, device=model.device)
+        begin = torch.tensor([self._begin()] * self.pseudo, device=model.device)
         drawing = GenerationConfig(
-            do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=self.question_tokens, eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=self.question_tokens,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
         with torch.no_grad(), evaluating(model), torch.random.fork_rng():
             torch.manual_seed(seed_for("pseudo", self.seed, task))
