@@ -176,7 +176,9 @@ def test_what_needs_pairs_is_refused_with_the_reason(tiny, two, tmp_path):
     with pytest.raises(UsageError, match="lwf is made for LoRA pairs"):
         find_method("lwf+prompt_tuning")
     assert find_method("replay+progressive_prompts").adapter_class is METHODS["prompt_tuning"].adapter_class
-    assert overrides(find_method("lwf+mbpa"), "answering") and not overrides(find_method("lwf+olora"), "answering")
+    assert overrides(find_method("hiddenkey+mbpa"), "answering") and not overrides(
+        find_method("lwf+olora"), "answering"
+    )
     with pytest.raises(UsageError, match="than the 128 tokens"):
         build("prompt_tuning", tiny, tokens=100)
 
