@@ -81,7 +81,10 @@ def same_adapters_and_scores(one: dict, both: dict, tmp_path: Path) -> None:
     assert one["headline"] == both["headline"] and one["measures"] == both["measures"]
 
 
-@pytest.mark.parametrize("method", ["ilora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ewc", "gem"))])
+@pytest.mark.parametrize(
+    "method",
+    ["ilora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ewc", "gem", "l2p", "mbpa", "lfpt5"))],
+)
 def test_two_processes_equal_one(method, stream, tiny, tmp_path):
     one = learn(tmp_path / "one", stream, tiny, method, 1)
     both = learn(tmp_path / "two", stream, tiny, method, 2)

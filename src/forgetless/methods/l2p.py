@@ -76,7 +76,7 @@ class L2P(Method):
         super().begin_task(task)
         self.adapters.check_room(self.top * self.tokens, self.encoder.max_length)
         self.adapters.mark()
-        self.uses = torch.zeros(self.pool, dtype=torch.long)  # how many rows of the task chose each prompt
+        self.uses = torch.zeros(self.pool, dtype=torch.long, device=self.adapters.base.device)  # rows that chose each
         self.nearness, self.step_nearness = 0.0, 0.0  # mean cos(q, k) of chosen keys, in the last step and in this one
 
     def before(self, ids: Tensor, context: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class L2P(Method):
         """A row counts in the second term as much as its answer tokens do in the first."""
         loss = super().loss(part)  # `before` chooses
         weights = torch.stack([one.sum() for one in part.weights.split(part.keep.sum(1).tolist())])
-        self.uses += torch.bincount(self.chosen.flatten().cpu(), minlength=self.pool)
+        self.uses += torch.bincount(self.chosen.flatten(), minlength=self.pool)
         self.step_nearness += float((weights * self.cosine.mean(1)).sum().detach())
         return loss + self.pull * (weights * (1 - self.cosine).sum(1)).sum()
 
