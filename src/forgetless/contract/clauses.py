@@ -125,7 +125,7 @@ def acts(trial: Trial) -> str:
         return names
     if issubclass(
         trial.kind.adapter_class, Prompts
-    ):  # it has other tensors than a method with pairs, so compare the answers
+    ):  # its tensors are none of a method's with pairs: answers are compared
         if torch.equal(trial.whole.borders[-1].logits, trial.untouched):
             raise Fails("with its prompt the model says what the untouched base says: the method does nothing")
         return f"answers differ from the base's; {names}"

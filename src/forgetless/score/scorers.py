@@ -109,7 +109,7 @@ class Scorer:
         else:
             records = []
             for one in mine:
-                with answering(self.encoder.generation_context(one[1], task.max_new_tokens)):
+                with answering(self.encoder.generation_context(one[1], 1)):
                     records += self._records(task, [one])
         records = sorted(self.engine.gather(records), key=lambda record: record["row"])
         names = [name for scorer in task.scorers for name in measures_of(scorer)]
