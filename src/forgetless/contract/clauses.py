@@ -24,7 +24,6 @@ from forgetless.methods import METHODS
 from forgetless.methods.base import Method
 from forgetless.methods.finding import options_of
 from forgetless.model.adapters import named
-from forgetless.model.prompts import Prompts
 
 FALLS_TO = 0.9  # of its first value
 SAME_GRADIENT = 1e-5  # relative: another order of summation in fp32
@@ -123,9 +122,7 @@ def acts(trial: Trial) -> str:
     names = ", ".join(dict.fromkeys(check.name for check in checks))
     if trial.kind.off == {}:
         return names
-    if issubclass(
-        trial.kind.adapter_class, Prompts
-    ):  # its tensors are none of a method's with pairs: answers are compared
+    if trial.kind.adapter_class is not (trial.kind.plain or Method).adapter_class:  # other tensors: compare the answers
         if torch.equal(trial.whole.borders[-1].logits, trial.untouched):
             raise Fails("with its prompt the model says what the untouched base says: the method does nothing")
         return f"answers differ from the base's; {names}"
