@@ -83,7 +83,7 @@ def same_adapters_and_scores(one: dict, both: dict, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    ["ilora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ewc", "gem", "l2p", "mbpa", "lfpt5"))],
+    ["ilora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ewc", "gem", "l2p", "mbpa"))],
 )
 def test_two_processes_equal_one(method, stream, tiny, tmp_path):
     one = learn(tmp_path / "one", stream, tiny, method, 1)
