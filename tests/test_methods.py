@@ -56,9 +56,8 @@ class Trained:
 def build(name: str, tiny: str, options: dict | None = None, seed: int = 0) -> Method:
     base, kind = load_base(tiny, torch.float32), METHODS[name]
     method = kind(**(kind.example if options is None else options))
-    method.start(
-        Adapters(base.model, LoraSettings(r=4), tiny, seed), Encoder(base.tokenizer, 64, base.decoder_start), seed
-    )
+    adapters = kind.adapter_class(base.model, LoraSettings(r=4), tiny, seed)
+    method.start(adapters, Encoder(base.tokenizer, 64, base.decoder_start), seed)
     return method
 
 

@@ -82,7 +82,7 @@ def same_adapters_and_scores(one: dict, both: dict, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # several processes
-@pytest.mark.parametrize("method", ["ilora", "ewc", "gem"])
+@pytest.mark.parametrize("method", ["ilora", "ewc", "gem", "l2p", "mbpa"])
 def test_two_processes_equal_one(method, stream, tiny, tmp_path):
     one = learn(tmp_path / "one", stream, tiny, method, 1)
     both = learn(tmp_path / "two", stream, tiny, method, 2)

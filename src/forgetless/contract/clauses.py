@@ -135,6 +135,10 @@ def acts(trial: Trial) -> str:
     names = ", ".join(dict.fromkeys(check.name for check in checks))
     if trial.kind.off == {}:
         return names
+    if trial.kind.adapter_class is not (trial.kind.plain or Method).adapter_class:  # other tensors: compare the answers
+        if torch.equal(trial.whole.borders[-1].logits, trial.untouched):
+            raise Fails("with its prompt the model says what the untouched base says: the method does nothing")
+        return f"answers differ from the base's; {names}"
     other = trial.off if isinstance(trial.kind.off, dict) else trial.plain
     if not _unequal(named(trial.whole.borders[-1].pairs), named(other.borders[-1].pairs)):
         raise Fails("what it deploys is, in every byte, what it deploys switched off: the method does nothing")
@@ -174,7 +178,9 @@ def stock_peft(trial: Trial) -> str:
     border = trial.whole.borders[-1]
     with TemporaryDirectory() as folder, torch.no_grad():
         trial.whole.method.adapters.save(Path(folder), border.pairs)
-        logits = PeftModel.from_pretrained(copy.deepcopy(trial.bench.model), folder)(**trial.bench.longest).logits
+        asked = trial.bench.longest
+        logits = PeftModel.from_pretrained(copy.deepcopy(trial.bench.model), folder)(**asked).logits
+        logits = logits[:, -border.logits.shape[1] :]  # PEFT gives those of virtual tokens too
     apart = float((logits - border.logits).abs().max())
     if not apart < SAME_LOGITS:
         raise Fails(f"loaded by PEFT, `export` gives logits that differ by up to {apart:.2g} from the first of `views`")

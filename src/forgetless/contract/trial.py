@@ -29,12 +29,14 @@ from forgetless.learning.signals import Signals
 from forgetless.learning.state import load_state, save_state
 from forgetless.learning.step import TrainSettings, learn_task
 from forgetless.methods.base import Check, Lesson, Method, Options, penalty_acts
-from forgetless.model.adapters import Adapters, LoraSettings, Pair, named
+from forgetless.model.adapters import LoraSettings, Pair, named
 from forgetless.model.attention import use_blocked_attention
 from forgetless.model.encoder_decoder import decoder_start, halves, is_encoder_decoder
+from forgetless.model.prompts import Prompts
 from forgetless.runs.folder import RunFolder
 
 SEED = 0
+PROMPT_RATE = 0.2  # a soft prompt is a few vectors, which have far to go
 SETTINGS = TrainSettings(
     learning_rate=2e-2, num_train_epochs=3, batch_size=3, micro_batch_size=3, lr_scheduler_type="constant"
 )
@@ -80,7 +82,7 @@ class Bench:
         base = copy.deepcopy(self.model)
         weights = dict(base.named_parameters())
         method = kind(**options)
-        method.start(Adapters(base, self.lora, "tiny", SEED), self.encoder, SEED)
+        method.start(kind.adapter_class(base, self.lora, "tiny", SEED), self.encoder, SEED)
         return Run(self, method, weights)
 
     def run(self, kind: type[Method], options: Options) -> Run:
@@ -140,8 +142,7 @@ class Run:
         state = method.state()
         kept = {name: tensor.detach().clone() for name, tensor in state.tensors.items()}
         values = {"memory": [row.key for row in state.memory.rows] if state.memory else [], **state.values}
-        pairs = {name: Pair(one.A.detach().clone(), one.B.detach().clone(), one.scale)
-                 for name, one in method.export().items()}  # fmt: skip
+        pairs = {name: _copied(one) for name, one in method.export().items()}
         moved = self._moved(past)
         return Border([one["loss"] for one in records], pairs, self._logits(), (kept, values), checks, moved)
 
@@ -173,10 +174,11 @@ class Run:
     ) -> None:
         """All of a task's steps, or some."""
         examples = [self.method.encoder(row) for row in rows]
+        prompts = issubclass(self.method.adapter_class, Prompts)
         learn_task(
             self.method,
             examples,
-            replace(SETTINGS, max_steps=steps),
+            replace(SETTINGS, max_steps=steps, learning_rate=PROMPT_RATE if prompts else SETTINGS.learning_rate),
             self.bench.engine,
             seed=SEED,
             task=number,
@@ -255,6 +257,12 @@ class Trial:
         return run
 
     @property
+    def untouched(self) -> Tensor:
+        """The base's logits where a `Border` has those of the deployed learner."""
+        with torch.no_grad():
+            return self.bench.model(**self.bench.longest).logits
+
+    @property
     def plain(self) -> Run:
         """The method that this one is when switched off."""
         kind = self.kind.plain or Method
@@ -295,6 +303,11 @@ class Work(TorchDispatchMode):
         else:
             self.operations += sum(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
         return out
+
+
+def _copied(pair: Any) -> Any:
+    """A pair or prompt with tensors of its own."""
+    return pair._make(one.detach().clone() if isinstance(one, Tensor) else one for one in pair)
 
 
 def _begins_with(now: Tensor | None, old: Tensor) -> bool:

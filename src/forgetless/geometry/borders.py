@@ -24,6 +24,7 @@ from forgetless.errors import DataError, UsageError
 from forgetless.forgetting.texts import OWN_ANSWERS
 from forgetless.geometry.blend import blend_pair, level_of
 from forgetless.geometry.promise import can_be_shown, least_rows
+from forgetless.model.adapters import Adapters
 from forgetless.progress import console
 from forgetless.runs.folder import RunFolder
 from forgetless.runs.shapes import read_run
@@ -62,6 +63,8 @@ def check_budgets(config: LearnConfig) -> None:
             "--score_on validation` with them"
         )
     method = config.build_method()
+    if method.adapter_class is not Adapters:
+        raise UsageError(f"budgets blend LoRA pairs, and {config.method} trains none; leave them out")
     if not method.stock_peft:
         raise UsageError(f"method {config.method}: its adapters cannot be blended: {method.remedy}")
     stream = load_stream(config.stream, on_bad_row=config.on_bad_row, keep_gone=True)

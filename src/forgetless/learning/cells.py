@@ -10,11 +10,12 @@ from forgetless.data.tasks import Task
 from forgetless.errors import RunError
 from forgetless.learning.session import Session
 from forgetless.learning.state import resume
+from forgetless.methods.base import own_answering
 from forgetless.model.identity import check_same
 from forgetless.progress import steps
 from forgetless.runs.folder import MANIFEST, RunFolder, complete, write_json, write_lines
 from forgetless.runs.shapes import LABELS, PREDICTION, SCORES, read, read_records, read_run
-from forgetless.score.scorers import UNION, Scorer, TaskScores, headline, label_counts
+from forgetless.score.scorers import UNION, Answering, Scorer, TaskScores, headline, label_counts
 
 
 def scored_columns(session: Session, number: int) -> list[int]:
@@ -153,7 +154,9 @@ def score_lesson(session: Session, scorer: Scorer, number: int) -> None:
         view = "deployed" if place == 0 else name
         scored = views[view] = kept.get(view, {})
         with learner:
-            scored |= _score_tasks(session, scorer, _missing(session, own, scored), label)
+            scored |= _score_tasks(
+                session, scorer, _missing(session, own, scored), label, own_answering(session.method)
+            )
     for j in sorted(set(columns) - set(own)):
         if session.stream.tasks[j].name not in views["deployed"]:
             views["deployed"] |= _elsewhere(session, scorer, number, j)
@@ -171,17 +174,19 @@ def _elsewhere(session: Session, scorer: Scorer, number: int, column: int) -> di
     if source is None or session.stream.tasks[column].gone:
         return {}
     resume(session, folder, source)
-    found = _score_tasks(session, scorer, [column], f"score {folder.name}")
+    found = _score_tasks(session, scorer, [column], f"score {folder.name}", own_answering(session.method))
     resume(session, session.run.task(number + 1, session.lessons[number].name), number)
     return found
 
 
-def _score_tasks(session: Session, scorer: Scorer, columns: list[int], label: str) -> dict[str, TaskScores]:
+def _score_tasks(
+    session: Session, scorer: Scorer, columns: list[int], label: str, answering: Answering | None = None
+) -> dict[str, TaskScores]:
     tasks = [session.stream.tasks[j] for j in columns]
     found = {}
     with steps(label, sum(len(task.test) for task in tasks), show=session.engine.is_main) as progress:
         for task in tasks:
-            found[task.name] = scorer(task)
+            found[task.name] = scorer(task, answering=answering)
             for _ in task.test:
                 progress.advance()
     return found

@@ -22,6 +22,7 @@ from forgetless.learning.cells import scored_columns
 from forgetless.learning.session import Session, prepare
 from forgetless.learning.step import TrainSettings, count_steps, plan
 from forgetless.methods import Lesson
+from forgetless.methods.base import own_answering
 from forgetless.model.loading import loaded_as_told
 from forgetless.progress import out, seconds_of
 from forgetless.score.scorers import Scorer
@@ -62,7 +63,7 @@ def plan_run(config: LearnConfig) -> None:
         "method": f"{config.method} {config.method_options or ''}: {session.method.summary}",
         "model": f"{config.model}, {session.adapters.base_parameters():,} parameters, "
                  f"on {session.engine.told}",
-        "trainable": f"{trainable:,} parameters in {len(session.adapters.pairs())} layers, rank {config.r}",
+        "trainable": f"{trainable:,} parameters in {session.adapters.described()}",
         "scored": f"{len(_cells(session))} cells of the matrix (cells={config.cells}), {costs.scored_rows:,} rows",
         "forgetting": _forgetting(session),
         "time": f"about {minutes(training + costs.scoring + costs.forgetting)}: "
@@ -164,7 +165,7 @@ def _time_scoring(session: Session) -> float:
     seconds, rows = 0.0, 0
     for task in session.stream.tasks:
         sample = task.test[:16]  # none where a task's rows are gone
-        seconds += seconds_of(partial(scorer, task, sample))
+        seconds += seconds_of(partial(scorer, task, sample, own_answering(session.method)))
         rows += len(sample)
     return seconds / max(rows, 1)
 

@@ -101,7 +101,9 @@ def prepare(config: LearnConfig) -> Session:
     if config.gradient_checkpointing:
         base.model.gradient_checkpointing_enable({"use_reentrant": False})
         base.model.enable_input_require_grads()
-    adapters = Adapters(base.model, config.part(LoraSettings), base.name, config.seed)
+    if engine.shards and method.adapter_class is not Adapters:
+        raise UsageError(f"{config.method}: a base in shards is trained with LoRA pairs only; launch without FSDP")
+    adapters = method.adapter_class(base.model, config.part(LoraSettings), base.name, config.seed)
     text = _forgetting_text(config, chat=encoder.takes_chats)
     if engine.shards:
         shard_base(adapters, engine.processes, engine.device)

@@ -240,9 +240,9 @@ def _card(session: Session, number: int) -> str:
     return f"""---
 library_name: peft
 base_model: {session.base.name}
-tags: [peft, lora, "base_model:adapter:{session.base.name}", forgetless]
+tags: [peft, {session.adapters.tag}, "base_model:adapter:{session.base.name}", forgetless]
 ---
-LoRA adapter for {", ".join(learnt)}, learnt in this order with `{name}` (forgetless {__version__}).
+{session.adapters.kind} for {", ".join(learnt)}, learnt in this order with `{name}` (forgetless {__version__}).
 {use}. {session.base.identity.told()}
 """
 

@@ -14,9 +14,12 @@ from forgetless.methods.ilora import ILoRA
 from forgetless.methods.incremental import Incremental
 from forgetless.methods.inflora import InfLoRA
 from forgetless.methods.joint import Joint
+from forgetless.methods.l2p import L2P
+from forgetless.methods.lfpt5 import LFPT5
 from forgetless.methods.loranull import LoRANull
 from forgetless.methods.lori import LoRI
 from forgetless.methods.lwf import LwF
+from forgetless.methods.mbpa import MbPA
 from forgetless.methods.mtllora import MTLLoRA
 from forgetless.methods.nlora import NLoRA
 from forgetless.methods.ogd import OGD
@@ -24,6 +27,8 @@ from forgetless.methods.olora import OLoRA
 from forgetless.methods.oplora import OPLoRA
 from forgetless.methods.osf import OSF
 from forgetless.methods.per_task import PerTask
+from forgetless.methods.progressive_prompts import ProgressivePrompts
+from forgetless.methods.prompt_tuning import PromptTuning
 from forgetless.methods.raclora import RACLoRA
 from forgetless.methods.replay import Replay
 from forgetless.methods.sdlora import SDLoRA
@@ -59,6 +64,11 @@ METHODS: dict[str, type[Method]] = {
     "mtllora": MTLLoRA,
     "hyplora": HypLoRA,
     "duallora_reconstructed": DualLoRAReconstructed,
+    "prompt_tuning": PromptTuning,
+    "progressive_prompts": ProgressivePrompts,
+    "l2p": L2P,
+    "mbpa": MbPA,
+    "lfpt5": LFPT5,
 }
 
 __all__ = ["ADAPTER", "HOOKS", "METHODS", "ROWS", "Check", "Lesson", "Method", "State"]

@@ -17,7 +17,7 @@ Every default is plain fine-tuning. A method never mentions processes, accumulat
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -91,6 +91,7 @@ class Method:
     stock_peft: ClassVar[bool] = True  # what it deploys loads in `PeftModel.from_pretrained`
     remedy: ClassVar[str] = ""  # where it does not: how to use what it deploys
     snapshots: ClassVar[bool] = False  # keeps the trainable pair of a moment, for what the model was then
+    adapter_class: ClassVar[type[Adapters]] = Adapters  # LoRA pairs; a prompt method says `Prompts` (model/prompts.py)
     plain_pairs: ClassVar[bool] = True  # the model is past and trainable pair, and a task begins where the last ended
     # What it needs of a task that another trainer learnt: ADAPTER (nothing else), ROWS (the task's too, of which it
     # makes what it keeps), or a text: why it cannot take one over
@@ -168,6 +169,13 @@ class Method:
         """
         return learnt
 
+    def answering(self, context: list[int]) -> AbstractContextManager:
+        """What the model computes in while it answers the test row with these tokens before its answer.
+
+        A method with one of its own is asked for each row by itself; it is not told the answer.
+        """
+        return nullcontext()
+
     # ----------------------------------------------------------------------------------- going on
 
     def state(self) -> State:
@@ -211,8 +219,8 @@ class Method:
 
     def checks(self) -> list[Check]:
         """Evidence that the method did something in the task that just ended."""
-        size = norm_of_B(self.adapters.pairs())
-        return [Check("adapter", size, size > 0, "norm of B: the adapter changes the model's answers")]
+        moved = self.adapters.moved()
+        return [Check("adapter", moved, moved > 0, self.adapters.moves)]
 
     # -------------------------------------------------------------------------- in others' loops
 
@@ -252,6 +260,11 @@ def overrides(kind: type[Method], hook: str) -> bool:
     return getattr(kind, hook) is not getattr(Method, hook)
 
 
+def own_answering(method: Method) -> Callable[[list[int]], AbstractContextManager] | None:
+    """`method.answering`; None where rows may be answered together."""
+    return method.answering if overrides(type(method), "answering") else None
+
+
 def penalty_acts(shares: Sequence[float]) -> list[Check]:
     """A penalty whose gradient is lost beside the loss's changes nothing, whatever it is called.
 
@@ -262,11 +275,6 @@ def penalty_acts(shares: Sequence[float]) -> list[Check]:
     share = statistics.median(shares)
     meaning = "median over steps of ||penalty's gradient|| / ||loss gradient||; below 0.001 the penalty does nothing"
     return [Check("penalty share", share, share > 1e-3, meaning)]
-
-
-def norm_of_B(pairs: dict[str, Pair]) -> float:
-    """||B||_F over all layers: 0 where the pairs change nothing."""
-    return sum(float(pair.B.detach().float().square().sum()) for pair in pairs.values()) ** 0.5
 
 
 def each_layer(current: dict[str, Pair], past: dict[str, Pair]) -> Iterator[tuple[Pair, Pair]]:

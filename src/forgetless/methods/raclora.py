@@ -18,8 +18,8 @@ from torch import Tensor
 
 from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
-from forgetless.methods.base import ADAPTER, Check, Method, State, norm_of_B
-from forgetless.model.adapters import Pair, named, whole
+from forgetless.methods.base import ADAPTER, Check, Method, State
+from forgetless.model.adapters import Pair, named, norm_of_B, whole
 from forgetless.seeds import generator
 
 

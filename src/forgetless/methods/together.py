@@ -25,9 +25,10 @@ from forgetless.data.batches import Example, Part
 from forgetless.data.tasks import Row, Stream
 from forgetless.errors import UsageError
 from forgetless.methods.base import ADAPTER, ROWS, Check, Lesson, Method, Options, State, overrides
-from forgetless.model.adapters import Pair
+from forgetless.model.adapters import Adapters, Pair
 
 OF_ONE = ("batch", "loss", "after_backward")
+OF_PAIRS = ("loss", "penalty", "after_backward", "after_step")  # not under a method that trains prompts
 OF_THE_LAST = ("lessons", "resume", "export", "views", "weights_for", "logits")
 
 
@@ -189,6 +190,7 @@ def together(kinds: dict[str, type[Method]]) -> type[Together]:
         "old_rows": any(kind.old_rows for kind in kinds.values()),
         "adopts": _adopts(kinds),
         "task_id": last.task_id,
+        "adapter_class": last.adapter_class,
         "extra_memory": listed("extra_memory"),
         "extra_compute": listed("extra_compute"),
         "stock_peft": last.stock_peft,
@@ -200,6 +202,8 @@ def together(kinds: dict[str, type[Method]]) -> type[Together]:
         "growth": "; ".join(kind.growth for kind in kinds.values() if kind.growth),
         "within_task": tuple(held),
     }
+    if overrides(last, "answering"):
+        body["answering"] = lambda self, context: self.last.answering(context)
     return type("+".join(names), (Together,), body | {name: _passed_on(*place) for name, place in held.items()})
 
 
@@ -213,6 +217,13 @@ def _check(kinds: dict[str, type[Method]]) -> None:
                 f"it changes {', '.join(stays)}, which the last one decides" if stays else "it has adapters of its own"
             )
             raise UsageError(f"{whole}: {name} cannot go under another method: {why}; it can only come last")
+        if of_pairs := kinds[last].adapter_class is not Adapters and [
+            hook for hook in OF_PAIRS if overrides(kinds[name], hook)
+        ]:
+            raise UsageError(
+                f"{whole}: {name} is made for LoRA pairs (it changes {', '.join(of_pairs)}), and {last} trains none; "
+                "leave one of them out"
+            )
         if kinds[name].snapshots and not kinds[last].plain_pairs:
             raise UsageError(
                 f"{whole}: {name} compares with the model of the last border, which {last}'s pairs alone do not make; "

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -90,6 +90,8 @@ class Adapters:
     _magnitudes: Magnitudes | None = None
     _beside: Sequence[nn.Parameter] = ()  # trained with the pairs
     _kind = "LORA"  # what PEFT is told that a saved adapter is
+    kind, tag = "LoRA adapter", "lora"  # for the model card
+    moves = "norm of B: the adapter changes the model's answers"
 
     def __init__(self, base: PreTrainedModel, settings: LoraSettings, base_name: str, seed: int):
         self.settings, self.base_name, self.seed = settings, base_name, seed
@@ -156,6 +158,14 @@ class Adapters:
     @property
     def device(self) -> torch.device:
         return next(iter(self.pairs().values())).A.device
+
+    def moved(self) -> float:
+        """How far training went, as `moves` says; 0: the model answers as it did."""
+        return norm_of_B(self.pairs())
+
+    def described(self) -> str:
+        """'210 layers, rank 8': where the trained parameters are."""
+        return f"{len(self.pairs())} layers, rank {self.settings.r}"
 
     def base_parameters(self) -> int:
         """How many parameters the base has, without any adapter's."""
@@ -429,15 +439,25 @@ def whole(product: Tensor, rank: int, scale: float) -> Pair:
     return Pair(pad(A, (0, 0, 0, room)), pad(B, (0, room)), scale)
 
 
+def norm_of_B(pairs: dict[str, Pair]) -> float:
+    """||B||_F over all layers: 0 where the pairs change nothing."""
+    return sum(float(pair.B.detach().float().square().sum()) for pair in pairs.values()) ** 0.5
+
+
 def inner(a: Pair, b: Pair) -> float:
     """<ΔW_a, ΔW_b>, the sum of the entries' products, in fp64."""
     left, right = a.B.double().T @ b.B.double(), a.A.double() @ b.A.double().T
     return float(a.scale * b.scale * (left * right).sum())
 
 
-def named(pairs: dict[str, Pair]) -> dict[str, Tensor]:
-    """The tensors of pairs as a flat dictionary: `<layer>.A`, `<layer>.B`."""
-    return {f"{name}.{side}": getattr(pair, side) for name, pair in pairs.items() for side in "AB"}
+def named(pairs: Mapping[str, NamedTuple]) -> dict[str, Tensor]:
+    """The tensors of pairs as a flat dictionary: `<layer>.A`, `<layer>.B`; of prompts `<name>.P`."""
+    return {
+        f"{name}.{side}": tensor
+        for name, pair in pairs.items()
+        for side, tensor in pair._asdict().items()
+        if isinstance(tensor, Tensor)
+    }
 
 
 def _named(targets: str | list[str]) -> str | list[str]:

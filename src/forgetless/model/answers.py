@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from forgetless.model.attention import BLOCKED, PACKED
 from forgetless.model.encoder_decoder import halves, is_encoder_decoder
 from forgetless.model.packing import pack
+from forgetless.model.prompted import Prompted, before_answers
 
 
 @contextmanager
@@ -71,6 +72,7 @@ def logits_at(
         mask = attention_mask if sees is None else _mask(model, sees)
         inputs = {"input_ids": input_ids, "attention_mask": mask}
         inputs |= {} if position_ids is None else {"position_ids": position_ids}
+        inputs |= {"context": before_answers(keep, attention_mask)} if isinstance(model, Prompted) else {}
 
         def select(states: Tensor) -> Tensor:
             return states[keep]
@@ -89,6 +91,8 @@ def logits_at(
 
 def packs(model) -> bool:
     """Whether the model takes rows without padding; not if an adapter looks for the begin or end of each of them."""
+    if isinstance(model, Prompted):
+        return False
     adapters = model.peft_config.values() if isinstance(model, PeftModel) else ()
     by_place = any(one.is_prompt_learning or getattr(one, "alora_invocation_tokens", None) for one in adapters)
     return model.config._attn_implementation == PACKED and not by_place

@@ -35,6 +35,7 @@ from forgetless.model.loading import (
     needs_trust,
     stored_in_4bit,
 )
+from forgetless.model.prompted import Prompted
 
 
 @dataclass
@@ -64,7 +65,9 @@ def context_of(model) -> int | None:
 
 
 def transformer(model) -> PreTrainedModel:
-    """The transformers model inside a PEFT model, or the model itself."""
+    """The transformers model inside a PEFT model or under virtual tokens, or the model itself."""
+    if isinstance(model, Prompted):
+        return model.base
     return model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[return-value]
 
 

@@ -14,11 +14,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
 from forgetless.errors import RunError
+from forgetless.model.base import transformer
 from forgetless.model.encoder_decoder import halves, is_encoder_decoder
+from forgetless.model.prompted import Prompted, before_answers
 
 Using = Callable[[], AbstractContextManager]  # what a model computes in: `model.disable_adapter`, autocast, ...
 
@@ -38,8 +39,9 @@ def hidden_at(model, keep: Tensor, **inputs: Tensor) -> Tensor:
         read.append(hidden[:, -keep.shape[1] :][keep])
         return (hidden[:, :0], *rest)
 
+    context = {"context": before_answers(keep, inputs["attention_mask"])} if isinstance(model, Prompted) else {}
     with torch.no_grad(), model.get_output_embeddings().register_forward_pre_hook(take):
-        model(**inputs, use_cache=False)
+        model(**inputs, **context, use_cache=False)
     if len(read) != 1:
         raise RunError(f"{_name(model)}: its output embedding was called {len(read)} times in a forward pass, not once")
     return read[0]
@@ -52,7 +54,7 @@ class Head:
     """
 
     def __init__(self, model, using: Using = nullcontext):
-        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        base: Any = transformer(model)
         self.name, self.using, self.embedding = _name(base), using, base.get_output_embeddings()
         if self.embedding is None or base in _body(base).values():
             raise RunError(f"{self.name}: no decoder with an output embedding behind it; give a causal language model")

@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from forgetless.model.base import transformer
 from forgetless.model.encoder_decoder import decoder_start
+from forgetless.model.prompted import Prompted
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ def ends_of(model, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _generating(model):
-    """What generates: PEFT's model only where it puts a soft prompt before the rows; other types are in the layers."""
-    soft = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
+    """What generates: the whole model only where it puts a soft prompt before the rows; others are in the layers."""
+    soft = isinstance(model, Prompted) or (isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning)
     return model if soft else transformer(model)
 
 

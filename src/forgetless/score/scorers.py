@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +58,9 @@ RIGHT_OR_WRONG = (*LIKELIHOODS, "exact_match", "number", "choice", "regex", "jso
 NO_OPTION = "(no option)"  # counts as the label of an answer that is none of the task's
 
 
+Answering = Callable[[list[int]], AbstractContextManager]
+
+
 @dataclass(frozen=True)
 class TaskScores:
     """Per-row results of one model on one task's test rows, in the order of the rows."""
@@ -101,11 +105,28 @@ class Scorer:
         self.batch_tokens, self.answers = batch_tokens, answers
         self.likelihoods = OptionScorer(model, encoder, engine.device, batch_tokens)
 
-    def __call__(self, task: Task, rows: tuple[Row, ...] | None = None) -> TaskScores:
-        """Scores the task's test rows (or others); processes share the rows and all get the whole result."""
-        numbered = list(enumerate(task.test if rows is None else rows))
-        mine = self.engine.mine(numbered)
-        records = [{"row": number, "key": row.key, "gold": row.label} for number, row in mine]
+    def __call__(
+        self, task: Task, rows: tuple[Row, ...] | None = None, answering: Answering | None = None
+    ) -> TaskScores:
+        """Scores the task's test rows (or others); processes share the rows and all get the whole result.
+
+        `answering`: the tokens before a row's answer -> what the model answers this row in; rows are then scored alone.
+        """
+        mine = self.engine.mine(list(enumerate(task.test if rows is None else rows)))
+        if answering is None:
+            records = self._records(task, mine)
+        else:
+            records = []
+            for one in mine:
+                with answering(self.encoder.generation_context(one[1], 1)):
+                    records += self._records(task, [one])
+        records = sorted(self.engine.gather(records), key=lambda record: record["row"])
+        names = [name for scorer in task.scorers for name in measures_of(scorer)]
+        return TaskScores({name: [float(r[name]["score"]) for r in records] for name in names}, records)
+
+    def _records(self, task: Task, mine: list[tuple[int, Row]]) -> list[dict]:
+        """A record of each of these numbered rows."""
+        records: list[dict] = [{"row": number, "key": row.key, "gold": row.label} for number, row in mine]
         rules, mine_rows = rules_of(task), [row for _, row in mine]
         with self.engine.autocast():
             found = [self._judged(rules, task, mine_rows)] if rules else []
@@ -115,9 +136,7 @@ class Scorer:
         for more in found:
             for record, result in zip(records, more, strict=True):
                 record |= result
-        records = sorted(self.engine.gather(records), key=lambda record: record["row"])
-        names = [name for scorer in task.scorers for name in measures_of(scorer)]
-        return TaskScores({name: [float(r[name]["score"]) for r in records] for name in names}, records)
+        return records
 
     def _options(self, task: Task, rows: list[Row]) -> list[dict]:
         union = tuple(dict.fromkeys((*task.options, *self.union)))
