@@ -28,7 +28,7 @@ from forgetless.auditing.evidence import verify
 from forgetless.auditing.history import begin, end, read_history
 from forgetless.auditing.policy import read_policy
 from forgetless.checkup.doctor import doctor
-from forgetless.cli import parse_learn
+from forgetless.cli.learn import parse_learn
 from forgetless.config import LearnConfig
 from forgetless.data import packages
 from forgetless.data.readers import read_options, read_rows

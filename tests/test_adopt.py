@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from test_again import config, contents
 from transformers import AutoModelForCausalLM
 
-from forgetless.cli import main, parse_learn
+from forgetless.cli import main
+from forgetless.cli.learn import parse_learn
 from forgetless.data.batches import Encoder
 from forgetless.data.tasks import Stream
 from forgetless.errors import ForgetlessError, RunError, UsageError

@@ -13,7 +13,8 @@ import yaml
 from conftest import make_task
 
 import forgetless.learning.again as again
-from forgetless.cli import VERBS, main, parse_learn
+from forgetless.cli import VERBS, main
+from forgetless.cli.learn import parse_learn
 from forgetless.config import LearnConfig
 from forgetless.data.streams import load_stream
 from forgetless.data.tasks import Row, Stream, Task

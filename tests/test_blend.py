@@ -23,7 +23,8 @@ from forgetless.auditing import measuring
 from forgetless.auditing.budgets import flag_budgets
 from forgetless.auditing.measuring import ask
 from forgetless.auditing.remedies import place_of
-from forgetless.cli import main, parse_learn
+from forgetless.cli import main
+from forgetless.cli.learn import parse_learn
 from forgetless.data.packages import sha256_of
 from forgetless.errors import DataError, UsageError
 from forgetless.geometry import blend as blending

@@ -457,7 +457,7 @@ def test_learn_command(stream_file, tiny, tmp_path, capsys):
 
 
 def test_yaml_gives_the_options_and_flags_win(stream_file, tiny, tmp_path):
-    from forgetless.cli import parse_learn
+    from forgetless.cli.learn import parse_learn
 
     file = tmp_path / "learn.yaml"
     file.write_text(f"stream: {stream_file}\nmethod: {{name: olora, lam: 0.1}}\nlearning_rate: 0.5\nr: 2\n")

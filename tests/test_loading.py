@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from forgetless.cli import main, parse_learn
+from forgetless.cli import main
+from forgetless.cli.learn import parse_learn
 from forgetless.config import LearnConfig, MergeConfig
 from forgetless.data.tasks import Stream
 from forgetless.errors import UsageError

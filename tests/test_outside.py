@@ -9,7 +9,8 @@ from pathlib import Path
 import broken_methods
 import pytest
 
-from forgetless.cli import main, parse_learn
+from forgetless.cli import main
+from forgetless.cli.learn import parse_learn
 from forgetless.config import LearnConfig
 from forgetless.contract.check import FAILS, check
 from forgetless.contract.trial import Bench

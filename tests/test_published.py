@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from forgetless.cli import parse_learn
+from forgetless.cli.learn import parse_learn
 from forgetless.data.catalogue import STREAMS
 
 ROOT = Path(__file__).parent.parent

@@ -15,7 +15,8 @@ from forgetless.auditing.policy import read_policy
 from forgetless.auditing.probes import content_hash
 from forgetless.auditing.run import EVIDENCE, HISTORY, JUNIT, MARKDOWN
 from forgetless.auditing.verdict import ERROR_EXIT_CODE, EXIT_CODES
-from forgetless.cli import VERBS, _audit_parser, _sweep_parser, parse_learn
+from forgetless.cli import VERBS, audit, sweep
+from forgetless.cli.learn import parse_learn
 from forgetless.data.streams import load_stream
 from forgetless.methods import METHODS
 from forgetless.sweeping.definition import read_sweep
@@ -79,7 +80,7 @@ def test_commands_exist():
         if verb == "learn":
             parse_learn(arguments)
         elif verb == "audit":
-            _audit_parser().parse_args(arguments)
+            audit.make_parser().parse_args(arguments)
 
 
 CI, ACCELERATE = ROOT / "examples" / "ci", ROOT / "examples" / "accelerate"
@@ -104,7 +105,7 @@ def test_examples_begin_with_the_command_that_runs_them(file, monkeypatch):
 @pytest.mark.parametrize("file", sorted(SWEEPS), ids=lambda path: path.name)
 def test_sweeps_begin_with_the_command_that_runs_them(file):
     verb, *arguments = shlex.split(file.read_text().splitlines()[0][2:])[1:]
-    told = _sweep_parser().parse_args(arguments)
+    told = sweep.make_parser().parse_args(arguments)
     assert verb == "sweep" and ROOT / told.file == file
     trials, runs = runs_of(read_sweep(file), ["sst2", "bbc", "exams"], file.name)
     assert runs and (trials or "choose" not in yaml.safe_load(file.read_text()))
@@ -140,7 +141,7 @@ def test_pipelines_run_commands_that_exist(file):
     inside = commands_in(yaml.safe_load(text))
     assert set(inside) == ({first} if file.name != "policy.yaml" else set())
     verb, *arguments = shlex.split(first)[1:]
-    told = _audit_parser().parse_args(arguments)
+    told = audit.make_parser().parse_args(arguments)
     assert verb == "audit" and (ROOT / told.policy).is_file() and told.output_dir == "audit"
     named = set(re.findall(rf"\b{told.output_dir}/([\w.]+)", text))
     assert named <= {EVIDENCE, MARKDOWN, JUNIT, HISTORY}, "files that an audit writes"

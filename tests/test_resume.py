@@ -342,7 +342,7 @@ def test_a_signal_saves_the_running_step_and_the_same_command_goes_on(tiny, one,
     learn(told)
     parts, codes = replace(told, output_dir=str(tmp_path / "parts")), []
     monkeypatch.setattr(Method, "batch", told_to_stop)
-    monkeypatch.setattr("forgetless.cli.parse_learn", lambda arguments: parts)
+    monkeypatch.setattr("forgetless.cli.learn.parse_learn", lambda arguments: parts)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     for _ in range(3):
         codes.append(main(["learn"]))
@@ -378,7 +378,7 @@ def test_a_signal_at_the_end_of_a_task_waits_until_it_is_saved(tiny, one, tmp_pa
     told = config(tiny, one, tmp_path / "whole", max_steps=3, cells="last")
     learn(told)
     parts = replace(told, output_dir=str(tmp_path / "parts"))
-    monkeypatch.setattr("forgetless.cli.parse_learn", lambda arguments: parts)
+    monkeypatch.setattr("forgetless.cli.learn.parse_learn", lambda arguments: parts)
     monkeypatch.setattr(Method, "end_task", lambda self, task, rows: os.kill(os.getpid(), signal.SIGTERM))
     assert main(["learn"]) == 143
     assert "01-colours is finished and saved: give the same command again" in " ".join(capfd.readouterr().err.split())

@@ -159,8 +159,8 @@ class LearnConfig(SaveSettings, TrainSettings, LoraSettings, LoadSettings):
         if not (self.max_drop or self.max_lost or self.max_kl):
             return None
         shared = ("on_bad_row", "max_drop", "max_lost", "max_kl", "confidence", "borders", "device", "precision")
-        shared += tuple(one.name for one in fields(LoadSettings))
-        told = {name: getattr(self, name) for name in shared}
+        loading = [one.name for one in fields(LoadSettings)]
+        told = {name: getattr(self, name) for name in (*shared, *loading)}
         return BlendConfig(self.model, run, tasks=self.stream, score_on=self.blend_on, **told)
 
     def decides(self) -> dict:

@@ -295,7 +295,8 @@ def _as_json(
         tasks[task.name] = {"score": float(np.mean(then))} | _interval(change) | {"lost": task.name in standing.lost}
     is_now = _divergences(session, found, model)
     for text, would in (remedy.kl or {}).items():
-        change = paired_change(is_now[text].losses / would.clip, would.losses / would.clip, confidence)
+        then, now = ((one.losses / would.clip).tolist() for one in (would, is_now[text]))
+        change = paired_change(now, then, confidence)
         texts[text] = {"kl": would.mean} | _interval(change, would.clip) | {"lost": text in standing.moved}
     back = [one["low"] > 0 for one in tasks.values() if one["lost"]]
     back += [one["high"] < 0 for one in texts.values() if one["lost"]]

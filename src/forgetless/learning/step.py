@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -163,7 +164,7 @@ def gradient_norm(parameters: list[Tensor]) -> Tensor:
 
 def optimizer_for(parameters: list[Tensor], settings: TrainSettings) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019), paged and with averages in 8 bits where asked for (Dettmers et al. 2023)."""
-    rates = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    rates: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     if settings.optim == ADAMW:
         return torch.optim.AdamW(parameters, **rates)
     from bitsandbytes.optim import PagedAdamW8bit

@@ -1,0 +1,29 @@
+"""`forgetless streams`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from forgetless.cli import VERBS
+from forgetless.cli.parsing import parsed
+
+
+def run(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="forgetless streams", description=VERBS["streams"], exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("name", nargs="?", help="one stream in full: every task, file and hash; files here are checked")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    told = parsed(parser, arguments)
+    if told is None:
+        return 0
+    from forgetless.data.listing import as_text, describe_stream, list_as_text, list_streams
+    from forgetless.progress import out
+
+    found = describe_stream(told.name) if told.name else list_streams()
+    if told.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        print((as_text if told.name else list_as_text)(found, min(out.width, 120)))
+    return 0
