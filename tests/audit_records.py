@@ -133,7 +133,10 @@ def add_more(record: dict, damage: list[float]) -> None:
         model["remedies"] = [
             {
                 "kind": kind, "strength": strength, "command": command, "words": words, "why": "",
-                "helps": bool(command), "kl": {text["name"]: 0.1 * lost for text in record["texts"]},
+                "helps": bool(command), "texts": {
+                    text["name"]: {"kl": 0.1 * lost, "change": -0.1, "low": -0.2, "high": -0.05, "lost": False}
+                    for text in record["texts"]
+                },
                 "tasks": {
                     column["name"]: {"score": 0.9, "change": 0.3 * lost, "low": 0.1, "high": 0.4, "lost": i == 0}
                     for i, column in enumerate(record["columns"])

@@ -27,7 +27,7 @@ from forgetless.learning.stream import learn
 from forgetless.methods import ADAPTER, METHODS, ROWS, Method
 from forgetless.methods.finding import find_method
 from forgetless.methods.oplora import projected_off
-from forgetless.model.adapters import Adapters, LoraSettings, Pair
+from forgetless.model.adapters import LoraSettings, Pair
 from forgetless.model.base import load_base
 from forgetless.runs.folder import read_json, read_lines
 from forgetless.subjects.models import find_subjects
@@ -277,7 +277,9 @@ ADOPTS = {
     "replay": ROWS, "olora": ADAPTER, "nlora": ADAPTER, "ilora": ROWS, "ewc": ROWS, "lwf": ADAPTER, "gem": ROWS,
     "agem": ROWS, "ogd": ROWS, "general_replay": ADAPTER, "sdlora": "magnitudes", "inflora": ROWS, "raclora": ADAPTER,
     "clora": ADAPTER, "oplora": ADAPTER, "lori": "an adopted B is full", "slao": ADAPTER, "hiddenkey": ADAPTER,
-    "mtllora": ADAPTER, "hyplora": "bends", "duallora_reconstructed": ROWS,
+    "mtllora": ADAPTER, "hyplora": "bends", "duallora_reconstructed": ROWS, "mbpa": ROWS,
+    "osf": ADAPTER, "corda": "part of the weights", "loranull": "part of the weights",
+    **dict.fromkeys(("prompt_tuning", "progressive_prompts", "l2p", "lfpt5"), "a soft prompt"),
     "replay+olora": ROWS, "hiddenkey+nlora": ADAPTER, "replay+hyplora": "hyplora: its update bends",
 }  # fmt: skip
 BEGINS_ANEW = ("per_task", "mtllora", "slao")  # a fresh pair, a fresh mixture, an orthogonal start: by their equations
@@ -323,7 +325,7 @@ def test_what_a_method_makes_of_an_adopted_task(name, tiny, april, two):
 def build_any(name: str, tiny: str) -> Method:
     base, kind = load_base(tiny, torch.float32), find_method(name)
     method = kind(**kind.example)
-    method.start(Adapters(base.model, LoraSettings(r=4), tiny, 0), Encoder(base.tokenizer, 64), 0)
+    method.start(kind.adapter_class(base.model, LoraSettings(r=4), tiny, 0), Encoder(base.tokenizer, 64), 0)
     return method
 
 

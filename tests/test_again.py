@@ -83,7 +83,7 @@ def test_scores_that_do_not_depend_on_the_new_task_are_not_made_again(tiny, free
 
     learn(config(tiny, Stream("mine", (free,)), tmp_path / "run"))
     scored, real = [], Scorer.__call__
-    monkeypatch.setattr(Scorer, "__call__", lambda self, task, rows=None: scored.append(task.name) or real(self, task))
+    monkeypatch.setattr(Scorer, "__call__", lambda self, task, **how: scored.append(task.name) or real(self, task))
     learn(config(tiny, Stream("mine", (free, sizes)), tmp_path / "run"))
     assert scored == ["sizes", "sizes", "letters", "sizes"]  # base, after letters, after sizes
 

@@ -232,7 +232,7 @@ def test_what_cannot_be_had_is_said_at_the_start(ran, tiny, tiny_t5, two, tokeni
     with pytest.raises(UsageError, match=r"SEQ_2_SEQ_LM, and .* is of CAUSAL_LM"):
         find_subjects(f"{tiny}+{adapter}", base_is=tiny)
     with pytest.raises(UsageError, match="interpolate looks at the hidden states of decoders alone"):
-        prepare(InterpolateConfig(tiny_t5, f"{tiny_t5}+{adapter}"))
+        prepare(InterpolateConfig(tiny_t5, f"{tiny_t5}+{adapter}", two))
     with pytest.raises(UsageError, match="merging into the base is for decoders alone"):
         merge(MergeConfig([str(adapter)], output_dir=str(tmp_path / "merged")))
     with pytest.raises(UsageError, match="bart: an encoder-decoder of this kind is not known"):

@@ -16,7 +16,7 @@ from forgetless.config import AuditConfig, BlendConfig, InterpolateConfig, Learn
 from forgetless.data.tasks import Stream
 from forgetless.errors import UsageError
 from forgetless.forgetting.texts import OWN_ANSWERS
-from forgetless.geometry.blend import blend
+from forgetless.geometry.borders import blend
 from forgetless.geometry.interpolate import interpolate
 from forgetless.geometry.merging import merge
 from forgetless.learning.checkpoint import load_optimizer, optimizer_state

@@ -17,11 +17,11 @@ STANDS_ON = {
     "subjects": {"data", "model", "runs", "score"},
     "score": {"data", "learning", "model", "runs"},
     "forgetting": {"data", "model", "runs", "score", "subjects"},
-    "methods": {"data", "forgetting", "learning", "model"},
+    "methods": {"data", "forgetting", "learning", "model", "score"},
     "geometry": EVERY - LAST,
     "learning": EVERY - {"auditing"} - LAST,
     "auditing": EVERY - LAST,
-    "contract": {"data", "learning", "methods", "model"},
+    "contract": {"data", "learning", "methods", "model", "runs"},
     "forecasting": {"runs"},
     "comparing": {"methods", "report", "runs", "score"},
 }

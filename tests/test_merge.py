@@ -329,7 +329,7 @@ def test_what_cannot_be_merged_is_refused(tiny, pair_of, text, tmp_path, monkeyp
         "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}
     }
     (quantised / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match="only dense ones"):
+    with pytest.raises(UsageError, match="its weights lie there in 4 bits, and merging into them needs them in full"):
         run([f"{quantised}+{pair_of[0]}"], text, tmp_path / "out")
 
 

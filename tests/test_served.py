@@ -87,7 +87,7 @@ def serve():
 
 def greedy(folder: str):
     """What a server of the tiny model answers, in its own chat template."""
-    model, tokenizer = load_base(folder, torch.float32, "cpu").model, load_tokenizer(folder)
+    model, tokenizer = load_base(folder, torch.float32, "cpu").model, load_tokenizer(Path(folder))
     encoder = Encoder(tokenizer, 256)
 
     def reply(route: str, body: dict) -> tuple[int, dict]:

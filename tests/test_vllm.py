@@ -16,8 +16,8 @@ from forgetless.auditing.run import audit
 from forgetless.config import AuditConfig
 from forgetless.errors import UsageError
 from forgetless.score.generation import answers, ends_of
-from forgetless.score.vllm_answers import VllmAnswers
 from forgetless.subjects.models import find_subjects, opened
+from forgetless.subjects.vllm_answers import VllmAnswers
 
 CPU = torch.device("cpu")
 CONTEXTS = [[9, 8, 7, 6], [20, 21], [5, 30, 31, 32, 33, 34, 35]]

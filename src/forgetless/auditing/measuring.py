@@ -38,9 +38,9 @@ from forgetless.progress import console, steps
 from forgetless.score.generation import Answer, ends_of
 from forgetless.score.options import OptionScorer
 from forgetless.score.scorers import Scorer, TaskScores, headline, scores_of
-from forgetless.score.vllm_answers import Generate
 from forgetless.subjects.endpoint import Endpoint
 from forgetless.subjects.models import Opened, Subject, opened
+from forgetless.subjects.vllm_answers import Generate
 
 
 @dataclass

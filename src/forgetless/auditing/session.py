@@ -37,10 +37,10 @@ from forgetless.learning.engine import Engine
 from forgetless.learning.session import fit_rows
 from forgetless.model.identity import json_digest
 from forgetless.score.rules import rules_of
-from forgetless.score.vllm_answers import VLLM, VllmAnswers
 from forgetless.subjects.endpoint import Endpoint, find_endpoint, is_endpoint
 from forgetless.subjects.layouts import short_names
 from forgetless.subjects.models import Subject, compare, find_subjects
+from forgetless.subjects.vllm_answers import VLLM, VllmAnswers
 from forgetless.versions import versions
 
 JUDGED = ("refusals", "over_refusals")  # kinds of probes whose answers are judged

@@ -22,7 +22,7 @@ from forgetless.data.streams import TASK_NAME
 from forgetless.errors import RunError, UsageError
 from forgetless.learning.state import save_state
 from forgetless.methods import METHODS
-from forgetless.model.adapters import Adapters, Pair
+from forgetless.model.adapters import Pair
 from forgetless.runs.folder import TIMES, RunFolder, complete, write_json, write_lines
 from forgetless.subjects.models import find_adapters, find_subjects
 from forgetless.subjects.updates import difference, inner, norm, read_update, weighted
@@ -125,10 +125,6 @@ def check_adopted(session: Session) -> None:
     if not names:
         return
     method, layers = session.config.method, session.adapters.layers()
-    if session.method.adapter_class is not Adapters:
-        raise UsageError(
-            f"--from: {method} trains no LoRA pairs, which an adopted task brings; take sequential or olora"
-        )
     if [lesson.name for lesson in session.lessons[: len(names)]] != names:
         now = ", ".join(lesson.name for lesson in session.lessons)
         raise UsageError(

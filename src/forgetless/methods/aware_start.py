@@ -32,6 +32,7 @@ class AwareStart(Method):
 
     extra_memory = "one frozen pair of rank r; at the start in x in numbers for each tensor that layers read"
     extra_compute = "one more product a layer, of rank r; at the start one pass over the general rows"
+    adopts = "its pair begins as a part of the weights, which an adopted one does not; take sequential"
     off: ClassVar[str] = "the pair begins as a part of the weights, in the first task too"
     example: ClassVar[dict] = {"prompts": 1}
 

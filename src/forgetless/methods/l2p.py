@@ -39,6 +39,7 @@ class L2P(Method):
     """
 
     paper = "2112.08654"
+    adopts = "it trains a soft prompt, and an adopted adapter has LoRA pairs; take sequential"
     summary = "a pool of soft prompts, out of which each row's features choose; no task id"
     adapter_class: ClassVar[type[Adapters]] = Prompts
     plain_pairs = False

@@ -17,7 +17,7 @@ from torch.nn.functional import linear
 
 from forgetless.data.tasks import Row
 from forgetless.errors import UsageError
-from forgetless.methods.base import Check, Method, State
+from forgetless.methods.base import ADAPTER, Check, Method, State
 from forgetless.model.adapters import Pair, whole
 
 ROUNDING = 1e-3
@@ -42,6 +42,7 @@ class OSF(Method):
     """
 
     paper = "2504.07097"
+    adopts = ADAPTER
     summary = "full matrices trained outside the leading singular directions of the weights, which are kept"
     plain_pairs = False
     extra_memory = "five matrices of each adapted layer's size; the deployed adapter has twice the layers' size"
@@ -140,9 +141,6 @@ class OSF(Method):
         self.task = task
         self._take(pairs)
         return self.export()
-
-    def refuse_adoption_without(self, rows: tuple[Row, ...] | None) -> None:
-        """The end of a task makes nothing of its rows."""
 
     def _take(self, pairs: dict[str, Pair]) -> None:
         device = self.adapters.device

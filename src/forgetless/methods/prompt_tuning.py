@@ -25,6 +25,7 @@ class PromptTuning(Method):
     """
 
     paper = "2104.08691"
+    adopts = "it trains a soft prompt, and an adopted adapter has LoRA pairs; take sequential"
     summary = "one soft prompt trained on, task after task; no weight of the model changes"
     adapter_class: ClassVar[type[Adapters]] = Prompts
     plain_pairs = False

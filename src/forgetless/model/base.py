@@ -95,9 +95,7 @@ def load_base(
     kind: Any = model_class(load_config(folder))
     how = _how(folder, dtype, device, load_in, in_shards)
     with _named_errors(folder):
-        loaded: Any = kind.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **how
-        )
+        loaded: Any = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **how)
     model, told = loaded
     if missing := sorted(told["missing_keys"]):
         raise RunError(

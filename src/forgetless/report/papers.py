@@ -72,6 +72,31 @@ PAPERS: dict[str, tuple[str, str, int]] = {
         "Qiao, Fuli and Mahdavi, Mehrdad",
         2025,
     ),
+    "1906.01076": (
+        "Episodic Memory in Lifelong Language Learning",
+        "de Masson d'Autume and Ruder and Kong and Yogatama",
+        2019,
+    ),
+    "2104.08691": ("The Power of Scale for Parameter-Efficient Prompt Tuning", "Lester and Al-Rfou and Constant", 2021),
+    "2110.07298": (
+        "LFPT5: A Unified Framework for Lifelong Few-shot Language Learning Based on Prompt Tuning of T5",
+        "Qin and Joty",
+        2021,
+    ),
+    "2112.08654": ("Learning to Prompt for Continual Learning", "Wang and others", 2021),
+    "2301.12314": ("Progressive Prompts: Continual Learning for Language Models", "Razdaibiedina and others", 2023),
+    "2406.05223": (
+        "CorDA: Context-Oriented Decomposition Adaptation of Large Language Models for Task-Aware Parameter-Efficient "
+        "Fine-tuning",
+        "Yang and others",
+        2024,
+    ),
+    "2503.02659": ("LoRA-Null: Low-Rank Adaptation via Null Space for Large Language Models", "Tang and others", 2025),
+    "2504.07097": (
+        "Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning",
+        "Nayak and others",
+        2025,
+    ),
     "2401.05605": (
         "Scaling Laws for Forgetting When Fine-Tuning Large Language Models",
         "Kalajdzievski, Damjan",
