@@ -396,7 +396,12 @@ def test_each_printed_command_applies_its_remedy(world, tmp_path, faster, monkey
     assert search[search.index("--max-drop") + 1 :][:2] == ["colours=2pp", "asked=2pp"]
     assert search[-6:] == ["--limit", "40", "--precision", "fp32", "--device", "cpu"]
     assert main([*search[1:], "--points", "1"]) == 3, "these rows are too few, and it is said"
-    assert tried["repair", "1 steps on 3 old rows"]["command"] == tried["kept apart", ""]["command"] == ""
+    learnt = shlex.split(tried["repair", "1 steps on 3 old rows"]["command"])
+    assert main([*learnt[1:], "--max_length", "64", "--forgetting_prompts", "0"]) == 0
+    repaired = read_update(tmp_path / learnt[learnt.index("--output_dir") + 1] / "adapter").layers
+    model = read_update(Path(world["hidden"])).layers
+    assert all(pair.A.shape[0] == model[layer].A.shape[0] + 8 for layer, pair in repaired.items() if layer in model)
+    assert tried["kept apart", ""]["command"] == ""
 
 
 def test_a_search_has_the_tasks_of_a_policy_and_what_the_audit_was_told(tmp_path):

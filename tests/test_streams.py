@@ -54,6 +54,8 @@ def test_a_yaml_file_reads_paths_beside_itself(folder, monkeypatch):
     stream = load_stream(str(folder / "mine.yaml"))
     assert (stream.name, [task.name for task in stream.tasks]) == ("mine", ["one", "two"])
     assert stream.tasks[0].options == ("yes", "no")
+    some = load_stream(f"{folder}/mine.yaml:two,one")
+    assert (some.name, some.tasks) == ("mine-two-one", (stream.tasks[1], stream.tasks[0]))
     entry = {"name": "one", "train": "train.jsonl", "test": "test.jsonl"}
     (folder / "mine.json").write_text(json.dumps({"name": "n", "tasks": [entry]}))
     assert load_stream(folder / "mine.json").name == "n"

@@ -29,7 +29,7 @@ from forgetless.auditing.budgets import MAX_KL
 from forgetless.auditing.measures import REFERENCE
 from forgetless.auditing.measuring import Found, Rows, measure_model
 from forgetless.auditing.session import JUDGED, AuditSession
-from forgetless.auditing.throwaway import repaired
+from forgetless.auditing.throwaway import Treatment, repaired
 from forgetless.config import AuditConfig
 from forgetless.data.tasks import Task
 from forgetless.errors import ForgetlessError
@@ -150,12 +150,13 @@ def _repaired(session: AuditSession, found: Found, subject: Subject, lost: list[
     tasks = [task for task in session.tasks if task.name in lost]
     rows = [row for task in tasks for row in recovery.old_rows(task, treatment)]
     strength = f"{treatment.steps} steps on {len(rows)} old rows"
+    command = shlex.join(_training(session, subject, treatment, tasks))
     words = (
-        f"train on with your trainer: {treatment.steps} steps of {treatment.batch_size} old rows, LoRA r={treatment.r} "
-        f"on all linear layers, constant learning rate {treatment.learning_rate:g}"
+        f"or train on with your trainer: {treatment.steps} steps of {treatment.batch_size} old rows, LoRA "
+        f"r={treatment.r} on all linear layers, constant learning rate {treatment.learning_rate:g}"
     )
     if not rows:
-        return Remedy(REPAIR, strength, words=words, why="no training rows of what was lost")
+        return Remedy(REPAIR, strength, why="no training rows of what was lost")
     encoder = session.encoder(subject)
     try:
         session.check_time()
@@ -167,9 +168,9 @@ def _repaired(session: AuditSession, found: Found, subject: Subject, lost: list[
                 steps("repair", treatment.steps) as progress,
                 repaired(model, examples, treatment, session.engine, pad, progress),
             ):
-                return Remedy(REPAIR, strength, "", words, *_measured(session, found, subject, model))
+                return Remedy(REPAIR, strength, command, words, *_measured(session, found, subject, model))
     except ForgetlessError as error:
-        return Remedy(REPAIR, strength, words=words, why=str(error))
+        return Remedy(REPAIR, strength, command, words, why=str(error))
 
 
 def _apart(session: AuditSession, found: Found, subject: Subject, standing: Standing) -> Remedy:
@@ -204,12 +205,33 @@ def how(
         return search, "searches these and further points under budgets; set them to what you allow" if search else ""
     ends = [(path.before, 1 - alpha), (path.after, alpha)]
     adapters = [(one, w) for one, w in ends if one.adapter]
-    name = re.sub(r"[^\w.-]+", "-", f"{kind} {alpha:g} {Path(place_of(path.after)).name}")
     command = ["forgetless", "merge", *(place_of(one) for one, _ in adapters), "--weights"]
-    command += [f"{w:g}" for _, w in adapters] + ["--output_dir", f"runs/{name}"]
+    command += [f"{w:g}" for _, w in adapters] + ["--output_dir", _output(f"{kind} {alpha:g}", path.after)]
     command += ["--text", *map(str, session.config.text)] if session.config.text else []
     command += _options(session, ("base_is", "limit", "allow_pickle", "precision", "device"))
     return shlex.join(command), f"with a promise, for budgets that you set: {search}" if search else ""
+
+
+def _training(session: AuditSession, subject: Subject, treatment: Treatment, tasks: Sequence[Task]) -> list[str]:
+    """`forgetless learn` of what was lost: a new pair beside the model, as the repair has it, on all rows of a task."""
+    file = _task_file(session)
+    if not file or not tasks:
+        return []
+    command = ["forgetless", "learn", "--stream", f"{file}:{','.join(task.name for task in tasks)}"]
+    if subject.adapter:
+        command += ["--model", str(subject.base), "--from", f"before={place_of(subject)}", "--method", "incremental"]
+    else:
+        command += ["--model", place_of(subject)]
+    steps_each = math.ceil(treatment.steps / len(tasks))
+    told = {"max_steps": steps_each, "batch_size": treatment.batch_size, "learning_rate": treatment.learning_rate,
+            "lr_scheduler_type": "constant", "r": treatment.r, "lora_alpha": treatment.scale * treatment.r,
+            "output_dir": _output(REPAIR, subject)}  # fmt: skip
+    command += [word for name, value in told.items() for word in (f"--{name}", f"{value}")]
+    return command + _options(session, ("on_bad_row", "precision", "device"))
+
+
+def _output(what: str, subject: Subject) -> str:
+    return "runs/" + re.sub(r"[^\w.-]+", "-", f"{what} {Path(place_of(subject)).name}")
 
 
 def _search(session: AuditSession, path: AdapterPath | WeightPath, standing: Standing) -> list[str]:

@@ -89,8 +89,8 @@ def load_stream(
     base_dir: str | Path | None = None,
     keep_gone: bool = False,
 ) -> Stream:
-    """The stream of a YAML or JSON file, of a name ("demo", "order-1"; "demo:bbc" is one task of it), of a dict with
-    `tasks`, or of a list of tasks. A `Stream` is given back as it is.
+    """The stream of a YAML or JSON file, of a name ("demo", "order-1"), of a dict with `tasks`, or of a list of tasks.
+    "demo:bbc" and "support.yaml:topics,intents" are tasks of one. A `Stream` is given back as it is.
 
     `keep_gone`: tasks marked `rows: gone`, and those whose files are not there, are in the stream without rows
     (`Task.gone`). By default marked tasks are left out, and a missing file is an error.
@@ -102,8 +102,9 @@ def load_stream(
         return source
     if isinstance(source, str) and source in NAMED_STREAMS:
         return NAMED_STREAMS[source](on_bad_row)
-    if isinstance(source, str) and (parts := source.partition(":"))[0] in NAMED_STREAMS:
-        return _one_task(NAMED_STREAMS[parts[0]](on_bad_row), parts[2])
+    if isinstance(source, str) and (parts := _of_a_stream(source)):
+        whole = load_stream(parts[0], on_bad_row=on_bad_row, base_dir=base_dir, keep_gone=keep_gone)
+        return _some_tasks(whole, parts[1])
     folder = Path(base_dir or ".").expanduser()
     if isinstance(source, str | Path):
         path = Path(source).expanduser()
@@ -125,11 +126,19 @@ def load_stream(
     return Stream(name, tuple(kept))
 
 
-def _one_task(stream: Stream, name: str) -> Stream:
+def _of_a_stream(source: str) -> tuple[str, list[str]] | None:
+    """The stream and the tasks of "STREAM:TASK,TASK"; None where no stream is before the colon."""
+    stream, colon, names = source.rpartition(":")
+    known = stream in NAMED_STREAMS or Path(stream).expanduser().is_file()
+    return (stream, names.split(",")) if colon and known else None
+
+
+def _some_tasks(stream: Stream, names: list[str]) -> Stream:
     tasks = {task.name: task for task in stream.tasks}
-    if name not in tasks:
-        raise UsageError(f"stream {stream.name}: no task {name!r}{nearest(name, tasks)}")
-    return Stream(f"{stream.name}-{name}", (tasks[name],))
+    for name in names:
+        if name not in tasks:
+            raise UsageError(f"stream {stream.name}: no task {name!r}{nearest(name, tasks)}")
+    return Stream("-".join([stream.name, *names]), tuple(tasks[name] for name in names))
 
 
 def _load(config: TaskConfig, place: str, on_bad_row: str, folder: Path) -> Task:
