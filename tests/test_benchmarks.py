@@ -22,7 +22,8 @@ from forgetless.data.scoring import SCORERS
 from forgetless.data.streams import NAMED_STREAMS, load_stream
 from forgetless.data.tasks import Stream
 from forgetless.errors import DataError, DownloadError, UsageError
-from forgetless.learning.session import fit_rows, prepare
+from forgetless.learning.fit import fit_rows
+from forgetless.learning.prepare import prepare
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_olora = pytest.mark.skipif(

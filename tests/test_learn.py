@@ -180,7 +180,7 @@ def test_special_tokens_are_part_of_the_identity(tiny, tmp_path):
 
 
 def test_every_tasks_adapter_loads_in_stock_peft(tiny, three, tmp_path):
-    from forgetless.learning.session import prepare
+    from forgetless.learning.prepare import prepare
     from forgetless.learning.state import resume
 
     told = config(tiny, three, tmp_path / "run", method="olora")

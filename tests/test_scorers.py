@@ -597,7 +597,7 @@ def test_errors_come_before_training(tiny, tmp_path, monkeypatch):
         run(task)
     with pytest.raises(DataError, match=r"raised TypeError"):
         run(replace(task, scorers=(own(tmp_path, "def polite(answer): return 1\n"),)))
-    monkeypatch.setattr("forgetless.learning.session.load_base", lambda *a: pytest.fail("loaded"))
+    monkeypatch.setattr("forgetless.learning.prepare.load_base", lambda *a: pytest.fail("loaded"))
     with pytest.raises(UsageError, match=r"task 'sums': .* no regular expression"):
         run(replace(task, scorers=(Scoring("regex", ("[",)),)))
 

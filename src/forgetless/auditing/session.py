@@ -34,7 +34,7 @@ from forgetless.forgetting.texts import (
 )
 from forgetless.forgetting.windows import Windows, measured_alike
 from forgetless.learning.engine import Engine
-from forgetless.learning.session import fit_rows
+from forgetless.learning.fit import fit_rows
 from forgetless.model.identity import json_digest
 from forgetless.score.rules import rules_of
 from forgetless.subjects.endpoint import Endpoint, find_endpoint, is_endpoint

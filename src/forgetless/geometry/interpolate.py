@@ -40,7 +40,7 @@ from forgetless.geometry.curve import CurveSettings, as_factors, straight_middle
 from forgetless.geometry.path import AdapterPath, straight_path
 from forgetless.geometry.points import FACTORS, PRODUCT, WHOLE, Corner, Distances, Placed, Plane, Weights
 from forgetless.learning.engine import Engine
-from forgetless.learning.session import fit_rows
+from forgetless.learning.fit import fit_rows
 from forgetless.model.answers import logits_at, token_losses
 from forgetless.model.identity import json_digest, other_settings, weights_digest
 from forgetless.model.loading import loaded_as_told

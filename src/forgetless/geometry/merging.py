@@ -41,7 +41,7 @@ from forgetless.geometry.fisher import fisher
 from forgetless.geometry.operators import FISHER, combined, combined_products, fisher_mean, of_product, usual_weights
 from forgetless.geometry.whole import copy_tokenizer, write_merged
 from forgetless.learning.engine import Engine
-from forgetless.learning.session import fit_rows
+from forgetless.learning.fit import fit_rows
 from forgetless.model.adapters import Pair
 from forgetless.model.base import transformer
 from forgetless.model.head import Head

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from forgetless.config import LearnConfig
 from forgetless.data.streams import TASK_NAME
 from forgetless.errors import RunError, UsageError
+from forgetless.learning.session import Adopted, Session
 from forgetless.learning.state import save_state
 from forgetless.methods import METHODS
 from forgetless.model.adapters import Pair
@@ -27,21 +27,8 @@ from forgetless.runs.folder import TIMES, RunFolder, complete, write_json, write
 from forgetless.subjects.models import find_adapters, find_subjects
 from forgetless.subjects.updates import difference, inner, norm, read_update, weighted
 
-if TYPE_CHECKING:
-    from forgetless.learning.session import Session
-
 MERGED_FIRST = "merge it into full weights, and learn on these"
 UNRELATED, RELATED = 0.1, 0.5  # cosines of two updates below and above which the kind looks wrong
-
-
-@dataclass(frozen=True)
-class Adopted:
-    """An adapter as it was found; `pairs` is None where the run has taken it over and its folder is not needed."""
-
-    name: str
-    record: dict = field(repr=False)  # what the run keeps of it, as JSON
-    pairs: dict[str, Pair] | None = field(default=None, repr=False)
-    notes: tuple[str, ...] = ()
 
 
 def read_adopted(config: LearnConfig, stored: dict | None, run: RunFolder) -> list[Adopted]:

@@ -10,21 +10,19 @@ import json
 import platform
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from forgetless import __version__
 from forgetless.data.tasks import Stream, Task
 from forgetless.errors import DataError, RunError
+from forgetless.learning.session import Session
 from forgetless.model.identity import check_same
 from forgetless.report.words import difference
 from forgetless.runs.folder import TIMES, RunFolder
 from forgetless.runs.shapes import read_run
 from forgetless.versions import versions
-
-if TYPE_CHECKING:
-    from forgetless.learning.session import Session
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors")
 LEFT_OUT = "the stream leaves it out"

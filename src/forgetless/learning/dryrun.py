@@ -19,7 +19,8 @@ from forgetless.forgetting.reference import hidden_states
 from forgetless.forgetting.sides import answers_of, longest
 from forgetless.learning.borders import NO_ONE_MODEL
 from forgetless.learning.cells import scored_columns
-from forgetless.learning.session import Session, prepare
+from forgetless.learning.prepare import prepare
+from forgetless.learning.session import Session
 from forgetless.learning.step import TrainSettings, count_steps, plan
 from forgetless.methods import Lesson
 from forgetless.methods.base import own_answering

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from forgetless.data.tasks import Row
 from forgetless.learning.checkpoint import save_tensors
 from forgetless.learning.memory import Memory
+from forgetless.learning.session import Session
 from forgetless.methods import State
 from forgetless.model.identity import read_tensors
 from forgetless.runs.folder import write_json, write_lines
 from forgetless.runs.shapes import KEPT_ROW, read, read_records
-
-if TYPE_CHECKING:
-    from forgetless.learning.session import Session
 
 
 def save_state(folder: Path, state: State) -> None:

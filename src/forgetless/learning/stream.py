@@ -16,7 +16,8 @@ from forgetless.learning.again import check_continues, described, log_command, v
 from forgetless.learning.borders import is_measured, measure_base, measure_lesson, measure_step
 from forgetless.learning.cells import is_scored, score_base, score_lesson
 from forgetless.learning.checkpoint import Checkpoints, SaveSettings, fingerprint, refuse_nan
-from forgetless.learning.session import Session, prepare
+from forgetless.learning.prepare import prepare
+from forgetless.learning.session import Session
 from forgetless.learning.state import resume, save_state
 from forgetless.learning.step import TrainSettings, count_steps, learn_task
 from forgetless.methods import Lesson

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from forgetless.data.tasks import Stream
 from forgetless.errors import UsageError
 from forgetless.learning.dryrun import Estimate, estimate, minutes
-from forgetless.learning.session import prepare
+from forgetless.learning.prepare import prepare
 from forgetless.learning.step import TrainSettings
 from forgetless.sweeping.grid import Run, with_choice
 from forgetless.sweeping.running import Plan

@@ -18,7 +18,7 @@ from forgetless.data.streams import load_stream
 from forgetless.data.tasks import Stream
 from forgetless.errors import DivergedError, ForgetlessError, RunError, UsageError, nearest
 from forgetless.learning.cells import score_base
-from forgetless.learning.session import prepare
+from forgetless.learning.prepare import prepare
 from forgetless.learning.stream import learn
 from forgetless.model.base import find_model
 from forgetless.model.identity import json_digest, weight_files, weights_digest
