@@ -200,7 +200,12 @@ def other_weights(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-BASES = {"weights": other_weights, "tokenizer": merge_less, "chat template": greet}
+def scaled(base: Path) -> None:
+    config = read_json(base / "config.json")
+    write_json(base / "config.json", config | {"rms_norm_eps": 0.5})
+
+
+BASES = {"weights": other_weights, "tokenizer": merge_less, "chat template": greet, "configuration": scaled}
 
 
 @pytest.mark.parametrize("what", [*BASES, "data", "options", "older format", "two processes", "extra file", "NaN"])
@@ -210,7 +215,9 @@ def test_what_does_not_fit_is_named_and_leaves_everything_as_it_was(what, ran, r
     remedy = "another output_dir"
     if what in BASES:
         BASES[what](base)
-        told, said = replace(told, model=str(base)), f"run.json: was learnt on another base: its {what} had"
+        why = {"configuration": r"equal weights, but config.json has rms_norm_eps \(1e-06, not 0.5\)"}
+        said = f"run.json: was learnt on another base: {why.get(what, f'its {what} had')}"
+        told = replace(told, model=str(base))
     elif what == "data":
         changed = Stream("two", (replace(two.tasks[0], train=two.tasks[0].train[1:]), two.tasks[1]))
         told, said = replace(told, stream=changed), r"run.json: task 1 \(colours\) has changed: its training rows"
@@ -271,6 +278,33 @@ def test_a_part_that_cannot_be_written_leaves_what_was_there(code, said, run, mo
     with pytest.raises(RunError, match=r"run\.json: could not be written .*unchanged"):
         RunFolder(run).write(run / "run.json", {})
     assert contents(run) == before
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_a_replacement_that_fails_between_its_renames_is_undone(fails, run, monkeypatch):
+    """The old folder makes room, the new one takes its name: either may fail."""
+    before, real, calls = contents(run), Path.rename, []
+
+    def rename(path: Path, target: Path):
+        calls.append(path)
+        if len(calls) == fails:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(RunError, match=r"adapter: could not be written .*unchanged"):  # noqa: SIM117
+        with RunFolder(run).publish(run / "adapter") as temporary:
+            (temporary / "new").write_text("whole")
+    assert contents(run) == before
+
+
+def test_what_cannot_be_renamed_says_so(run, monkeypatch):
+    def rename(path: Path, target: Path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(RunError, match=r"02-sizes: cannot be renamed or removed \(Read-only.*make it writable"):
+        folders.discard(run / "tasks" / "02-sizes")
 
 
 def test_every_new_name_is_flushed_with_the_folder_that_holds_it(tmp_path, monkeypatch):
@@ -392,6 +426,25 @@ def test_doctor_finds_a_whole_run_whole(ran, tiny, capsys):
     }
 
 
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (lambda run: shutil.rmtree(run / "adapter"), "adapter: is missing; give the `learn` command again"),
+        (lambda run: (run / "adapter" / "manifest.json").unlink(), "adapter/manifest.json: is missing beside"),
+        (lambda run: half_a_checkpoint(run), "step-000002/manifest.json: is missing beside"),
+    ],
+)
+def test_doctor_finds_parts_that_are_not_whole(damage, said, run):
+    damage(run)
+    assert said in problems(run)
+
+
+def half_a_checkpoint(run: Path) -> None:
+    folder = run / "checkpoints" / "02-sizes" / "step-000002"
+    folder.mkdir(parents=True)
+    (folder / "values.json").write_text("{}")
+
+
 def test_doctor_on_the_environment(capsys):
     assert main(["doctor"]) in (0, 2)
     told = capsys.readouterr().out
@@ -468,7 +521,7 @@ def test_a_folder_that_a_kill_left_under_another_name_is_named_and_put_back(run,
     task.rename(task.with_name(f".{task.name}.previous"))
     moved = contents(run)
     for reads in (lambda: summarise(run), lambda: find_subjects(str(run))):
-        with pytest.raises(RunError, match=r"01-colours: a command was stopped .* command again, which puts it back"):
+        with pytest.raises(RunError, match=r"01-colours: a command is replacing .* command again, which puts it back"):
             reads()
     assert "at work: " in problems(run) and "puts it back" in problems(run)
     assert contents(run) == moved

@@ -23,7 +23,6 @@ from forgetless.data.tasks import Row
 from forgetless.errors import RunError
 from forgetless.learning.stream import learn
 from forgetless.report import charts, contents, page, texts, words
-from forgetless.report import files as report_files
 from forgetless.report.bounds import BOUNDS, bounds, why_not
 from forgetless.report.files import write_report
 from forgetless.report.glossary import GLOSSARY, OF_FIGURE, OF_MEASURE, OF_METRIC
@@ -227,9 +226,9 @@ def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
     before = (tmp_path / "report.html").read_text()
 
     def fail(*_):
-        raise OSError("disk full")
+        raise OSError(28, "disk full")
 
-    monkeypatch.setattr(report_files.os, "replace", fail)
+    monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(RunError, match=r"report\.html: could not be written \(disk full\)"):
         write_report([joint()], tmp_path)
     assert (tmp_path / "report.html").read_text() == before

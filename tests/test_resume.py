@@ -254,6 +254,23 @@ def test_a_nan_step_is_skipped_and_told(tiny, one, tmp_path, monkeypatch):
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
 
 
+def test_a_nan_that_the_method_makes_of_a_gradient_is_skipped_too(tiny, one, tmp_path, monkeypatch):
+    from forgetless.methods.gem import GEM
+
+    steps = []
+
+    def projected(method) -> None:
+        steps.append(1)
+        if len(steps) == 2:
+            method.adapters.parameters()[0].grad.fill_(float("nan"))
+
+    monkeypatch.setattr(GEM, "after_backward", projected)
+    learn(config(tiny, one, tmp_path / "run", method="gem", on_nan="skip", **ONE_PART))
+    records = read_lines(tmp_path / "run" / "tasks" / "01-colours" / "log.jsonl")
+    assert ["skipped" in record for record in records] == [False, True, False]
+    assert records[1]["skipped"].endswith("gradient norm nan")
+
+
 def test_stopped_by_nan_and_gone_on_with_skip(tiny, one, tmp_path, monkeypatch):
     """The checkpoints stay; another policy, the same command: on from there. Too many are an error."""
     poisoned(monkeypatch, 3, 4, 5)

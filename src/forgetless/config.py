@@ -101,6 +101,8 @@ class LearnConfig(SaveSettings, TrainSettings, LoraSettings, LoadSettings):
     from_kind: str = "continued"
     """continued: each adapter was trained on from the one before it, so the last one holds them all; summed: each was
     trained by itself on the base, and their updates are added"""
+    allow_pickle: bool = False
+    """read .bin weights of adapters in --from too (tensors only)"""
     base_is: str = ""
     """the base of the adapters in --from is this model, whatever name they give it; say it where that cannot be seen"""
     report_to: list[str] = field(default_factory=list)
@@ -190,6 +192,7 @@ class LearnConfig(SaveSettings, TrainSettings, LoraSettings, LoadSettings):
             "forgetting_text",
             "from_adapters",
             "from_kind",
+            "allow_pickle",
             "base_is",
             "max_drop",
             "max_lost",

@@ -21,7 +21,7 @@ from forgetless.checkup.findings import PROBLEM, Finding, checked, note, ok, pro
 from forgetless.checkup.models import effect, finite, model_findings, pickles
 from forgetless.errors import RunError, UsageError
 from forgetless.model.base import find_model, load_tokenizer
-from forgetless.model.identity import identify, others
+from forgetless.model.identity import changed_settings, identify, others
 from forgetless.report.summary import matrix_record, summarise, summary_record
 from forgetless.runs.folder import MANIFEST, PUT_BACK, RunFolder, complete, json_text, read_json, replaced
 from forgetless.runs.shapes import read_run
@@ -128,7 +128,8 @@ def _work(root: Path) -> Finding:
 def _parts(root: Path) -> Iterator[Finding]:
     """A line for each published folder; one for all that hold."""
     folders = [path.parent for path in sorted(root.rglob(MANIFEST)) if not _hidden(path, root)]
-    bare = [folder for folder in sorted(root.glob("tasks/*")) if folder.is_dir() and folder not in folders]
+    places = [path for kind in ("tasks/*", "adapter", f"{CHECKPOINTS}/*/step-*") for path in sorted(root.glob(kind))]
+    bare = [folder for folder in places if folder.is_dir() and folder not in folders]
     broken = [
         one for folder in (*folders, *bare) if (one := checked("hashes", partial(_whole, folder))).level == PROBLEM
     ]
@@ -149,15 +150,16 @@ def _whole(folder: Path) -> Finding:
 def _checkpoints(root: Path) -> Iterator[Finding]:
     """Each task's newest checkpoint inside it: what an interrupted task goes on from."""
     for task in sorted(path for path in (root / CHECKPOINTS).glob("*") if path.is_dir()):
-        steps = [step for step in task.glob("step-*") if step.name.removeprefix("step-").isdecimal()]
-        if steps:
-            newest = max(steps, key=lambda step: int(step.name.removeprefix("step-")))
-            yield note("checkpoint", f"{task.name}: {len(steps)}, the newest {newest.name}; `learn` goes on from there")
+        number, _, name = task.name.partition("-")
+        if number.isdecimal() and (step := RunFolder(root).steps_saved(int(number), name)):
+            yield note("checkpoint", f"{task.name}: the newest whole one is of step {step}; `learn` goes on from there")
 
 
 def _tasks(root: Path, told: dict) -> Finding:
     names = [lesson["name"] for lesson in told["lessons"]]
     done = RunFolder(root).finished(names)
+    if done and not RunFolder(root).adapter.exists():
+        return problem("tasks", f"{root / 'adapter'}: is missing; give the `learn` command again, which writes it anew")
     if len(done) < len(names):
         return note("tasks", f"{len(done)} of {len(names)} are finished; the same command learns the others")
     return ok("tasks", f"all {len(names)} are finished")
@@ -213,7 +215,12 @@ def _base(root: Path, told: dict, base: str | None) -> Finding:
             "base", f"{root}: was learnt on {name}, which has another {' and another '.join(differ)} than {base}; give "
             "the model the run began with",
         )  # fmt: skip
-    return ok("base", f"{base} has the weights, the tokenizer and the chat template that the run was learnt on")
+    if changed := changed_settings(stored.get("settings") or {}, folder):
+        return problem(
+            "base", f"{root}: was learnt on {name}, whose config.json has {changed} in {base}; give the model the run "
+            "began with",
+        )  # fmt: skip
+    return ok("base", f"{base} has the weights, the tokenizer, the chat template and the settings of the run's base")
 
 
 # ---------------------------------------------------------------------------------------- a part of a run

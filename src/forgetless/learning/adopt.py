@@ -19,10 +19,11 @@ import torch
 from forgetless.config import LearnConfig
 from forgetless.data.streams import TASK_NAME
 from forgetless.errors import RunError, UsageError
+from forgetless.learning.checkpoint import refuse_nan
 from forgetless.learning.session import Adopted, Session
 from forgetless.learning.state import save_state
 from forgetless.methods import METHODS
-from forgetless.model.adapters import Pair
+from forgetless.model.adapters import Pair, named
 from forgetless.runs.folder import TIMES, RunFolder, complete, write_json, write_lines
 from forgetless.subjects.models import find_adapters, find_subjects
 from forgetless.subjects.updates import difference, inner, norm, read_update, weighted
@@ -84,7 +85,7 @@ def _given(told: list[str]) -> dict[str, str]:
 
 def _read(config: LearnConfig, name: str, place: str) -> Adopted:
     """One adapter of `--from`: a product of two factors in each layer, made on the base of this run."""
-    folders = find_adapters(place)
+    folders = find_adapters(place, allow_pickle=config.allow_pickle)
     if len(folders) > 1:
         raise UsageError(
             f"--from {name}={place}: a run folder with {len(folders)} tasks; give the adapter of one, such as "
@@ -190,11 +191,13 @@ def adopt_lesson(session: Session, number: int, folder: Path) -> None:
         raise UsageError(f"--from {one.name}: {error}{_rank_remedy(session, one, update)}") from error
     with torch.no_grad():
         _check_taken(session, one, update, pairs)
+    state = method.state()
+    refuse_nan(named(pairs) | state.tensors, folder)
     if session.engine.is_main:
         with session.run.publish(folder) as temporary:
             session.adapters.save(temporary / "adapter", pairs)
-            (temporary / "adapter" / "README.md").write_text(_card(session, one))
-            save_state(temporary, method.state())
+            (temporary / "adapter" / "README.md").write_text(_card(session, one), encoding="utf-8")
+            save_state(temporary, state)
             write_lines(temporary / "log.jsonl", [])
             learned = {"lesson": one.name, "rows": len(rows or ()), "steps": 0, "checks": [], "adopted": one.record}
             write_json(temporary / "learned.json", learned)
@@ -226,10 +229,11 @@ def _rank_remedy(session: Session, one: Adopted, update: dict[str, Pair]) -> str
 
 def _check_taken(session: Session, one: Adopted, update: dict[str, Pair], pairs: dict[str, Pair]) -> None:
     """What will be deployed is what was given; a method that cannot do this must not go on."""
-    for layer, (A, B, scale) in pairs.items():
-        pair = Pair(A.cpu(), B.cpu(), scale)
+    taken = {layer: Pair(A.cpu(), B.cpu(), scale) for layer, (A, B, scale) in pairs.items()}
+    for layer in taken.keys() | update.keys():
+        ends = [side[layer] for side in (taken, update) if layer in side]
         size = norm(update[layer]) if layer in update else 0.0
-        away = difference(pair, update[layer]) if layer in update else norm(pair)
+        away = difference(*ends) if len(ends) == 2 else norm(ends[0])
         if away > 1e-4 * max(size, 1e-6):
             raise RunError(
                 f"--from {one.name}: {session.config.method} cannot take it over: in {layer} it would deploy another "

@@ -126,7 +126,7 @@ def check_continues(session: Session) -> int:
         finished, session.stored = 0, None
     else:
         session.stored = read_run(run.root)
-        check_same(session.stored["base"], session.base.identity, run.config)
+        check_same(session.stored["base"], session.base.identity, session.base.folder, run.config)
         _check_options(session, session.stored)
         _check_tasks(session, session.stored)
         finished = len(run.finished([lesson.name for lesson in session.lessons]))

@@ -115,7 +115,7 @@ def _check_same_rows(session: Session, known: Path) -> None:
     if not RunFolder(known).config.exists():
         return
     told = read_run(known)
-    check_same(told["base"], session.base.identity, RunFolder(known).config)
+    check_same(told["base"], session.base.identity, session.base.folder, RunFolder(known).config)
     theirs = {task["name"]: task["fingerprint"] for task in told["tasks"]}
     for task in session.stream.tasks:
         if theirs.get(task.name, task.fingerprint) != task.fingerprint:

@@ -133,15 +133,16 @@ def learn_task(
         tokens = sum(len(example.ids) for example in batch)
         record: dict = {"step": step + 1, "steps": steps, "learning_rate": rate, "tokens": tokens}
         norm = gradient_norm(parameters)
-        if fault := not_finite(total, norm):
+        if not (fault := not_finite(total, norm)) and method.has("after_backward"):
+            method.after_backward()  # the whole gradient, before clipping
+            norm = gradient_norm(parameters)  # of what it made of it
+            fault = not_finite(total, norm)
+        if fault:
             skipped += 1
             record["skipped"] = allowed_fault(f"task {task + 1}, step {step + 1}: {fault}", skipped, settings)
             optimizer.zero_grad()
             method.after_skip()
         else:
-            method.after_backward()  # the whole gradient, before clipping
-            if method.has("after_backward"):
-                norm = gradient_norm(parameters)  # of what it made of it
             clip_grads_with_norm_(parameters, settings.max_grad_norm or math.inf, norm)
             optimizer.step()
             optimizer.zero_grad()

@@ -24,6 +24,7 @@ from forgetless.methods import Lesson
 from forgetless.methods.base import ABOUT, penalty_acts
 from forgetless.methods.finding import label_of
 from forgetless.model.adapters import named
+from forgetless.model.identity import stored_base
 from forgetless.model.loading import loaded_as_told
 from forgetless.progress import steps
 from forgetless.report.files import write_report
@@ -158,7 +159,7 @@ def _end_lesson(session: Session, number: int, lesson: Lesson, folder: Path, che
     if engine.is_main:
         with session.run.publish(folder) as temporary:
             session.adapters.save(temporary / "adapter", pairs)
-            (temporary / "adapter" / "README.md").write_text(_card(session, number))
+            (temporary / "adapter" / "README.md").write_text(_card(session, number), encoding="utf-8")
             save_state(temporary, state)
             write_lines(temporary / "log.jsonl", records)
             write_json(
@@ -189,7 +190,7 @@ def _describe(session: Session, status: str) -> dict:
             **{key: getattr(session.method, key) for key in ABOUT},
             "deployed": next(iter(session.method.views())),
         },
-        "base": session.base.identity.as_json(),
+        "base": stored_base(session.base.identity, session.base.folder),
         "model": {
             "name": session.base.name,
             "parameters": session.adapters.base_parameters(),

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from forgetless.errors import RunError
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
 _NOT_THE_FUNCTION = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 _TOLD = re.compile(r"sha256 of the base's ([a-z ]+): ([0-9a-f]{64})")
+REMEDY = "Give the model the run began with, or another output_dir."
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # they decide where answers end, not their probabilities
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 
@@ -103,12 +104,27 @@ def config_digest(folder: Path) -> str:
     return json_digest([{key: value for key, value in told.items() if key not in _NOT_THE_FUNCTION}, ends])
 
 
+def settings_of(folder: Path) -> dict[str, Any]:
+    """What the configuration says that makes another function of equal weights."""
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return {key: value for key, value in told.items() if key not in (*_NOT_THE_FUNCTION, *_TOKEN_IDS)}
+
+
 def other_settings(one: Path, other: Path) -> str:
-    """'rms_norm_eps (1e-06, not 1e-05)' of all settings that make another function of equal weights."""
-    mine, theirs = (json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (one, other))
-    keys = sorted((mine.keys() | theirs.keys()) - {*_NOT_THE_FUNCTION, *_TOKEN_IDS})
+    """'rms_norm_eps (1e-06, not 1e-05)' of all settings that differ."""
+    mine, theirs = settings_of(one), settings_of(other)
+    return _told_apart(mine, theirs, mine.keys() | theirs.keys())
+
+
+def changed_settings(stored: dict[str, Any], folder: Path) -> str:
+    """The same against what a run has stored; a setting that only one of them knows is another version's."""
+    now = settings_of(folder)
+    return _told_apart(stored, now, stored.keys() & now.keys())
+
+
+def _told_apart(mine: dict, theirs: dict, keys: Iterable[str]) -> str:
     return ", ".join(
-        f"{key} ({mine.get(key)}, not {theirs.get(key)})" for key in keys if mine.get(key) != theirs.get(key)
+        f"{key} ({mine.get(key)}, not {theirs.get(key)})" for key in sorted(keys) if mine.get(key) != theirs.get(key)
     )
 
 
@@ -153,15 +169,24 @@ def tensor_files(files: list[Path]) -> dict[str, Path]:
     return places
 
 
-def check_same(stored: dict[str, str], found: Identity, where: Path) -> None:
-    """Refuses to go on with another base; a changed template or tokenizer changes what the rows mean."""
+def stored_base(found: Identity, folder: Path) -> dict[str, Any]:
+    """What a run keeps of its base, for `check_same`."""
+    return found.as_json() | {"settings": settings_of(folder)}
+
+
+def check_same(stored: dict[str, Any], found: Identity, folder: Path, where: Path) -> None:
+    """Refuses to go on with another base than the one in `folder`; a changed template or tokenizer changes what the
+    rows mean, and a changed configuration what the weights compute.
+    """
     for part, digest in found.as_json().items():
         if stored.get(part) != digest:
             raise RunError(
                 f"{where}: was learnt on another base: its {part.replace('_', ' ')} had sha256 "
                 f"{str(stored.get(part))[:12]}..., this model's is {digest[:12]}.... "
-                "Give the model the run began with, or another output_dir."
+                f"{REMEDY}"
             )
+    if changed := changed_settings(stored.get("settings") or {}, folder):
+        raise RunError(f"{where}: was learnt on another base: equal weights, but config.json has {changed}. {REMEDY}")
 
 
 def _hash_tensors(files: list[Path]) -> str:

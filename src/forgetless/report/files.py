@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
-from forgetless.errors import RunError
 from forgetless.report.markdown import render_markdown
 from forgetless.report.page import render_html
 from forgetless.report.record import render_json
-from forgetless.runs.folder import make_folder
+from forgetless.runs.folder import make_folder, write_whole
 
 ELSEWHERE = "give another --output_dir"
 
@@ -25,22 +22,5 @@ def write_report(summaries: list[dict], folder: Path) -> dict[str, Path]:
         "json": ("report.json", render_json(summaries)),
     }
     for name, text in texts.values():
-        _write(folder / name, text)
+        write_whole(folder / name, text)
     return {kind: folder / name for kind, (name, _) in texts.items()}
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as out:
-                out.write(text)
-            os.chmod(temporary, 0o644)  # mkstemp's files are for their owner alone
-            os.replace(temporary, file)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise RunError(
-            f"{file}: could not be written ({error}); what was there before is unchanged. Make room, or {ELSEWHERE}"
-        ) from error

@@ -86,7 +86,8 @@ class RunFolder:
 
     def drop_checkpoints(self, number: int, name: str) -> None:
         """Those of a finished task."""
-        shutil.rmtree(self.checkpoints(number, name), ignore_errors=True)
+        if self.checkpoints(number, name).exists():
+            discard(self.checkpoints(number, name))
         with suppress(OSError):  # another task's are there, or none ever were
             (self.root / "checkpoints").rmdir()
 
@@ -123,8 +124,9 @@ class RunFolder:
 
     def _put_back(self) -> None:
         for folder in self.away():
-            _previous(folder).rename(folder)
-            _flush(folder.parent)
+            with _writable(folder):
+                _previous(folder).rename(folder)
+                _flush(folder.parent)
 
     @contextmanager
     def publish(self, folder: Path) -> Iterator[Path]:
@@ -152,6 +154,9 @@ class RunFolder:
                 f"unchanged. Make room or {self.elsewhere}."
             ) from error
         finally:
+            with suppress(OSError):  # between the two renames
+                if not folder.exists() and _previous(folder).exists():
+                    _previous(folder).rename(folder)
             shutil.rmtree(temporary, ignore_errors=True)
 
     def write(self, file: Path, value: Any) -> None:
@@ -170,16 +175,26 @@ def _published(previous: Path) -> Path:
 
 def replaced(folder: Path) -> str:
     """What is to be said of a folder that is away."""
-    return f"{folder}: a command was stopped while it replaced this folder, which is whole in {_previous(folder).name}"
+    whole = _previous(folder).name
+    return f"{folder}: a command is replacing this folder, or was stopped while it did; it is whole in {whole}"
 
 
 def discard(folder: Path) -> None:
     """Removes a published folder so that no reader sees it half removed."""
     hidden = folder.with_name(f".{folder.name}.removing")
     shutil.rmtree(hidden, ignore_errors=True)
-    folder.rename(hidden)
-    _flush(folder.parent)
+    with _writable(folder):
+        folder.rename(hidden)
+        _flush(folder.parent)
     shutil.rmtree(hidden, ignore_errors=True)
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be renamed or removed ({error.strerror}); make it writable") from error
 
 
 def make_folder(folder: Path, elsewhere: str) -> None:

@@ -44,7 +44,7 @@ RUN = {
     "method": {"name": str, "options": dict, "summary": str, "stock_peft": bool, "deployed": str,
                "paper": Maybe(str), "task_id": Maybe(bool), "bound": Maybe(bool), "old_rows": Maybe(bool),
                "extra_memory": Maybe(str), "extra_compute": Maybe(str)},
-    "base": {"weights": str, "tokenizer": str, "chat_template": str},
+    "base": {"weights": str, "tokenizer": str, "chat_template": str, "settings": Maybe(dict)},
     "model": {"name": str, "parameters": int, "trainable": int},
     "precision": str,
     "tasks": [{

@@ -220,7 +220,7 @@ def _of_run(spec: str, folder: Path, base_is: str | None) -> list[Subject]:
     subjects = []
     for task in tasks:
         subject = _on_base(f"{spec.rstrip('/')}/{task.name}", task / "adapter", base, base)
-        check_same(told["base"], subject.identity, task)
+        check_same(told["base"], subject.identity, subject.base, task)
         subjects.append(replace(subject, notes=(*notes, *_learnt_in(told, subject, folder))))
     return subjects
 
