@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import make_task
+from run_folders import made_run
 
 import forgetless.learning.again as again
 from forgetless.cli import VERBS, main
@@ -23,7 +25,9 @@ from forgetless.geometry.borders import is_run
 from forgetless.learning.forget_rows import forget_rows
 from forgetless.learning.stream import learn
 from forgetless.methods import METHODS, Method
-from forgetless.runs.folder import RunFolder, complete, read_json, read_lines
+from forgetless.runs.folder import RunFolder, complete, read_json, read_lines, write_json
+from forgetless.runs.seal import write_sealed
+from forgetless.runs.shapes import read_run
 from forgetless.subjects.models import find_subjects
 
 TRAIN = {"learning_rate": 2e-2, "num_train_epochs": 1.0, "batch_size": 6, "r": 4, "max_length": 64, "device": "cpu",
@@ -375,6 +379,112 @@ def test_what_a_kill_left_between_two_renames_is_put_back(replayed, tmp_path):
     task.rename(task.with_name(f".{task.name}.previous"))
     with run.locked():
         assert complete(task) and not list(run.root.rglob(".*.previous"))
+
+
+def test_a_task_that_is_not_learnt_yet_is_refused(tiny, two, tmp_path, monkeypatch):
+    """Stopped inside sizes: its rows would be kept by the next `learn`, whatever a record said."""
+    real = METHODS["replay"].batch
+
+    def stopped(self, examples, step):
+        if self.task == 1 and step == 1:
+            raise KeyboardInterrupt
+        return real(self, examples, step)
+
+    monkeypatch.setattr(METHODS["replay"], "batch", stopped)
+    run = tmp_path / "run"
+    told = config(tiny, two, run, method="replay", method_options={"memory": "50%"}, save_steps=1, cells="last")
+    with pytest.raises(KeyboardInterrupt):
+        learn(told)
+    assert list(run.glob("checkpoints/02-sizes/step-*")) and not (run / "tasks" / "02-sizes").exists()
+    for row in two.tasks[1].train:
+        assert texts_anywhere(run, row.prompt) == []  # a checkpoint inside a task holds none of its rows
+    shutil.copytree(run / "tasks" / "01-colours", run / "tasks" / ".02-sizes.writing")  # killed at its end
+    with pytest.raises(UsageError, match=r"run: has not learnt 'sizes' yet.*leave it out of the stream, in another"):
+        forget_rows(run, "sizes")
+    assert not (run / "forgotten-rows.jsonl").exists() and not list(run.rglob(".*.writing"))
+    with pytest.raises(RunError, match="another output_dir"):  # it is a task of this folder
+        learn(replace(told, stream=Stream("one", two.tasks[:1])))
+    assert forget_rows(run, "colours")["rows"] == {"01-colours": 6}
+
+
+def test_joint_that_is_not_learnt_yet_is_refused(tmp_path):
+    run = made_run(tmp_path / "run", "joint", more={"lessons": [{"name": "joint", "last_task": 2}]})
+    with pytest.raises(UsageError, match="has not learnt 'b' yet"):
+        forget_rows(run, "b")
+    (run / "tasks" / "01-a").rename(run / "tasks" / "01-joint")
+    assert forget_rows(run, "b")["rows"] == {}
+
+
+def test_rows_in_a_later_memory_are_forgotten_without_the_folder_of_their_task(replayed, tmp_path):
+    run = Path(shutil.copytree(replayed, tmp_path / "run"))
+    shutil.rmtree(run / "tasks" / "02-sizes")
+    with pytest.raises(RunError, match="02-sizes: is missing"):  # said by the page, once the rows are gone
+        forget_rows(run, "sizes")
+    owners = [record["task"] for record in read_lines(run / "tasks" / "03-letters" / "memory" / "rows.jsonl")]
+    assert set(owners) == {0, 2}
+
+
+def test_texts_that_other_tasks_have_too_are_theirs(tiny, tmp_path):
+    """The same free answer, and a label of another task."""
+    said = [" I do not know that.", " entertainment"]
+    first, second = (
+        Task(name, tuple(rows), (), tuple(rows[:2]), (), ("exact_match",), max_new_tokens=4)
+        for name in ("aa", "bb")
+        for rows in [[Row(f"A question to {name}, number {n}:", said[n % 2], source=f"{name}:{n}") for n in range(6)]]
+    )
+    news = make_task("news", {"sky": "entertainment", "sea": "economics"}, "topic")
+    told = config(tiny, Stream("mine", (first, replace(second, train=second.train[::2]), news)), tmp_path / "run",
+                  method="replay", method_options={"memory": "100%"}, max_steps=1)  # fmt: skip
+    learn(told)
+    assert forget_rows(tmp_path / "run", "aa")["rows"] == {"01-aa": 6, "02-bb": 6, "03-news": 6}
+    assert not texts_anywhere(tmp_path / "run", "A question to aa")
+    assert texts_anywhere(tmp_path / "run", "I do not know that.")
+    assert learn(told)["status"] == "complete"
+
+
+def test_files_of_the_run_are_never_to_be_deleted(replayed, tmp_path):
+    """A method from outside may keep texts where `forget-rows` knows of none."""
+    run = RunFolder(Path(shutil.copytree(replayed, tmp_path / "run")))
+    task = run.root / "tasks" / "01-colours"
+    prompt = read_lines(task / "memory" / "rows.jsonl")[0]["prompt"]
+    with run.publish(task) as temporary:
+        shutil.copytree(task, temporary, dirs_exist_ok=True)
+        write_json(temporary / "method.json", read_json(task / "method.json") | {"kept": prompt})
+    with pytest.raises(RunError, match=r"method\.json: .*which forgetless wrote, .*learn again without") as found:
+        forget_rows(run.root, "colours")
+    assert "delete it" not in str(found.value)
+    assert not any(one["task"] == 0 for one in read_lines(task / "memory" / "rows.jsonl"))
+
+
+def test_what_another_command_wrote_before_the_lock_stays(replayed, tmp_path, monkeypatch):
+    run, real = Path(shutil.copytree(replayed, tmp_path / "run")), RunFolder.locked
+    told = read_run(run)
+    write_sealed(run / "run.json", told | {"status": "running"})
+
+    @contextmanager
+    def late(self):
+        write_sealed(self.config, told)  # a `learn` ends
+        with real(self):
+            yield
+
+    monkeypatch.setattr(RunFolder, "locked", late)
+    forget_rows(run, "letters")
+    assert read_run(run)["status"] == "complete"
+
+
+def test_what_a_kill_left_unfinished_is_deleted(replayed, tmp_path):
+    run = Path(shutil.copytree(replayed, tmp_path / "run"))
+    (run / "blended").mkdir()
+    left = [
+        Path(shutil.copytree(run / "tasks" / "03-letters", run / place))
+        for place in ("tasks/.04-sounds.writing", "tasks/.03-letters.previous", "checkpoints/04-sounds/.step.removing",
+                      "blended/.adapter.writing")
+    ]  # fmt: skip
+    (run / ".report.md.writing").write_text("secret-1")
+    forget_rows(run, "letters")
+    assert [folder.exists() for folder in left] == [False, False, False, True]  # a blend may be at work
+    shutil.rmtree(run / "blended")
+    assert not texts_anywhere(run, "secret-")
 
 
 def test_what_cannot_be_forgotten_is_named(replayed, tmp_path):

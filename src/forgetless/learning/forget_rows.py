@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,54 +33,75 @@ from forgetless.runs.shapes import KEPT_ROW, LEARNED, PREDICTION, read, read_rec
 
 MEMORY, VALUES = "memory/rows.jsonl", "method.json"
 SHORTEST = 12  # characters of a text that is looked for after deletion: shorter ones stand everywhere
-REPAIR = "give the `forgetless learn` command of this run again first"
+LEFTOVERS = (".*.writing", ".*.previous", ".*.removing")
+NO_TEXTS = {"memory", "adapter", "blended"}  # folders: other tasks' kept rows, weights, and numbers
+DRAWN = ("report.html", "report.md", "report.json")  # anew, of summary.json, just before the search
+OURS = ("run.json", "matrix.json", "summary.json", "times.jsonl", FORGOTTEN_ROWS)
 
 
 def forget_rows(root: Path, task: str) -> dict:
     """Deletes the rows of `task`; gives the record that is also in forgotten-rows.jsonl. Doing it again does no harm.
 
-    Raises UsageError for what is no run or none of its tasks, RunError where files are damaged or where a text of the
-    deleted rows is found afterwards.
+    Raises UsageError for what is no run or none of its learnt tasks, RunError where files are damaged or where a text
+    of the deleted rows is found afterwards.
     """
     run = RunFolder(root)
     if not run.config.exists():
         raise UsageError(f"{root}: no run.json; give a folder that `forgetless learn` wrote")
-    told = read_run(root)
-    names = [one["name"] for one in told["tasks"]]
-    if task not in names:
-        raise UsageError(f"{root}: has learnt no task {task!r}{nearest(task, names)}")
     with run.locked():
+        told = read_run(root)  # not before the lock: a `learn` that ends meanwhile writes it anew
+        names = [one["name"] for one in told["tasks"]]
+        if task not in names:
+            raise UsageError(f"{root}: has learnt no task {task!r}{nearest(task, names)}")
         _drop_leftovers(root)
-        lessons = [run.task(i, lesson["name"]) for i, lesson in enumerate(told["lessons"], start=1)]
         number = _lesson_of(told, names.index(task))
-        base, folders = run.task(0, "base"), [folder for folder in lessons if folder.exists()]
+        lessons = [run.task(i, lesson["name"]) for i, lesson in enumerate(told["lessons"], start=1)]
+        _refuse_unlearnt(root, task, lessons[number:])
         _refuse_mixed(told, number, lessons[number])
-        labels = set(next(one["options"] for one in told["tasks"] if one["name"] == task))
-        texts = {text for folder in folders for record in _kept(folder, number) for text in _texts(record, labels)}
-        plans = [plan for folder in lessons[number:] if (plan := _planned(folder, number, lessons[number]))]
-        record: dict[str, Any] = {
-            "task": task,
-            "rows": {plan.folder.name: plan.rows for plan in plans if plan.rows},
-            "seen": {plan.folder.name: list(plan.seen) for plan in plans if plan.seen},
-            "version": __version__,
-        }
-        _append(run, record | {"status": "deleting"})
-        for plan in plans:
-            _rewrite_memory(run, plan, number)
-        record["texts"] = sum(_rewrite_predictions(run, folder / "scores", told, task) for folder in (base, *folders))
-        _rewrite_notes(run, told, task)
-        _append(run, record | {"status": "deleted"})
-        log_command(run, f"forget-rows {task}")
-        summary = summarise(root)
-        run.write(run.summary, summary_record(summary))
-        write_report([summary], root)
-        _look_for(root, texts)
+        return _deleted(run, told, task, number, lessons)
+
+
+def _deleted(run: RunFolder, told: dict, task: str, number: int, lessons: list[Path]) -> dict:
+    """Deletes what is kept of a task, which is learnt in the lesson of this number, and gives the record."""
+    folders = [folder for folder in lessons if folder.exists()]
+    labels = set(next(one["options"] for one in told["tasks"] if one["name"] == task))
+    texts = {text for folder in folders for record in _kept(folder, number) for text in _texts(record, labels)}
+    plans = [plan for folder in lessons[number:] if (plan := _planned(folder, number, lessons[number]))]
+    record: dict[str, Any] = {
+        "task": task,
+        "rows": {plan.folder.name: plan.rows for plan in plans if plan.rows},
+        "seen": {plan.folder.name: list(plan.seen) for plan in plans if plan.seen},
+        "version": __version__,
+    }
+    _append(run, record | {"status": "deleting"})
+    for plan in plans:
+        _rewrite_memory(run, plan, number)
+    scored = [folder / "scores" for folder in (run.task(0, "base"), *folders)]
+    record["texts"] = sum(_rewrite_predictions(run, scores, told, task) for scores in scored)
+    _rewrite_notes(run, told, task)
+    _append(run, record | {"status": "deleted"})
+    log_command(run, f"forget-rows {task}")
+    summary = summarise(run.root)
+    run.write(run.summary, summary_record(summary))
+    write_report([summary], run.root)
+    if texts:
+        others = "\0".join(_of_others(told, task, number, folders, scored))
+        _look_for(run.root, {text for text in texts if text not in others})
     return record
 
 
 def _lesson_of(told: dict, task: int) -> int:
     """The lesson, counted from 0, in which the task at this place of the stream is learnt."""
     return next(number for number, lesson in enumerate(told["lessons"]) if lesson["last_task"] >= task)
+
+
+def _refuse_unlearnt(root: Path, task: str, lessons: list[Path]) -> None:
+    """`lessons`: the task's own and those after it. A task that is learnt later would bring its rows back."""
+    if not any(complete(folder) for folder in lessons):
+        raise UsageError(
+            f"{root}: has not learnt {task!r} yet, so none of its training rows are kept here; leave it out of the "
+            "stream, in another output_dir (predictions.jsonl of this one may hold answers to its test rows)"
+        )
 
 
 def _refuse_mixed(told: dict, number: int, folder: Path) -> None:
@@ -113,10 +135,12 @@ def _planned(folder: Path, number: int, own: Path) -> _Plan | None:
 
 def _kept(folder: Path, number: int) -> list[dict]:
     """The records of a task's rows in a lesson's memory."""
+    return [record for record in _memory(folder) if record["task"] == number]
+
+
+def _memory(folder: Path) -> list[dict]:
     file = folder / MEMORY
-    if not file.exists() or not complete(folder):
-        return []
-    return [record for record in read_records(file, KEPT_ROW) if record["task"] == number]
+    return read_records(file, KEPT_ROW) if file.exists() and complete(folder) else []
 
 
 def _rows_learnt(folder: Path) -> int:
@@ -198,12 +222,12 @@ def _append(run: RunFolder, record: dict) -> None:
 
 
 def _drop_leftovers(root: Path) -> None:
-    """What a stopped command left behind beside a whole folder may hold rows too."""
-    for leftover in [*root.rglob(".*.writing"), *root.rglob(".*.previous")]:
-        whole = leftover.with_name(leftover.name[1:].rpartition(".")[0])
-        if not whole.exists():
-            raise RunError(f"{leftover}: a command was stopped while it wrote here; {REPAIR}")
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    """What a stopped command left beside what it was writing may hold rows too. `locked` has put back what was whole;
+    the rest is unfinished. A blend in this folder has a lock of its own.
+    """
+    for pattern in LEFTOVERS:
+        for leftover in [*root.glob(pattern), *(root / "tasks").rglob(pattern), *(root / "checkpoints").rglob(pattern)]:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
 def _texts(record: dict, labels: set[str]) -> list[str]:
@@ -214,17 +238,49 @@ def _texts(record: dict, labels: set[str]) -> list[str]:
     return [text.strip() for text in texts if len(text.strip()) >= SHORTEST and text.strip() not in known]
 
 
+def _of_others(told: dict, task: str, number: int, folders: list[Path], scored: list[Path]) -> set[str]:
+    """Texts that other tasks have in this folder, and keep: in the configuration, as kept rows and in predictions."""
+    records = [one for one in told["tasks"] if one["name"] != task]
+    for folder in folders:
+        records += [one for one in _memory(folder) if one["task"] != number]
+    for scores in scored:
+        if complete(scores):
+            predictions = read_records(scores / "predictions.jsonl", PREDICTION)
+            records += [one for one in predictions if one["task"] != task]
+    return {text for text in _strings(records) if len(text) >= SHORTEST}
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _strings(one)
+
+
 def _look_for(root: Path, texts: set[str]) -> None:
-    """No file of the folder holds these texts any more, other tasks' kept rows aside."""
+    """No file that could hold these texts does so any more."""
     forms = [form.encode() for text in texts for form in {text, _as_json(text, False), _as_json(text, True)}]
     for file in sorted(root.rglob("*")):
-        if file.is_file() and file.suffix != ".safetensors" and file.parent.name != "memory":
+        if file.is_file() and not _passed_over(file.relative_to(root)):
             content = file.read_bytes()
             if any(form in content for form in forms):
-                raise RunError(
-                    f"{file}: the rows are deleted from the memory, but this file, which `forgetless learn` did not "
-                    "write, holds text of theirs; delete it"
-                )
+                raise RunError(f"{file}: the rows are deleted from the memory, but {_found(root, file)}")
+
+
+def _passed_over(file: Path) -> bool:
+    return file.suffix == ".safetensors" or file.as_posix() in DRAWN or bool(NO_TEXTS & set(file.parent.parts))
+
+
+def _found(root: Path, file: Path) -> str:
+    """What to do about a file that holds a text; of one of the run itself nobody but its owner can know."""
+    places = file.relative_to(root).parents
+    if file.relative_to(root).as_posix() in OURS or any((root / place / MANIFEST).exists() for place in places):
+        return (
+            "this file, which forgetless wrote, has the words of one too: by chance, or because the method keeps texts "
+            "there. Look at it; if they are the row's, learn again without the task, in another output_dir"
+        )
+    return "this file, which `forgetless learn` did not write, holds text of theirs; delete it"
 
 
 def _as_json(text: str, ascii_only: bool) -> str:
