@@ -296,6 +296,8 @@ def _folder_items(folder: Path, split: str) -> Iterator[tuple[str, Any]]:
         )
     try:
         data = datasets.load_from_disk(str(folder))
+        for part in data.values() if isinstance(data, datasets.DatasetDict) else [data]:
+            part.data.table.validate(full=True)  # offsets that lead out of the file, texts that are no UTF-8
     except Exception as error:  # what a damaged folder makes `datasets` and pyarrow raise has no common class
         raise DataError(
             f"{folder}: no data set that can be read ({type(error).__name__}: {short(str(error))}); copy it again, or "

@@ -142,13 +142,12 @@ def _some_tasks(stream: Stream, names: list[str]) -> Stream:
 
 
 def _load(config: TaskConfig, place: str, on_bad_row: str, folder: Path) -> Task:
-    """The task; an error about its entry rather than about a file of rows is told with the stream's place."""
+    """The task; an error is told with the stream's place, that of a row with its file's own."""
     try:
         return load_task(config, on_bad_row=on_bad_row, base_dir=folder)
     except (UsageError, DataError) as error:
-        if not str(error).startswith("task "):
-            raise
-        raise type(error)(f"{place}: {error}") from error
+        own = str(error).startswith("task ")
+        raise type(error)(f"{place}: {error}" if own else f"{place}: task {config.name}: {error}") from error
 
 
 def _gone(config: TaskConfig, folder: Path, *, also_missing: bool) -> str:
@@ -157,8 +156,15 @@ def _gone(config: TaskConfig, folder: Path, *, also_missing: bool) -> str:
         return "the stream says `rows: gone`"
     told = [config.layout[1]] if config.layout else [config.train or "", config.test or ""]
     places = [_path(folder, one) for one in told if not one.startswith("hub:")]
-    missing = [str(place) for place in places if not place.exists()]
+    missing = [str(place) for place in places if not _is_there(place)]
     return f"{missing[0]} is not there" if also_missing and missing else ""
+
+
+def _is_there(place: Path) -> bool:
+    try:
+        return place.exists()
+    except OSError:  # a name longer than a path may be
+        return False
 
 
 def load_task(

@@ -72,11 +72,12 @@ def read_points(paths: Iterable[str | Path]) -> tuple[list[Point], list[str]]:
     run that has none, why.
     """
     left_out: list[str] = []
-    found = [point for path in map(Path, paths) for point in _points_of(path, left_out)]
+    places = [Path(path) for path in paths]
+    found = [point for path in places for point in _points_of(path, left_out)]
     if not found:
         raise DataError(
-            "no points: give a table (.csv, .json), or folders of runs that measured forgetting "
-            f"(docs/forecast.md says what a run must record){''.join(f'. {why}' for why in left_out)}"
+            f"{', '.join(map(str, places))}: no points: give a table (.csv, .json), or folders of runs that measured "
+            f"forgetting (docs/forecast.md says what a run must record){''.join(f'. {why}' for why in left_out)}"
         )
     return found, left_out
 

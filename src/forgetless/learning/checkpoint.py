@@ -121,7 +121,10 @@ class Checkpoints:
             load_optimizer(optimizer, moments, told["optimizer_steps"])
             tensors = {name: tensor.to(self.engine.device) for name, tensor in loaded.items()}
             for name in self.method.within_task:
-                setattr(self.method, name, unpacked(told["method"][name], tensors))
+                value, now = unpacked(told["method"][name], tensors), getattr(self.method, name, None)
+                if now is not None and value is not None and not isinstance(value, type(now)):
+                    raise ValueError(f"{name} is a {type(value).__name__}, here {type(now).__name__}")
+                setattr(self.method, name, value)
             return told["step"]
 
     def _newest(self) -> Path | None:

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from forgetless.errors import RunError
-from forgetless.runs.folder import FORGETTING, FORGOTTEN_ROWS, RunFolder, complete
+from forgetless.runs.folder import FORGETTING, FORGOTTEN_ROWS, RunFolder, complete, shaped
 from forgetless.runs.shapes import (
     FORGOTTEN,
     FORGOTTEN_TASK,
@@ -30,7 +30,7 @@ def summarise(root: Path) -> dict:
     """Everything the reports show, as JSON; equal runs give equal summaries (times are not in it)."""
     run = RunFolder(root)
     told = read_run(root)
-    tasks, lessons = told["tasks"], told["lessons"]
+    tasks, lessons = [{"majority": None} | task for task in told["tasks"]], told["lessons"]
     folders, learned = finished(run, lessons)
     union = list(dict.fromkeys(option for task in tasks for option in task["options"]))
     cells = [_scores(tasks, folders[i], union) for i in learned]
@@ -176,18 +176,20 @@ def _border(folder: Path) -> dict:
     """Forgetting after a lesson, against the base's own predictions; empty where nobody asked for it."""
     if not complete(folder / FORGETTING):
         return {}
-    told = read(folder / FORGETTING / f"{FORGETTING}.json", FORGOTTEN)
+    file = folder / FORGETTING / f"{FORGETTING}.json"
+    told = read(file, FORGOTTEN)
     if "not_measured" in told:
         return {"not_measured": told["not_measured"]}
-    low, high = told["interval"] or (None, None)
-    return {
-        "kl": told["per_token"]["kl"],
-        "low": low,
-        "high": high,
-        **{name: told["per_token"][name] for name in ("cross_entropy", "entropy", "agree")},
-        "per_document": told["per_document"]["kl"],
-        "text": told["text"],
-    }
+    with shaped(file):
+        low, high = told["interval"] or (None, None)
+        return {
+            "kl": told["per_token"]["kl"],
+            "low": low,
+            "high": high,
+            **{name: told["per_token"][name] for name in ("cross_entropy", "entropy", "agree")},
+            "per_document": told["per_document"]["kl"],
+            "text": told["text"],
+        }
 
 
 def _row(tasks: list[dict], scored: dict) -> list[float | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from itertools import pairwise
 
 from forgetless.forgetting.texts import OWN_ANSWERS
@@ -359,6 +360,8 @@ def figure(value: object) -> str:
     """A checked or configured value, short: `0`, `1,234`, `0.0123`, `1.2e-05`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "none" if value is None else clean(value)
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        return f"{str(value)[:12]}..."
     if not math.isfinite(value):
         return str(value)
     if float(value).is_integer() and abs(value) < 1e12:

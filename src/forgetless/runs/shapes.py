@@ -60,7 +60,9 @@ RUN = {
 }  # fmt: skip
 LEARNED = {"lesson": str, "rows": int, "steps": int,
            "checks": [{"name": str, "value": NUMBER, "ok": bool, "meaning": str}]}  # fmt: skip
-SPENT = {"seconds": NUMBER, "peak_memory": Maybe(NUMBER)}
+SPENT = {"seconds": NUMBER} | dict.fromkeys(
+    ("cpu_seconds", "gpu_seconds", "forward_tokens", "backward_tokens", "peak_memory"), Maybe(NUMBER)
+)
 STEP = {"step": int, "loss": Maybe(NUMBER)}
 SCORES = Each(Each({"n": int, "scores": Each(Maybe(NUMBER)), "counts": Maybe(Each(int))}))
 LABELS = [str]
