@@ -122,8 +122,8 @@ class Checkpoints:
             tensors = {name: tensor.to(self.engine.device) for name, tensor in loaded.items()}
             for name in self.method.within_task:
                 value, now = unpacked(told["method"][name], tensors), getattr(self.method, name, None)
-                if now is not None and value is not None and not isinstance(value, type(now)):
-                    raise ValueError(f"{name} is a {type(value).__name__}, here {type(now).__name__}")
+                if now is not None and value is not None and not _of_a_kind(value, now):
+                    raise ValueError(f"{name} is no {type(now).__name__} as the method has it")
                 setattr(self.method, name, value)
             return told["step"]
 
@@ -269,6 +269,12 @@ def unpacked(told: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(told, dict):
         return {key: unpacked(one, tensors) for key, one in told["dict"]}
     return told
+
+
+def _of_a_kind(value: Any, now: Any) -> bool:
+    """Whether a saved attribute can stand where the method has `now`; a dict's values have their kinds too."""
+    kinds = {type(one) for one in now.values()} if isinstance(now, dict) and isinstance(value, dict) else set()
+    return isinstance(value, type(now)) and (not kinds or all(type(one) in kinds for one in value.values()))
 
 
 def _spent_before(folder: Path | None, names: list[str]) -> dict[str, float]:

@@ -254,7 +254,7 @@ def _text(row: int, told: dict) -> dict:
 def _barred(line: dict) -> dict:
     """A check's line with each value's share of the line's largest, for the bars."""
     largest = max((abs(one["value"]) for one in line["found"] if one), default=0) or 1
-    found = [one and one | {"share": round(100 * abs(one["value"]) / largest)} for one in line["found"]]
+    found = [one and one | {"share": round(100 * (abs(one["value"]) / largest))} for one in line["found"]]
     return line | {"found": found, "anchor": OF_FIGURE.get(line["name"], "check")}
 
 

@@ -239,6 +239,13 @@ def damaged(folder: Path) -> str:
     return ""
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than a path may be
+        return False
+
+
 def check_published(folder: Path) -> None:
     """RunError where a model that a run or a blend published has changed since; other folders pass.
 
@@ -251,8 +258,9 @@ def check_published(folder: Path) -> None:
             file = place / name
             if folder not in file.parents or file.name == "README.md":
                 continue
-            if not file.is_file() or _sha256(file) != digest:
-                what = "has changed" if file.is_file() else "is missing"
+            there = _is_file(file)
+            if not there or _sha256(file) != digest:
+                what = "has changed" if there else "is missing"
                 raise RunError(
                     f"{file}: {what} since it was written ({place / MANIFEST} says otherwise). Restore it from a copy; "
                     f"if the change was meant, remove {place / MANIFEST}."
