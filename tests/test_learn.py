@@ -58,7 +58,7 @@ def test_the_run_folder_is_complete(ran):
     assert (task / "memory" / "HOLDS_TRAINING_ROWS").exists()
     assert not [path for path in (task / "adapter").iterdir() if "row" in path.name or "predict" in path.name]
     stored = read_json(folder / "run.json")
-    assert set(stored["base"]) == {"weights", "tokenizer", "chat_template"}
+    assert set(stored["base"]) == {"weights", "tokenizer", "chat_template", "settings"}
     assert stored["versions"]["torch"] == torch.__version__
 
 

@@ -273,8 +273,14 @@ def unpacked(told: Any, tensors: dict[str, Tensor]) -> Any:
 
 def _of_a_kind(value: Any, now: Any) -> bool:
     """Whether a saved attribute can stand where the method has `now`; a dict's values have their kinds too."""
-    kinds = {type(one) for one in now.values()} if isinstance(now, dict) and isinstance(value, dict) else set()
-    return isinstance(value, type(now)) and (not kinds or all(type(one) in kinds for one in value.values()))
+    if not (isinstance(now, dict) and isinstance(value, dict)):
+        return _kind(value) == _kind(now)
+    return not now or {_kind(one) for one in value.values()} <= {_kind(one) for one in now.values()}
+
+
+def _kind(value: Any) -> Any:
+    """A count may have become a mean, and a tensor may be a parameter."""
+    return next((kind for kind in (Tensor, int | float) if isinstance(value, kind)), type(value))
 
 
 def _spent_before(folder: Path | None, names: list[str]) -> dict[str, float]:
