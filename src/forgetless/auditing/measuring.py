@@ -138,15 +138,20 @@ def measures_of(session: AuditSession, found: Found, model: str) -> list[Measure
                     for rows in (side.rows, found.rows[model])
                 )
                 told.append(measures.Scores(name, tuple(before), tuple(after), role))
+        moved = moves_of(session, found, model, role)
         for text in found.texts:
-            if model not in found.divergences:
-                nothing = measures.Divergence(text, (), (), session.kl_clip, role)
-                told += [nothing] if (MAX_KL, text) in budgeted else []
-                continue
-            sums = found.divergences[model][role, text].documents
-            nats, tokens = tuple(sums.kl.tolist()), tuple(sums.tokens.tolist())
-            told.append(measures.Divergence(text, nats, tokens, session.kl_clip, role))
+            nothing = measures.Divergence(text, (), (), session.kl_clip, role)
+            told += [moved.get(text, nothing)] if text in moved or (MAX_KL, text) in budgeted else []
     return told
+
+
+def moves_of(session: AuditSession, found: Found, model: str, role: str) -> dict[str, measures.Divergence]:
+    """Text -> the model's divergence from the role's model on it; empty for a served model, which shows none."""
+    told = {text: one.documents for (of, text), one in found.divergences.get(model, {}).items() if of == role}
+    return {
+        text: measures.Divergence(text, tuple(sums.kl.tolist()), tuple(sums.tokens.tolist()), session.kl_clip, role)
+        for text, sums in told.items()
+    }
 
 
 def _in_order(session: AuditSession) -> Iterator[tuple[Subject, Opened]]:

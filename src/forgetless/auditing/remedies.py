@@ -19,26 +19,29 @@ import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from forgetless.auditing import measures, recovery
 from forgetless.auditing.budgets import MAX_KL
 from forgetless.auditing.measures import REFERENCE
-from forgetless.auditing.measuring import Found, Rows, measure_model
+from forgetless.auditing.measuring import Found, Rows, measure_model, moves_of
 from forgetless.auditing.session import JUDGED, AuditSession
 from forgetless.auditing.throwaway import Treatment, repaired
 from forgetless.config import AuditConfig
 from forgetless.data.tasks import Task
 from forgetless.errors import ForgetlessError
 from forgetless.geometry.path import AdapterPath, WeightPath, straight_path
+from forgetless.model.loading import LoadSettings
 from forgetless.progress import steps
 from forgetless.score.intervals import Change, paired_change
 from forgetless.score.scorers import headline
 from forgetless.subjects.models import Opened, Subject, opened
 
+LOADING = (*(field.name for field in fields(LoadSettings)), "precision", "device")  # options of every command
 ALPHAS = (0.25, 0.5, 0.75)
 REPAIR_STEPS = 20  # where the audit asks for no recovery of its own
 BLEND, SCALED, REPAIR, APART = "blend", "scaled down", "repair", "kept apart"
@@ -90,22 +93,14 @@ def standing_of(session: AuditSession, found: Found, model: str) -> Standing:
         for task in session.scored
     }
     limits = {one.name: one.limit for one in session.terms.budgets if one.option == MAX_KL}
-    moved = [text for text, one in _divergences(session, found, model).items() if one.mean > limits.get(text, math.inf)]
+    moves = moves_of(session, found, model, REFERENCE)
+    moved = [text for text, one in moves.items() if one.mean > limits.get(text, math.inf)]
     return Standing(
         lost=[name for name, one in changes.items() if one.high < 0],
         moved=moved,
         gained=[name for name, one in changes.items() if one.low > 0],
         neither=[name for name, one in changes.items() if one.low <= 0 <= one.high],
     )
-
-
-def _divergences(session: AuditSession, found: Found, model: str) -> dict[str, measures.Divergence]:
-    """Text -> the model's divergence from the reference on it."""
-    told = {text: one.documents for (role, text), one in found.divergences[model].items() if role == REFERENCE}
-    return {
-        text: measures.Divergence(text, tuple(sums.kl.tolist()), tuple(sums.tokens.tolist()), session.kl_clip)
-        for text, sums in told.items()
-    }
 
 
 def _pair(one: Rows, other: Rows, task: Task) -> tuple[list[float], list[float]]:
@@ -187,7 +182,7 @@ def _measured(
     scratch = replace(found, rows={}, divergences={}, sides={REFERENCE: found.sides[REFERENCE]})
     session.check_time()
     measure_model(replace(session, prompts=()), subject, model, scratch)
-    return scratch.rows[subject.name], _divergences(session, scratch, subject.name)
+    return scratch.rows[subject.name], moves_of(session, scratch, subject.name, REFERENCE)
 
 
 # ---------------------------------------------------------------- how to have them
@@ -208,7 +203,7 @@ def how(
     command = ["forgetless", "merge", *(place_of(one) for one, _ in adapters), "--weights"]
     command += [f"{w:g}" for _, w in adapters] + ["--output_dir", _output(f"{kind} {alpha:g}", path.after)]
     command += ["--text", *map(str, session.config.text)] if session.config.text else []
-    command += _options(session, ("base_is", "limit", "allow_pickle", "precision", "device"))
+    command += _options(session, ("base_is", "limit", "allow_pickle", *LOADING))
     return shlex.join(command), f"with a promise, for budgets that you set: {search}" if search else ""
 
 
@@ -227,7 +222,7 @@ def _training(session: AuditSession, subject: Subject, treatment: Treatment, tas
             "lr_scheduler_type": "constant", "r": treatment.r, "lora_alpha": treatment.scale * treatment.r,
             "output_dir": _output(REPAIR, subject)}  # fmt: skip
     command += [word for name, value in told.items() for word in (f"--{name}", f"{value}")]
-    return command + _options(session, ("on_bad_row", "precision", "device"))
+    return command + _options(session, ("on_bad_row", *LOADING))
 
 
 def _output(what: str, subject: Subject) -> str:
@@ -256,7 +251,7 @@ def _search(session: AuditSession, path: AdapterPath | WeightPath, standing: Sta
         command += ["--max-kl", *(f"{one.name}={one.limit:g}" for one in session.terms.budgets if one.option == MAX_KL)]
     if session.config.score_on == "test" and all(task.validation for task in session.tasks):
         command += ["--score_on", "validation"] if tasks else []
-    command += _options(session, ("score_on", "on_bad_row", "base_is", "limit", "allow_pickle", "precision", "device"))
+    command += _options(session, ("score_on", "on_bad_row", "base_is", "limit", "allow_pickle", *LOADING))
     template = (session.policy or session.config).chat_template
     return command + (["--chat_template", template] if template != AuditConfig.chat_template else [])
 
@@ -287,8 +282,13 @@ def _probe_sources(session: AuditSession) -> list[str]:
 def _options(session: AuditSession, names: Sequence[str]) -> list[str]:
     """The audit's own options where they are not the usual ones."""
     told = [(name, getattr(session.config, name)) for name in names]
-    changed = [(name, value) for name, value in told if value != getattr(AuditConfig, name)]
-    return [part for name, value in changed for part in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
+    changed = [(name, value) for name, value in told if value and value != getattr(AuditConfig, name)]
+    return [word for name, value in changed for word in _words(name, value)]
+
+
+def _words(name: str, value: Any) -> list[str]:
+    values = [] if value is True else value if isinstance(value, list | tuple) else [value]
+    return [f"--{name}", *map(str, values)]
 
 
 def place_of(subject: Subject) -> str:
@@ -315,7 +315,7 @@ def _as_json(
         now, then = _pair(found.rows[model], remedy.rows, task)
         change = paired_change(now, then, confidence)
         tasks[task.name] = {"score": float(np.mean(then))} | _interval(change) | {"lost": task.name in standing.lost}
-    is_now = _divergences(session, found, model)
+    is_now = moves_of(session, found, model, REFERENCE)
     for text, would in (remedy.kl or {}).items():
         then, now = ((one.losses / would.clip).tolist() for one in (would, is_now[text]))
         change = paired_change(now, then, confidence)

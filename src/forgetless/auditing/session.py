@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from forgetless.auditing.budgets import MAX_KL, Budget, flag_budgets, resolve
+from forgetless.auditing.budgets import Budget, flag_budgets, resolve
 from forgetless.auditing.contamination import contamination, without
 from forgetless.auditing.judges import OwnJudge, judged_names, own_judges
 from forgetless.auditing.measures import ANCHOR, KL_CLIP, REFERENCE
 from forgetless.auditing.policy import Policy, read_policy
 from forgetless.auditing.probes import Probe, content_hash, load_probes
 from forgetless.auditing.served import answers_only
-from forgetless.auditing.verdict import Terms, over_the_clip
+from forgetless.auditing.verdict import Terms, check_clip
 from forgetless.config import AuditConfig
 from forgetless.data.batches import Encoder
 from forgetless.data.streams import JUDGED_SEED, load_stream, sample
@@ -442,9 +442,7 @@ def drop_names(session: AuditSession) -> list[str]:
 
 def _terms(session: AuditSession) -> Terms:
     terms = session.policy.terms(session.terms.today) if session.policy else _flag_terms(session)
-    for budget in (*terms.budgets, *terms.anchor_budgets):
-        if budget.option == MAX_KL and budget.limit >= session.kl_clip:
-            raise UsageError(over_the_clip(budget.name, budget.limit, session.kl_clip))
+    check_clip((*terms.budgets, *terms.anchor_budgets), session.kl_clip)
     return terms
 
 

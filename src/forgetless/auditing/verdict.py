@@ -319,13 +319,19 @@ def _limits(measures: Sequence[Measure], budgets: dict[str, Iterable[Budget]]) -
     for measure in measures:
         limit = limits.get(_key(measure), 0.0)
         if limit >= measure.most:
-            raise UsageError(over_the_clip(measure.name, limit, measure.most))
+            raise _over_the_clip(measure.name, limit, measure.most)
     return limits
 
 
-def over_the_clip(name: str, limit: float, clip: float) -> str:
-    """What is wrong with a budget on a text that is no smaller than the clip."""
-    return (
+def check_clip(budgets: Iterable[Budget], clip: float) -> None:
+    """UsageError for a budget on a text that is no smaller than the clip, in nats per token."""
+    for budget in budgets:
+        if budget.option == MAX_KL and budget.limit >= clip:
+            raise _over_the_clip(budget.name, budget.limit, clip)
+
+
+def _over_the_clip(name: str, limit: float, clip: float) -> UsageError:
+    return UsageError(
         f"max-kl {name}={limit:g}: a document counts as {clip:g} nats per token at most, so every model would pass; "
         "give a smaller budget, or a policy with a larger kl-clip"
     )

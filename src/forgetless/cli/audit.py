@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from forgetless.cli import VERBS
-from forgetless.cli.parsing import add_loading_options, option_adder, parsed
+from forgetless.cli.parsing import add_loading_options, option_adder, parsed, parser_for
 from forgetless.errors import RunError, UsageError
 
 
@@ -58,10 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     from forgetless.config import ENDPOINT_APIS, GENERATORS, TEMPLATES, AuditConfig
     from forgetless.learning.engine import DEVICES, PRECISIONS
 
-    parser = argparse.ArgumentParser(
-        prog="forgetless audit", description=VERBS["audit"], exit_on_error=False, allow_abbrev=False,
-        epilog="exit codes: 0 pass, or no budget; 2 regression; 3 insufficient evidence; 1 an error",
-    )  # fmt: skip
+    parser = parser_for("audit", "exit codes: 0 pass, or no budget; 2 regression; 3 insufficient evidence; 1 an error")
     add = option_adder(parser, AuditConfig)
 
     parser.add_argument(

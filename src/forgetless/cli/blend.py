@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from forgetless.cli import VERBS
-from forgetless.cli.parsing import add_loading_options, option_adder, parsed
+from forgetless.cli.parsing import add_loading_options, option_adder, parsed, parser_for
 
 EPILOG = """
   forgetless blend smollm2-135m-instruct runs/may/adapter --tasks tasks.yaml --max-drop invoices=2pp --max-kl 0.05
@@ -42,10 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     from forgetless.config import TEMPLATES, BlendConfig, documentation
     from forgetless.learning.engine import DEVICES, PRECISIONS
 
-    parser = argparse.ArgumentParser(
-        prog="forgetless blend", description=VERBS["blend"], exit_on_error=False, allow_abbrev=False,
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = parser_for("blend", EPILOG)
     told, add = documentation(BlendConfig), option_adder(parser, BlendConfig)
 
     for name in ("before", "after"):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
-from forgetless.cli import VERBS
-from forgetless.cli.parsing import parsed
+from forgetless.cli.parsing import parsed, parser_for
 from forgetless.errors import UsageError
 
 EPILOG = """
@@ -19,10 +17,7 @@ exit codes: 0 the contract holds, 2 a clause fails, 1 an error
 
 
 def run(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="forgetless check", description=VERBS["check"], exit_on_error=False, allow_abbrev=False,
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = parser_for("check", EPILOG)
     parser.add_argument("methods", nargs="*", metavar="METHOD", help="as --method of learn takes it")
     parser.add_argument("--all", action="store_true", help="every built-in method")
     parser.add_argument("--json", action="store_true", help="for machines")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from forgetless.cli import VERBS
-from forgetless.cli.parsing import parsed
+from forgetless.cli.parsing import parsed, parser_for
 
 EPILOG = """
   forgetless compare runs/sweep                                     every run below a folder
@@ -17,10 +15,7 @@ COMPARE_FORMS = ("json", "csv", "latex", "markdown")
 
 
 def run(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="forgetless compare", description=VERBS["compare"], exit_on_error=False, allow_abbrev=False,
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = parser_for("compare", EPILOG)
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="run folders, folders that hold some, matrices of other code (.json, "
         "docs/compare.md), archives (.zip); they are only read",

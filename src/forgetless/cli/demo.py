@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from forgetless.cli import VERBS
-from forgetless.cli.parsing import parsed
+from forgetless.cli.parsing import parsed, parser_for
 
 
 def run(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="forgetless demo", description=VERBS["demo"], exit_on_error=False, allow_abbrev=False
-    )
+    parser = parser_for("demo")
     parser.add_argument(
         "--output_dir", "--output-dir", default="runs/demo", help="both runs and the report (%(default)s)"
     )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
-from forgetless.cli import VERBS
-from forgetless.cli.parsing import parsed
+from forgetless.cli.parsing import parsed, parser_for
 
 EPILOG = """
   forgetless doctor                                                     this environment
@@ -19,10 +17,7 @@ exit codes: 0 no problem (notes are none), 2 a problem, 1 a usage error
 
 
 def run(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="forgetless doctor", description=VERBS["doctor"], exit_on_error=False, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EPILOG,
-    )  # fmt: skip
+    parser = parser_for("doctor", EPILOG)
     parser.add_argument("path", nargs="?", default="", help="a run folder, a part of one, an adapter or full weights; "
                         "default: this environment")  # fmt: skip
     parser.add_argument(

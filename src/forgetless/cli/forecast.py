@@ -6,8 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from forgetless.cli import VERBS
-from forgetless.cli.parsing import parsed
+from forgetless.cli.parsing import parsed, parser_for
 
 EPILOG = """
   forgetless forecast fit runs/sweep --output law.json      points of runs or of a table (.csv, .json) to laws
@@ -39,10 +38,7 @@ def run(arguments: list[str]) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="forgetless forecast", description=VERBS["forecast"], exit_on_error=False, allow_abbrev=False,
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = parser_for("forecast", EPILOG)
     parser.add_argument("law", type=Path, metavar="LAW", help="a file that `forgetless forecast fit` wrote")
     parser.add_argument("--rank", type=float, help="rank of the adapter, with the layers that the runs tuned")
     parser.add_argument("--parameters", type=float, help="tuned parameters, instead of a rank")

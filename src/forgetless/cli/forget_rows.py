@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from forgetless.cli import VERBS
-from forgetless.cli.parsing import parsed
+from forgetless.cli.parsing import parsed, parser_for
+
+EPILOG = "What the adapters learnt from the rows stays in their weights. The next task replays the others only."
 
 
 def run(arguments: list[str]) -> int:
@@ -14,10 +14,7 @@ def run(arguments: list[str]) -> int:
     from forgetless.progress import out
     from forgetless.runs.folder import FORGOTTEN_ROWS
 
-    parser = argparse.ArgumentParser(
-        prog="forgetless forget-rows", description=VERBS["forget-rows"], exit_on_error=False, allow_abbrev=False,
-        epilog="What the adapters learnt from the rows stays in their weights. The next task replays the others only.",
-    )  # fmt: skip
+    parser = parser_for("forget-rows", EPILOG)
     parser.add_argument("run", type=Path, metavar="RUN", help="a folder that `forgetless learn` wrote")
     parser.add_argument(
         "task", metavar="TASK", help="the task whose kept rows, and answers to its test rows, are deleted"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from forgetless.cli import VERBS
-from forgetless.cli.parsing import add_loading_options, option_adder, parsed
+from forgetless.cli.parsing import add_loading_options, option_adder, parsed, parser_for
 
 EPILOG = """
   forgetless interpolate runs/a/tasks/01-sst2/adapter runs/a/tasks/02-bbc/adapter --tasks demo --new bbc --in both
@@ -32,10 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     from forgetless.config import SPACES, InterpolateConfig, documentation
     from forgetless.learning.engine import DEVICES, PRECISIONS
 
-    parser = argparse.ArgumentParser(
-        prog="forgetless interpolate", description=VERBS["interpolate"], exit_on_error=False, allow_abbrev=False,
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = parser_for("interpolate", EPILOG)
     told, add = documentation(InterpolateConfig), option_adder(parser, InterpolateConfig)
 
     parser.add_argument("before", metavar="A", help=told["before"])

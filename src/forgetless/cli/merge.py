@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from forgetless.cli import VERBS
-from forgetless.cli.parsing import add_loading_options, option_adder, parsed
+from forgetless.cli.parsing import add_loading_options, option_adder, parsed, parser_for
 
 EPILOG = """
   forgetless merge ./may --output_dir may-full                     one adapter into its base, as whole weights
@@ -34,10 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
     from forgetless.config import MERGES, MergeConfig, documentation
     from forgetless.learning.engine import DEVICES, PRECISIONS
 
-    parser = argparse.ArgumentParser(
-        prog="forgetless merge", description=VERBS["merge"], exit_on_error=False, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EPILOG,
-    )  # fmt: skip
+    parser = parser_for("merge", EPILOG)
     told, add = documentation(MergeConfig), option_adder(parser, MergeConfig)
 
     parser.add_argument("models", nargs="+", metavar="ADAPTER", help=told["models"])

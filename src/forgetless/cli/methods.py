@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
-from forgetless.cli.parsing import parsed
+from forgetless.cli.parsing import parsed, parser_for
 
 
 def run(arguments: list[str]) -> int:
@@ -13,7 +12,7 @@ def run(arguments: list[str]) -> int:
     from forgetless.methods.finding import installed_methods
     from forgetless.progress import out
 
-    parser = argparse.ArgumentParser(prog="forgetless methods", exit_on_error=False, allow_abbrev=False)
+    parser = parser_for("methods")
     parser.add_argument("--json", action="store_true", help="for machines")
     told = parsed(parser, arguments)
     if told is None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from forgetless.cli import VERBS
-from forgetless.cli.parsing import parsed
+from forgetless.cli.parsing import parsed, parser_for
 from forgetless.errors import UsageError
 
 EPILOG = """
@@ -16,10 +14,7 @@ EPILOG = """
 
 
 def run(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="forgetless overlap", description=VERBS["overlap"], exit_on_error=False, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EPILOG,
-    )  # fmt: skip
+    parser = parser_for("overlap", EPILOG)
     parser.add_argument(
         "models", nargs="*", metavar="ADAPTER", help="two LoRA adapters or more: folders with adapters, output folders "
         "of trainers, hub names, run folders (each of its tasks); their base need not be here",

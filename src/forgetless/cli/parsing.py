@@ -6,7 +6,16 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from forgetless.cli import VERBS
 from forgetless.errors import UsageError, nearest
+
+
+def parser_for(verb: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    """An empty parser with what every verb's `--help` begins and ends with."""
+    return argparse.ArgumentParser(
+        prog=f"forgetless {verb}", description=VERBS[verb], exit_on_error=False, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=epilog,
+    )  # fmt: skip
 
 
 def option_adder(parser: argparse.ArgumentParser, config: type) -> Callable[..., None]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from forgetless.cli import VERBS
-from forgetless.cli.parsing import parsed
+from forgetless.cli.parsing import parsed, parser_for
 from forgetless.errors import UsageError
 
 
@@ -17,9 +16,7 @@ def run(arguments: list[str]) -> int:
     from forgetless.report.summary import summarise
     from forgetless.report.texts import with_texts
 
-    parser = argparse.ArgumentParser(
-        prog="forgetless report", description=VERBS["report"], exit_on_error=False, allow_abbrev=False
-    )
+    parser = parser_for("report")
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN",
         help="run folders, several are drawn side by side; or the folder of an audit",

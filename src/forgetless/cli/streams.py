@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
-from forgetless.cli import VERBS
-from forgetless.cli.parsing import parsed
+from forgetless.cli.parsing import parsed, parser_for
 
 
 def run(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="forgetless streams", description=VERBS["streams"], exit_on_error=False, allow_abbrev=False
-    )
+    parser = parser_for("streams")
     parser.add_argument("name", nargs="?", help="one stream in full: every task, file and hash; files here are checked")
     parser.add_argument("--json", action="store_true", help="for machines")
     told = parsed(parser, arguments)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from forgetless.cli import VERBS
-from forgetless.cli.parsing import parsed
+from forgetless.cli.parsing import parsed, parser_for
 from forgetless.errors import UsageError
 
 EPILOG = """
@@ -47,10 +46,7 @@ def run(arguments: list[str]) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="forgetless sweep", description=VERBS["sweep"], exit_on_error=False, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EPILOG,
-    )  # fmt: skip
+    parser = parser_for("sweep", EPILOG)
     parser.add_argument("file", metavar="SWEEP.yaml", help="what is common, what varies, what is chosen, the limits")
     parser.add_argument(
         "--output_dir", "--output-dir", "--output", default="", metavar="DIR",

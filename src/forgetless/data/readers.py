@@ -14,6 +14,7 @@ from typing import Any
 
 from forgetless.data.tasks import Row
 from forgetless.errors import DataError, DownloadError, UsageError, nearest, quoted, short
+from forgetless.runs.folder import is_there
 
 ON_BAD_ROW = ("error", "skip")
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -92,7 +93,7 @@ def read_rows(
 
     if text.startswith("hub:"):
         reading = _collect(text, _hub_items(text, split), made, on_bad_row)
-    elif _is_folder(path := Path(path).expanduser()):
+    elif is_there(path := Path(path).expanduser(), Path.is_dir):
         reading = _collect(text, _folder_items(path, split), made, on_bad_row)
     else:
         reading = read_file(path, made, on_bad_row)
@@ -176,13 +177,6 @@ def read_options(path: str | Path) -> tuple[str, ...]:
 
 
 # ---------------------------------------------------------------- sources -> (place, raw row)
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # a name longer than a path may be
-        return False
 
 
 def _bytes(path: Path) -> bytes:
@@ -296,17 +290,18 @@ def _folder_items(folder: Path, split: str) -> Iterator[tuple[str, Any]]:
         )
     try:
         data = datasets.load_from_disk(str(folder))
-        for part in data.values() if isinstance(data, datasets.DatasetDict) else [data]:
-            part.data.table.validate(full=True)  # offsets that lead out of the file, texts that are no UTF-8
+        if isinstance(data, datasets.DatasetDict):
+            if split not in data:
+                raise DataError(f"{folder}: no split {split!r}; known: {', '.join(data)}")
+            data = data[split]
+        data.data.table.validate(full=True)  # offsets that lead out of the file, texts that are no UTF-8
+    except DataError:
+        raise
     except Exception as error:  # what a damaged folder makes `datasets` and pyarrow raise has no common class
         raise DataError(
             f"{folder}: no data set that can be read ({type(error).__name__}: {short(str(error))}); copy it again, or "
             "write it anew with save_to_disk"
         ) from error
-    if isinstance(data, datasets.DatasetDict):
-        if split not in data:
-            raise DataError(f"{folder}: no split {split!r}; known: {', '.join(data)}")
-        data = data[split]
     return _dataset_items(str(folder), data)
 
 

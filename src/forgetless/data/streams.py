@@ -24,6 +24,7 @@ from forgetless.data.readers import Reading, olora_options, read_options, read_r
 from forgetless.data.scoring import Scoring, read_scorers
 from forgetless.data.tasks import Row, Stream, Task
 from forgetless.errors import DataError, UsageError, nearest, quoted
+from forgetless.runs.folder import is_there
 from forgetless.seeds import seed_for
 
 T = TypeVar("T")
@@ -129,7 +130,7 @@ def load_stream(
 def _of_a_stream(source: str) -> tuple[str, list[str]] | None:
     """The stream and the tasks of "STREAM:TASK,TASK"; None where no stream is before the colon."""
     stream, colon, names = source.rpartition(":")
-    known = stream in NAMED_STREAMS or Path(stream).expanduser().is_file()
+    known = stream in NAMED_STREAMS or is_there(Path(stream).expanduser(), Path.is_file)
     return (stream, names.split(",")) if colon and known else None
 
 
@@ -156,15 +157,8 @@ def _gone(config: TaskConfig, folder: Path, *, also_missing: bool) -> str:
         return "the stream says `rows: gone`"
     told = [config.layout[1]] if config.layout else [config.train or "", config.test or ""]
     places = [_path(folder, one) for one in told if not one.startswith("hub:")]
-    missing = [str(place) for place in places if not _is_there(place)]
+    missing = [str(place) for place in places if not is_there(place)]
     return f"{missing[0]} is not there" if also_missing and missing else ""
-
-
-def _is_there(place: Path) -> bool:
-    try:
-        return place.exists()
-    except OSError:  # a name longer than a path may be
-        return False
 
 
 def load_task(

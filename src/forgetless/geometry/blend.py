@@ -26,7 +26,7 @@ from forgetless.auditing.budgets import MAX_KL, Budget, flag_budgets, resolve
 from forgetless.auditing.measures import REFERENCE, Divergence, Measure, Scores
 from forgetless.auditing.measuring import Found, measure_model, measure_role, measures_of
 from forgetless.auditing.session import AuditSession, drop_names, prepare
-from forgetless.auditing.verdict import over_the_clip
+from forgetless.auditing.verdict import check_clip
 from forgetless.config import BlendConfig
 from forgetless.data.tasks import Task
 from forgetless.errors import RunError, UsageError, nearest
@@ -110,9 +110,7 @@ def _prepared(config: BlendConfig) -> tuple[AuditSession, tuple[Budget, ...]]:
         session.folder = session.folder.with_name("blend" + session.folder.name.removeprefix("audit"))
     told = flag_budgets(config.max_drop, config.max_kl, config.max_lost)
     budgets = resolve(told, drop_names(session), session.text_names)
-    for budget in budgets:
-        if budget.option == MAX_KL and budget.limit >= session.kl_clip:
-            raise UsageError(over_the_clip(budget.name, budget.limit, session.kl_clip))
+    check_clip(budgets, session.kl_clip)
     budgeted = {budget.name for budget in budgets}
     for probe in session.probes:
         if probe.task.name not in budgeted:

@@ -16,7 +16,7 @@ from accelerate import PartialState
 
 from forgetless.auditing.budgets import MAX_KL, Budget, flag_budgets, resolve
 from forgetless.auditing.measures import KL_CLIP, Scores
-from forgetless.auditing.verdict import over_the_clip
+from forgetless.auditing.verdict import check_clip
 from forgetless.config import BlendConfig, LearnConfig
 from forgetless.data.streams import load_stream
 from forgetless.data.tasks import Task
@@ -74,19 +74,14 @@ def check_budgets(config: LearnConfig) -> None:
     for budget in budgets:
         if budget.name == last:
             raise UsageError(f"{budget}: {last} is the last task, and nothing is learnt after it")
-    for budget in resolve(budgets, earlier, [OWN_ANSWERS]):
-        if budget.option == MAX_KL:
-            _check_clip(budget)
-        else:
+    budgets = resolve(budgets, earlier, [OWN_ANSWERS])
+    check_clip(budgets, KL_CLIP)
+    for budget in budgets:
+        if budget.option != MAX_KL:
             _check_rows(budget, tasks[budget.name], told)
     for task in tasks.values():
         if not task.gone and not getattr(task, config.blend_on):
             raise DataError(f"{stream.name}: task {task.name} has no {config.blend_on} rows, on which to blend")
-
-
-def _check_clip(budget: Budget) -> None:
-    if budget.limit >= KL_CLIP:
-        raise UsageError(over_the_clip(budget.name, budget.limit, KL_CLIP))
 
 
 def _check_rows(budget: Budget, task: Task, config: BlendConfig) -> None:

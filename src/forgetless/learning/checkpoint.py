@@ -42,8 +42,10 @@ from forgetless.runs.folder import (
     RunFolder,
     complete,
     discard,
+    newest_first,
     read_json,
     shaped,
+    step_of,
     write_json,
     write_lines,
 )
@@ -129,10 +131,10 @@ class Checkpoints:
 
     def _newest(self) -> Path | None:
         """Says of every newer one why it is not used."""
-        folders = sorted(self.folder.glob("step-*"), key=lambda folder: (len(folder.name), folder.name), reverse=True)
+        folders = newest_first(self.folder)
         for folder in folders:
             if not (why := self._unusable(folder)):
-                self.say(f"{self.folder.name}: goes on after step {int(folder.name.removeprefix('step-'))} ({folder})")
+                self.say(f"{self.folder.name}: goes on after step {step_of(folder)} ({folder})")
                 return folder
             self.say(f"note: a checkpoint is not used. {why}")
         if folders:
@@ -191,8 +193,8 @@ class Checkpoints:
 
     def _prune(self, newest: Path) -> None:
         """Keeps the newest ones; what claims a later step could not be used."""
-        folders = sorted(self.folder.glob("step-*"), key=lambda folder: (len(folder.name), folder.name))
-        kept = folders[: folders.index(newest) + 1][-self.settings.save_total_limit :]
+        folders = newest_first(self.folder)
+        kept = folders[folders.index(newest) :][: self.settings.save_total_limit]
         for folder in folders:
             if folder not in kept:
                 discard(folder)

@@ -24,7 +24,7 @@ from forgetless.data.readers import read_rows
 from forgetless.errors import UsageError
 from forgetless.learning.engine import Engine
 from forgetless.methods.base import Check, Method, penalty_acts
-from forgetless.model.adapters import Adapters, Attached
+from forgetless.model.adapters import Attached
 from forgetless.progress import console
 
 
@@ -130,10 +130,6 @@ class MethodCallback(TrainerCallback):
     # ------------------------------------------------------------------ what cannot be
 
     def _check_method(self, old_rows: str | Path | None) -> None:
-        if self.method.adapter_class is not Adapters:
-            raise UsageError(
-                f"{self.name}: trains a prompt, not the trainer's LoRA pairs; learn with `forgetless learn`"
-            )
         if why := self.method.only_here():
             raise UsageError(f"{self.name}: {why}; learn with `forgetless learn`")
         if old_rows and not self.method.has("end_task"):

@@ -85,12 +85,6 @@ class AwareStart(Method):
         self.adapters.set_current({name: Pair(p.A[r:], p.B[:, r:], p.scale) for name, p in adapter.items()})
         self.restore(state)
 
-    def adopt(self, task: int, pairs: dict[str, Pair], rows: tuple[Row, ...] | None) -> dict[str, Pair]:
-        raise UsageError(
-            f"{type(self).__name__}: its pair begins as a part of the weights, and an adopted one does not; take "
-            "sequential"
-        )
-
     def checks(self) -> list[Check]:
         layers = each_layer(self.adapters.pairs(), self.adapters.past())
         moved = max(float((now.B.detach().to(start.B.dtype) + start.B).abs().max()) for now, start in layers)

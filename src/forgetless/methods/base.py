@@ -228,6 +228,8 @@ class Method:
         """Why it cannot act in another's trainer, which leaves it `penalty` and `after_step` on pairs that are the
         trainer's; empty where it can.
         """
+        if self.adapter_class is not Adapters:
+            return "trains a prompt, not the trainer's LoRA pairs"
         if own := [hook for hook in ("prepare", "batch", "loss", "after_backward") if self.has(hook)]:
             return f"makes {', '.join(own)} of a step itself, which a trainer does not let it"
         if not self.plain_pairs:

@@ -36,6 +36,7 @@ from forgetless.model.loading import (
     stored_in_4bit,
 )
 from forgetless.model.prompted import Prompted
+from forgetless.runs.folder import is_there
 
 
 @dataclass
@@ -171,19 +172,12 @@ def _named_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _is_folder(name: str) -> bool:
-    try:
-        return Path(name).expanduser().is_dir()
-    except OSError:  # a name longer than a path may be
-        return False
-
-
 def find_model(name: str) -> Path:
     """The local folder of a model, fetched if need be."""
     if name in PACKAGED_MODELS:
         return packaged_model(name)
-    if _is_folder(name):
-        return Path(name).expanduser()
+    if is_there(folder := Path(name).expanduser(), Path.is_dir):
+        return folder
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UsageError(f"model {name!r}: no such folder")
     if "/" not in name:

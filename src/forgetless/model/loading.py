@@ -162,8 +162,7 @@ def is_trusted(folder: Path, find: Callable[[str], Path]) -> bool:
 
     UsageError where the code would be fetched from elsewhere, which nobody has named.
     """
-    wanted = own_code(folder)
-    if not wanted or not load_settings().trust_remote_code:
+    if not load_settings().trust_remote_code or not (wanted := own_code(folder)):
         return False
     allowed = {code_digest(find(name)) for name in load_settings().trust_remote_code}
     if code_digest(folder) not in allowed:

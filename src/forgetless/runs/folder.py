@@ -26,7 +26,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from struct import error as StructError
@@ -80,9 +80,8 @@ class RunFolder:
 
     def steps_saved(self, number: int, name: str) -> int:
         """The step of the newest whole checkpoint inside a task; 0 where there is none."""
-        folders = (folder for folder in self.checkpoints(number, name).glob("step-*") if _is_whole(folder))
-        steps = (folder.name.removeprefix("step-") for folder in folders)
-        return max((int(step) for step in steps if step.isdecimal()), default=0)
+        newest = next(filter(_is_whole, newest_first(self.checkpoints(number, name))), None)
+        return step_of(newest) if newest else 0
 
     def drop_checkpoints(self, number: int, name: str) -> None:
         """Those of a finished task."""
@@ -164,6 +163,15 @@ class RunFolder:
         write_json_whole(file, value)
 
 
+def newest_first(task: Path) -> list[Path]:
+    """The checkpoints `step-000040` in a task's folder of them, whole or not."""
+    return sorted((one for one in task.glob("step-*") if one.name[5:].isdecimal()), key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def _previous(folder: Path) -> Path:
     """Where a published folder is while its successor takes its name."""
     return folder.with_name(f".{folder.name}{PREVIOUS}")
@@ -195,6 +203,14 @@ def _writable(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(f"{folder}: cannot be renamed or removed ({error.strerror}); make it writable") from error
+
+
+def is_there(path: Path, kind: Callable[[Path], bool] = Path.exists) -> bool:
+    """Whether the path exists, as what `kind` asks for; what no path can be called does not."""
+    try:
+        return kind(path)
+    except OSError:  # a name longer than a path may be
+        return False
 
 
 def make_folder(folder: Path, elsewhere: str) -> None:
@@ -239,13 +255,6 @@ def damaged(folder: Path) -> str:
     return ""
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name longer than a path may be
-        return False
-
-
 def check_published(folder: Path) -> None:
     """RunError where a model that a run or a blend published has changed since; other folders pass.
 
@@ -258,7 +267,7 @@ def check_published(folder: Path) -> None:
             file = place / name
             if folder not in file.parents or file.name == "README.md":
                 continue
-            there = _is_file(file)
+            there = is_there(file, Path.is_file)
             if not there or _sha256(file) != digest:
                 what = "has changed" if there else "is missing"
                 raise RunError(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from forgetless.errors import RunError
-from forgetless.runs.folder import FORMAT, check_format, finite_json, read_json, write_json_whole
+from forgetless.runs.folder import FORMAT, check_format, finite_json, json_text, read_json, write_whole
 
 SHA256 = "sha256"
 
@@ -39,7 +39,7 @@ def sealed(told: dict) -> dict:
 
 def write_sealed(file: Path, told: dict) -> None:
     """Writes the record with its own hash, whole or not at all."""
-    write_json_whole(file, sealed(finite_json(file, told)))
+    write_whole(file, json_text(sealed(finite_json(file, told))))
 
 
 def read_sealed(file: Path, remedy: str = "restore it from a copy", reads: int = FORMAT) -> dict:
