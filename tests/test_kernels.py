@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from forgetless.model import attention
 from forgetless.model.adapters import Adapters, LoraSettings, Pair
 from forgetless.model.attention import BLOCKED, PACKED, BlockedAttention, use_blocked_attention
 from forgetless.model.lora import lora_linear
@@ -227,15 +228,26 @@ def test_a_model_that_goes_by_the_name_of_its_attention_keeps_torchs(monkeypatch
             out.last_hidden_state = 2 * out.last_hidden_state + 1
         return out
 
+    monkeypatch.setattr(attention, "_tried", {})
     monkeypatch.setattr(model.model, "forward", by_name)
     use_blocked_attention(model)
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_attention_that_computes_something_else_is_not_used(monkeypatch):
-    import forgetless.model.attention as attention
+def test_what_passed_is_not_tried_again(monkeypatch):
+    calls = []
+    monkeypatch.setattr(attention, "_tried", {})
+    monkeypatch.setattr(attention, "_tried_on", lambda model: calls.append(model) or PACKED)
+    for changed in ({}, {}, {"num_hidden_layers": 1}):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMALL | changed))
+        use_blocked_attention(model)
+        assert model.config._attn_implementation == PACKED
+    assert len(calls) == 2
 
+
+def test_attention_that_computes_something_else_is_not_used(monkeypatch):
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMALL))
+    monkeypatch.setattr(attention, "_tried", {})
     monkeypatch.setattr(attention, "_attend", lambda module, q, *rest, **more: (0 * q.transpose(1, 2), None))
     use_blocked_attention(model)
     assert model.config._attn_implementation == "sdpa"

@@ -104,6 +104,7 @@ def test_where_torchs_attention_computes_rows_are_packed_too(monkeypatch):
     """As on a GPU: with shared beginnings, the logits, states and gradients of padded rows."""
     import forgetless.model.attention as attention
 
+    monkeypatch.setattr(attention, "_tried", {})
     monkeypatch.setattr(attention, "BLOCKED_ON", ())
     monkeypatch.setattr(attention, "_weights", None)  # nothing of the attention for CPUs is called
     assert made("mistral").config._attn_implementation == "sdpa"
@@ -141,6 +142,7 @@ def test_models_that_cannot_are_given_padded_rows(llama, monkeypatch):
     assert made("falcon").config._attn_implementation == "sdpa", "an attention of its own"
     assert made("llama", torch.bfloat16).config._attn_implementation == PACKED
     wrong = attention.pack
+    monkeypatch.setattr(attention, "_tried", {})
     monkeypatch.setattr(attention, "pack", lambda ids, mask: wrong(ids, mask, torch.zeros_like(ids)))
     assert made("llama").config._attn_implementation == BLOCKED, "other positions, other logits"
     base = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMALL))

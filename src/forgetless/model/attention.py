@@ -8,6 +8,7 @@ bounded. `docs/performance.md` has the comparison.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import torch
@@ -138,12 +139,32 @@ def use_blocked_attention(model: PreTrainedModel) -> None:
     and loses nothing by the change.
 
     Tried on a few tokens, since some models look at the name of their attention and do something else by it: under
-    the new name torch's attention must give the model's own logits, and in each call ours what torch's gives.
+    the new name torch's attention must give the model's own logits, and in each call ours what torch's gives. What
+    passed holds for every model of the same code and configuration.
     """
     if model.config._attn_implementation != "sdpa" or not model._can_set_attn_implementation():
         return
     if model.config.is_encoder_decoder:  # T5 adds a bias to its scores
         return
+    kind = _kind(model)
+    if kind not in _tried:
+        if (found := _tried_on(model)) == "sdpa":
+            return
+        _tried[kind] = found
+    model.set_attn_implementation(_tried[kind])
+
+
+_tried: dict[tuple, str] = {}
+
+
+def _kind(model: PreTrainedModel) -> tuple:
+    """What decides how a model computes, but for its weights."""
+    told = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
+    return type(model), json.dumps(told, sort_keys=True, default=str), model.dtype, model.device.type
+
+
+def _tried_on(model: PreTrainedModel) -> str:
+    """The attention that the model may take; it is left with torch's or with that one."""
     agreed: list[bool] = []
 
     def both(*args, **more) -> tuple[Tensor, None]:
@@ -160,9 +181,10 @@ def use_blocked_attention(model: PreTrainedModel) -> None:
         same = False
     model.set_attn_implementation(BLOCKED if same else "sdpa")
     if same and _takes_packed(model):
-        model.set_attn_implementation(PACKED)
-    elif model.device.type not in BLOCKED_ON:
+        return PACKED
+    if model.device.type not in BLOCKED_ON:
         model.set_attn_implementation("sdpa")
+    return model.config._attn_implementation
 
 
 def _trial(model: PreTrainedModel) -> Tensor:
