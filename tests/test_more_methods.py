@@ -329,7 +329,7 @@ def test_a_run_says_that_hyplora_is_no_stock_adapter(tiny, two, tmp_path):
 
 
 def kept_bytes(model, part):
-    """Bytes that autograd keeps for the backward pass while each block computes."""
+    """Bytes that autograd keeps for the backward pass while each block computes, and between blocks (None)."""
     kept, now = {}, [None]
 
     def pack(tensor):
@@ -339,6 +339,7 @@ def kept_bytes(model, part):
     hooks = []
     for i, block in enumerate(model.get_decoder().layers):
         hooks.append(block.register_forward_pre_hook(lambda _, __, i=i: now.__setitem__(0, i)))
+        hooks.append(block.register_forward_hook(lambda *_: now.__setitem__(0, None)))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         logits_at(model, part.keep, input_ids=part.ids, attention_mask=part.mask)
     for hook in hooks:

@@ -20,7 +20,8 @@ from forgetless.model.adapters import LoraSettings
 from forgetless.model.answers import logits_at
 from forgetless.model.base import load_base
 from forgetless.model.prompted import before_answers, encoded
-from forgetless.model.prompts import Prompt, Prompts
+from forgetless.model.prompts import Prompts
+from forgetless.model.tables import Table
 from forgetless.runs.folder import read_json
 from forgetless.score.generation import generate
 from forgetless.score.options import OptionScorer
@@ -112,7 +113,7 @@ def test_without_its_prompt_the_base_answers(tiny):
 
 def test_a_damaged_prompt_is_named(tiny, tmp_path):
     method = build("prompt_tuning", tiny)
-    method.adapters.save(tmp_path, {"prompt": Prompt(torch.ones(4, 32))})
+    method.adapters.save(tmp_path, {"prompt": Table(torch.ones(4, 32))})
     assert torch.equal(method.adapters.load(tmp_path)["prompt"].P, torch.ones(4, 32))
     file = tmp_path / "adapter_config.json"
     file.write_text(file.read_text().replace('"num_virtual_tokens": 4', '"num_virtual_tokens": 5'))
@@ -127,9 +128,9 @@ def test_progressive_prompts_stand_newest_first(tiny):
     """P_1 = [1, 2], P_2 = [3, 4], one token each: [[3, 4], [1, 2]] before a row of the second task."""
     method = build("progressive_prompts", tiny, tokens=1)
     first, second = (torch.tensor([[*numbers, *[0.0] * 30]]) for numbers in ([1.0, 2.0], [3.0, 4.0]))
-    method.adapters.set_current({"prompt": Prompt(first)})
+    method.adapters.set_current({"prompt": Table(first)})
     method.begin_task(1)
-    method.adapters.set_current({"prompt": Prompt(second)})
+    method.adapters.set_current({"prompt": Table(second)})
     assert method.before(torch.zeros(2, 5), torch.ones(2, 5))[1, :, :2].tolist() == [[3, 4], [1, 2]]
     assert method.export()["prompt"].P[:, :2].tolist() == [[3, 4], [1, 2]]
     method.before(torch.zeros(1, 5), torch.ones(1, 5)).sum().backward()
@@ -289,7 +290,7 @@ def test_lfpt5_loss_by_hand(tiny):
     method.begin_task(1)
     examples = [method.encoder(row) for row in ROWS]
     method.prepare(examples)
-    method.adapters.set_current({"prompt": Prompt(method.adapters.pairs()["prompt"].P + 0.1)})
+    method.adapters.set_current({"prompt": Table(method.adapters.pairs()["prompt"].P + 0.1)})
     batch = method.batch(examples, 0)
     pad = method.encoder.tokenizer.pad_token_id
 

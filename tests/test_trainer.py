@@ -219,7 +219,8 @@ PAIRS = "draws, merges or scales the pairs itself"
 REFUSED = {
     "sequential": NOTHING, "incremental": NOTHING, "per_task": NOTHING, "joint": NOTHING,
     "corda": NOTHING, "loranull": NOTHING,
-    **dict.fromkeys(("prompt_tuning", "progressive_prompts", "l2p", "lfpt5"), "trains a prompt"),
+    "sherl": "trains a side network",
+    **dict.fromkeys(("prompt_tuning", "progressive_prompts", "l2p", "lfpt5"), "trains a soft prompt"),
     "raclora": PAIRS, "sdlora": PAIRS, "slao": PAIRS,
 }  # fmt: skip
 ACT = {"olora": {"lam": 5.0}, "nlora": {"lam": 0.01}, "ewc": {"lam": 100.0}, "clora": {"lam": 1.0, "k": 8}}

@@ -32,11 +32,11 @@ from forgetless.methods.base import Check, Lesson, Method, Options, penalty_acts
 from forgetless.model.adapters import LoraSettings, Pair, named
 from forgetless.model.attention import use_blocked_attention
 from forgetless.model.encoder_decoder import decoder_start, halves, is_encoder_decoder
-from forgetless.model.prompts import Prompts
+from forgetless.model.tables import TrainedTables
 from forgetless.runs.folder import RunFolder
 
 SEED = 0
-PROMPT_RATE = 0.2  # a soft prompt is a few vectors, which have far to go
+TABLE_RATE = 0.2  # a soft prompt is a few vectors, which have far to go
 SETTINGS = TrainSettings(
     learning_rate=2e-2, num_train_epochs=3, batch_size=3, micro_batch_size=3, lr_scheduler_type="constant"
 )
@@ -174,11 +174,11 @@ class Run:
     ) -> None:
         """All of a task's steps, or some."""
         examples = [self.method.encoder(row) for row in rows]
-        prompts = issubclass(self.method.adapter_class, Prompts)
+        tables = issubclass(self.method.adapter_class, TrainedTables)
         learn_task(
             self.method,
             examples,
-            replace(SETTINGS, max_steps=steps, learning_rate=PROMPT_RATE if prompts else SETTINGS.learning_rate),
+            replace(SETTINGS, max_steps=steps, learning_rate=TABLE_RATE if tables else SETTINGS.learning_rate),
             self.bench.engine,
             seed=SEED,
             task=number,

@@ -33,6 +33,7 @@ from forgetless.methods.raclora import RACLoRA
 from forgetless.methods.replay import Replay
 from forgetless.methods.sdlora import SDLoRA
 from forgetless.methods.sequential import Sequential
+from forgetless.methods.sherl import SHERL
 from forgetless.methods.slao import SLAO
 
 METHODS: dict[str, type[Method]] = {
@@ -69,6 +70,7 @@ METHODS: dict[str, type[Method]] = {
     "l2p": L2P,
     "mbpa": MbPA,
     "lfpt5": LFPT5,
+    "sherl": SHERL,
 }
 
 __all__ = ["ADAPTER", "HOOKS", "METHODS", "ROWS", "Check", "Lesson", "Method", "State"]

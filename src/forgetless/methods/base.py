@@ -91,7 +91,8 @@ class Method:
     stock_peft: ClassVar[bool] = True  # what it deploys loads in `PeftModel.from_pretrained`
     remedy: ClassVar[str] = ""  # where it does not: how to use what it deploys
     snapshots: ClassVar[bool] = False  # keeps the trainable pair of a moment, for what the model was then
-    adapter_class: ClassVar[type[Adapters]] = Adapters  # LoRA pairs; a prompt method says `Prompts` (model/prompts.py)
+    adapter_class: ClassVar[type[Adapters]] = Adapters  # LoRA pairs; else `Prompts` (model/prompts.py) or
+    # `SideNetwork` (model/side.py)
     plain_pairs: ClassVar[bool] = True  # the model is past and trainable pair, and a task begins where the last ended
     # What it needs of a task that another trainer learnt: ADAPTER (nothing else), ROWS (the task's too, of which it
     # makes what it keeps), or a text: why it cannot take one over
@@ -229,7 +230,7 @@ class Method:
         trainer's; empty where it can.
         """
         if self.adapter_class is not Adapters:
-            return "trains a prompt, not the trainer's LoRA pairs"
+            return f"trains a {self.adapter_class.kind.lower()}, not the trainer's LoRA pairs"
         if own := [hook for hook in ("prepare", "batch", "loss", "after_backward") if self.has(hook)]:
             return f"makes {', '.join(own)} of a step itself, which a trainer does not let it"
         if not self.plain_pairs:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from forgetless.methods.base import Check, Method, State
 from forgetless.methods.prompt_tuning import PromptTuning
-from forgetless.model.prompts import PROMPT, Prompt, Tables
+from forgetless.model.prompts import PROMPT
+from forgetless.model.tables import Table, Tables
 
 
 class ProgressivePrompts(PromptTuning):
@@ -40,7 +41,7 @@ class ProgressivePrompts(PromptTuning):
         self.adapters.check_room((task + 1) * self.tokens, self.encoder.max_length)
         if task > 0:
             self.adapters.freeze(self.export())
-            self.adapters.set_current({PROMPT: Prompt(self.adapters.drawn(self.tokens, task))})
+            self.adapters.set_current({PROMPT: Table(self.adapters.drawn(self.tokens, task))})
         self.adapters.mark()
 
     def earlier(self) -> list[Tensor]:
@@ -55,7 +56,7 @@ class ProgressivePrompts(PromptTuning):
         return self.whole().expand(len(ids), -1, -1)
 
     def export(self) -> Tables:  # type: ignore[override]
-        return {PROMPT: Prompt(self.whole().detach())}
+        return {PROMPT: Table(self.whole().detach())}
 
     def weights_for(self, learnt: int, task: int) -> int | None:
         return task if task <= learnt else None
@@ -63,8 +64,8 @@ class ProgressivePrompts(PromptTuning):
     def resume(self, adapter: Tables, state: State, task: int) -> None:  # type: ignore[override]
         """The deployed prompt begins with the task's own; the rest are the earlier ones."""
         own, earlier = adapter[PROMPT].P[: self.tokens], adapter[PROMPT].P[self.tokens :]
-        self.adapters.set_current({PROMPT: Prompt(own)})
-        self.adapters.freeze({PROMPT: Prompt(earlier)} if len(earlier) else {})
+        self.adapters.set_current({PROMPT: Table(own)})
+        self.adapters.freeze({PROMPT: Table(earlier)} if len(earlier) else {})
         self.restore(state)
 
     def checks(self) -> list[Check]:

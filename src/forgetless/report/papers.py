@@ -91,6 +91,11 @@ PAPERS: dict[str, tuple[str, str, int]] = {
         "Yang and others",
         2024,
     ),
+    "2407.07523": (
+        "SHERL: Synthesizing High Accuracy and Efficient Memory for Resource-Limited Transfer Learning",
+        "Diao and Wan and Jia and Zhuge and Zhang and Lu and Chen",
+        2024,
+    ),
     "2503.02659": ("LoRA-Null: Low-Rank Adaptation via Null Space for Large Language Models", "Tang and others", 2025),
     "2504.07097": (
         "Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning",
