@@ -26,6 +26,7 @@ from forgetless.model.base import transformer
 from forgetless.model.encoder_decoder import decoded, encoded, is_encoder_decoder
 
 NO_TOKEN = -100  # where an option is shorter than another
+POSITIONS = 128  # whose logits are in memory in fp32 at once
 
 
 @dataclass(frozen=True)
@@ -170,10 +171,11 @@ class OptionScorer:
                 position_ids=positions.to(self.device) if shared else None,
                 sees=self._sees(segment) if shared else None,
             )  # fmt: skip
-        logp = logits.float().log_softmax(-1)
+        total = torch.cat([some.float().logsumexp(-1) for some in logits.split(POSITIONS)])
         order = keep.flatten().cumsum(0).view_as(keep) - 1  # place of (row, position) among the kept
         sequence, p, token, row, option = (torch.tensor(column) for column in zip(*wanted, strict=True))
-        found = logp[order[sequence, p].to(self.device), token.to(self.device)].cpu().double()
+        place = order[sequence, p].to(self.device)
+        found = (logits[place, token.to(self.device)].float() - total[place]).cpu().double()  # log softmax
         table.index_put_((row, option), found.to(table.dtype), accumulate=True)
 
     def _fill_behind_encoder(self, table: Tensor, batch: list[Branches]) -> None:
