@@ -321,7 +321,7 @@ def test_a_run_says_that_hyplora_is_no_stock_adapter(tiny, two, tmp_path):
     learn_stream(config(tiny, two, tmp_path, method="hyplora", cells="last"))
     card = (tmp_path / "tasks" / "02-sizes" / "adapter" / "README.md").read_text()
     assert "no stock PEFT adapter" in card and "from_pretrained" not in card
-    with pytest.raises(UsageError, match="HYPLORA"):
+    with pytest.raises(UsageError, match="learnt by hyplora"):
         read_update(tmp_path / "adapter")
 
 

@@ -92,6 +92,14 @@ def test_sharing_and_not_sharing_agree_with_eager_attention(tokenizer):
         assert left == pytest.approx(right, abs=1e-4)
 
 
+def test_logits_are_in_memory_a_few_at_a_time(tokenizer, monkeypatch):
+    encode, model = Encoder(tokenizer, 64), wrapped(make("llama", tokenizer))
+    told = OptionScorer(model, encode, torch.device("cpu"))(ROWS, OPTIONS)
+    monkeypatch.setattr("forgetless.score.options.POSITIONS", 3)
+    for left, right in zip(OptionScorer(model, encode, torch.device("cpu"))(ROWS, OPTIONS), told, strict=True):
+        assert left == pytest.approx(right, abs=1e-5)
+
+
 def test_small_batches_give_the_same(tokenizer):
     encode, model = Encoder(tokenizer, 64), wrapped(make("llama", tokenizer))
     large = OptionScorer(model, encode, torch.device("cpu"))(ROWS, OPTIONS)

@@ -27,6 +27,7 @@ from forgetless.auditing.recovery import COMES_BACK, HIDDEN, NO_LOSS, STAYS_AWAY
 from forgetless.auditing.remedies import Standing
 from forgetless.auditing.throwaway import Treatment, linear_layers, throw_away_pairs, treated
 from forgetless.cli import main
+from forgetless.cli.blend import make_parser
 from forgetless.data.batches import Encoder
 from forgetless.data.packages import sha256_of
 from forgetless.data.tasks import Row
@@ -373,6 +374,15 @@ def test_remedies_give_back_what_is_shown_and_say_what_they_cost(world, tmp_path
     assert "what would help: blend 0.25 gives back: colours +" in markdown and "What would help hidden" in markdown
     assert 'id="remedies"' in page and not list(tmp_path.glob(".remedies-*"))
     assert "always possible: keep both" in markdown and not told["kept apart", ""]["helps"]
+
+
+def test_printed_commands_load_models_as_the_audit_did():
+    told = AuditConfig(load_in="4bit", trust_remote_code=["./a b", "./c"], attn_implementation="sdpa", device="cpu")
+    words = remedies._options(SimpleNamespace(config=told), remedies.LOADING)
+    parsed = make_parser().parse_args(["A", "B", *words])
+    assert (parsed.load_in, parsed.trust_remote_code, parsed.device) == ("4bit", ["./a b", "./c"], "cpu")
+    assert (parsed.attn_implementation, parsed.precision) == ("sdpa", "auto")
+    assert remedies._options(SimpleNamespace(config=AuditConfig()), remedies.LOADING) == []
 
 
 def test_each_printed_command_applies_its_remedy(world, tmp_path, faster, monkeypatch):

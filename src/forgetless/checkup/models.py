@@ -12,11 +12,13 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from forgetless.checkup.findings import Finding, checked, note, ok, problem
 from forgetless.errors import ForgetlessError, RunError, UsageError
 from forgetless.learning.engine import Engine
+from forgetless.model.adapters import OWN_KINDS
 from forgetless.model.base import load_config, load_tokenizer
 from forgetless.model.identity import open_tensors, others, tensor_files, told_in, weight_files, weights_digest
 from forgetless.runs.folder import check_published, read_json
+from forgetless.runs.shapes import read
 from forgetless.subjects.layouts import ADAPTER_CONFIG, Place, locate
-from forgetless.subjects.models import Subject, adapter_config, find_subjects, opened
+from forgetless.subjects.models import ADAPTER, Subject, adapter_config, find_subjects, opened
 from forgetless.subjects.updates import norm, read_update
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -107,19 +109,30 @@ def _adapter_findings(folder: Path, base: str | None) -> Iterator[Finding]:
     if weights.is_file():
         yield checked("numbers", lambda: finite([weights]))
         yield checked("effect", lambda: effect(folder))
-    if base is None:
+    if _own_method(folder):
+        yield note("base", "is not looked at: that method's own page says how it goes into a model")
+    elif base is None:
         yield checked("base", lambda: _named_base(folder))
     else:
         yield from against_base(folder, base)
 
 
+def _own_method(folder: Path) -> str:
+    """The method of forgetless that alone puts the folder into a model; empty for a PEFT adapter."""
+    return OWN_KINDS.get(read(folder / ADAPTER_CONFIG, ADAPTER).get("peft_type") or "", "")
+
+
 def _kind(folder: Path) -> Finding:
+    if own := _own_method(folder):
+        return note("adapter", f"learnt by {own}, no PEFT adapter: only that method answers with it")
     told = adapter_config(folder)
     return ok("adapter", f"{told['peft_type']}" + (f" of rank {told['r']}" if "r" in told else ""))
 
 
 def effect(folder: Path) -> Finding:
     """Whether the update of a LoRA adapter is anything but zero."""
+    if _own_method(folder):
+        return note("effect", "no LoRA pairs of PEFT's, so only the method's own checks show it")
     if adapter_config(folder).get("peft_type") != "LORA":
         return note("effect", "no LoRA pairs, so only the answers show it: give --base")
     try:

@@ -12,9 +12,10 @@ from forgetless.errors import UsageError, nearest
 
 def parser_for(verb: str, epilog: str | None = None) -> argparse.ArgumentParser:
     """An empty parser with what every verb's `--help` begins and ends with."""
+    form = argparse.RawDescriptionHelpFormatter if "\n" in (epilog or "") else argparse.HelpFormatter
     return argparse.ArgumentParser(
         prog=f"forgetless {verb}", description=VERBS[verb], exit_on_error=False, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=epilog,
+        formatter_class=form, epilog=epilog,
     )  # fmt: skip
 
 

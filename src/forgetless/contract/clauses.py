@@ -137,7 +137,7 @@ def acts(trial: Trial) -> str:
         return names
     if trial.kind.adapter_class is not (trial.kind.plain or Method).adapter_class:  # other tensors: compare the answers
         if torch.equal(trial.whole.borders[-1].logits, trial.untouched):
-            raise Fails("with its prompt the model says what the untouched base says: the method does nothing")
+            raise Fails("with what it trained the model says what the untouched base says: the method does nothing")
         return f"answers differ from the base's; {names}"
     other = trial.off if isinstance(trial.kind.off, dict) else trial.plain
     if not _unequal(named(trial.whole.borders[-1].pairs), named(other.borders[-1].pairs)):

@@ -36,7 +36,7 @@ from forgetless.model.tables import TrainedTables
 from forgetless.runs.folder import RunFolder
 
 SEED = 0
-TABLE_RATE = 0.2  # a soft prompt is a few vectors, which have far to go
+TABLE_RATE = 0.2  # what stands beside the weights begins by saying little, and has far to go
 SETTINGS = TrainSettings(
     learning_rate=2e-2, num_train_epochs=3, batch_size=3, micro_batch_size=3, lr_scheduler_type="constant"
 )

@@ -80,7 +80,7 @@ def prepare(config: LearnConfig) -> Session:
                                      "`forgetless audit` does it afterwards"]  # fmt: skip
     method.start(adapters, encoder, config.seed)
     lessons = method.lessons(stream)
-    spending = Spending(engine.device, transformer(adapters.model).get_input_embeddings())
+    spending = Spending(engine.device, transformer(adapters.model).get_input_embeddings(), adapters.comes_back)
     session = Session(
         config, stream, method, engine, base, encoder, adapters, lessons, notes, run, text, spending, adopted
     )

@@ -18,13 +18,13 @@ class Spending:
     """Clocks that run on, and the peak of memory since it was last begun.
 
     A token pass is one token through all layers: every call of the model counts its tokens as it embeds them (padding
-    with them; what packed rows share, once) as going forward, and as coming back too where a derivative is recorded. A
-    method's extra passes are counted like the loop's own, and so are those over a task's rows before and after its
-    steps.
+    with them; what packed rows share, once) as going forward, and as coming back too where a derivative is recorded,
+    through the share `comes_back` of the layers. A method's extra passes are counted like the loop's own, and so are
+    those over a task's rows before and after its steps.
     """
 
-    def __init__(self, device: torch.device, embeddings: nn.Module | None = None):
-        self.device = device
+    def __init__(self, device: torch.device, embeddings: nn.Module | None = None, comes_back: float = 1.0):
+        self.device, self.comes_back = device, comes_back
         self.tokens = dict.fromkeys(PASSES, 0)
         self.aside = dict.fromkeys(self._now(), 0.0)
         self.anew = False  # whether the peak was begun anew
@@ -32,8 +32,8 @@ class Spending:
             embeddings.register_forward_pre_hook(self._count)
 
     def _count(self, embeddings: nn.Module, inputs: tuple) -> None:
-        for kind, counts in zip(PASSES, (True, torch.is_grad_enabled()), strict=True):
-            self.tokens[kind] += inputs[0].numel() if counts else 0
+        for kind, share in zip(PASSES, (1.0, self.comes_back * torch.is_grad_enabled()), strict=True):
+            self.tokens[kind] += round(share * inputs[0].numel())
 
     def _now(self) -> dict[str, float]:
         now = time.monotonic()

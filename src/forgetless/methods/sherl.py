@@ -1,5 +1,5 @@
-"""SHERL: a side network reads the outputs of the frozen early blocks, less of those that say the same, and speaks to
-the last block. Nothing runs backward through the early blocks, so nothing of them is kept.
+"""SHERL: a side network reads what the frozen early blocks give, less of what says the same, and speaks to the last
+block. Nothing runs backward through the early blocks; of their activations only the h_i are kept.
 
     z_i = LN_i(P_i h_i + b_i)                          h_0, ..., h_n: the embeddings and what each early block gives
     g   = z_n                                          the guide
@@ -34,20 +34,19 @@ class SHERL(Method):
     Args:
         hidden: width of the z_i
         late: how many of the last blocks read what the side network says
-        from_base: training begins at the untouched base; false: as in the release, where h_n counts tanh(10 γ) times,
-            at first not at all, and the last norm begins at 1
+        from_base: training begins at the untouched base; false: at the side network alone, as the release does: h_n
+            counts tanh(10 γ) times, at first not at all, and the last norm's gain begins at 1
     """
 
     paper = "2407.07523"
     adopts = "it trains a side network, and an adopted adapter has LoRA pairs; take sequential"
-    summary = "a side network from the early blocks to the last one, trained on; no activations of early blocks kept"
+    summary = "a side network from the frozen early blocks to the last one, trained on; no backward pass through them"
     adapter_class: ClassVar[type[Adapters]] = SideNetwork
     plain_pairs = False
     extra_compute = "(blocks + 1) x `hidden` x width products a token, instead of pairs and early backward passes"
     stock_peft = False
     remedy = "it stands between two blocks: `SHERL.resume` puts a task's side network back into a model"
     off: ClassVar[str] = "it trains a side network where `sequential` trains pairs"
-    within_task: ClassVar[tuple[str, ...]] = ("share",)
     example: ClassVar[dict] = {"hidden": 16}
     adapters: SideNetwork
 
@@ -58,7 +57,7 @@ class SHERL(Method):
 
     def start(self, adapters, encoder, seed) -> None:
         super().start(adapters, encoder, seed)
-        n, width = len(self.adapters.blocks(self.late)[0]), adapters.base.get_input_embeddings().embedding_dim
+        n, width = len(self.adapters.blocks(self.late)[0]), self.adapters.width
 
         def drawn(name: str, inputs: int, *shape: int) -> Tensor:
             """Uniform in ±1/sqrt(inputs), as torch begins a linear layer."""
@@ -78,40 +77,49 @@ class SHERL(Method):
             "out_norm": norm(0 if self.from_base else 1, width),
             "gate": torch.zeros(1),
         }
-        self.adapters.put(tables, self.route, self.late, kind="SHERL")
+        self.adapters.put(tables, self.route, self.late, kind="SHERL", hidden=self.hidden, from_base=self.from_base)
 
     def begin_task(self, task: int) -> None:
         super().begin_task(task)
         self.adapters.mark()
-        self.share = torch.zeros(())  # ||side|| / ||h_n|| of the last batch
 
     def route(self, states: list[Tensor]) -> Tensor:
         """[h_0, ..., h_n], each (rows, length, width) -> what goes into the late blocks."""
-        t = {name: table.P.to(states[0].dtype) for name, table in self.adapters.pairs().items()}
+        h_n = states[-1]
+        t = {name: table.P.to(h_n.dtype) for name, table in self.adapters.pairs().items()}
         gain, shift = t["norm"]
         z = [layer_norm(linear(h, P, b), b.shape, *norm)
              for h, P, b, *norm in zip(states, t["P"], t["b"], gain, shift, strict=True)]  # fmt: skip
-        spoken = linear(consolidated(torch.stack(z, -2), t["w"], t["c"]).relu(), t["W"], t["out_b"])
-        size = states[-1].float().square().mean(-1, keepdim=True).sqrt().to(spoken.dtype)
-        side = size * layer_norm(spoken, t["out_b"].shape, *t["out_norm"])
-        if torch.is_grad_enabled():
-            self.share = side.detach().float().norm() / states[-1].float().norm()
-        return side + (float(self.from_base) + (STEEPNESS * t["gate"]).tanh()) * states[-1]
+        told = consolidated(torch.stack(z, -2), t["w"], t["c"]).to(h_n.dtype)
+        size = h_n.float().square().mean(-1, keepdim=True).sqrt().to(h_n.dtype)
+        side = size * layer_norm(linear(told.relu(), t["W"], t["out_b"]), t["out_b"].shape, *t["out_norm"])
+        return side + self.gate().to(h_n.dtype) * h_n + (h_n if self.from_base else 0)
+
+    def gate(self) -> Tensor:
+        """tanh(10 γ)."""
+        return (STEEPNESS * self.adapters.pairs()["gate"].P).tanh()
+
+    def passes(self, rows: int, task: int) -> tuple[float, float]:
+        return rows, rows * self.adapters.comes_back
+
+    def loudness(self) -> float:
+        """Root mean square of the last norm's gain and shift: about ||s|| / ||h_n||."""
+        return float(self.adapters.pairs()["out_norm"].P.detach().square().sum(0).mean().sqrt())
 
     def told(self) -> dict[str, float]:
-        gate = self.adapters.pairs()["gate"].P.detach()
-        return {"side_share": float(self.share), "gate": float((STEEPNESS * gate).tanh())}
+        return {"side": self.loudness(), "gate": float(self.gate().detach())}
 
     def checks(self) -> list[Check]:
-        meaning = "||s|| / ||h_n|| in the last step: how loud the side network is"
-        share = float(self.share)
-        return [*super().checks(), Check("side", share, share > 0, meaning)]
+        loud = self.loudness()
+        meaning = "rms of the last norm's gain and shift, about ||s|| / ||h_n||; 0: the late blocks hear nothing"
+        return [*super().checks(), Check("side", loud, loud > 0, meaning)]
 
 
 def consolidated(z: Tensor, w: Tensor, c: Tensor) -> Tensor:
-    """g + Σ_i α_i z_i of features z (..., n + 1, hidden), the last of which is the guide g -> (..., hidden)."""
-    early, guide = z[..., :-1, :], z[..., -1, :]
-    unit = normalize(early, dim=-1)
-    redundancy = (unit @ unit.mT).relu().sum(-1)
-    a = ((early * guide.unsqueeze(-2)) @ w + c).relu() / redundancy.clamp_min(1e-8)
-    return guide + (normalize(a, p=1, dim=-1).unsqueeze(-1) * early).sum(-2)
+    """g + Σ_i α_i z_i of features z (..., n + 1, hidden), the last of which is the guide g -> (..., hidden) in fp32."""
+    with torch.autocast(z.device.type, enabled=False):
+        early, guide = z[..., :-1, :].float(), z[..., -1, :].float()
+        unit = normalize(early, dim=-1)
+        redundancy = (unit @ unit.mT).relu().sum(-1)
+        a = ((early * guide.unsqueeze(-2)) @ w.float() + c.float()).relu() / redundancy.clamp_min(1e-8)
+        return guide + (normalize(a, p=1, dim=-1).unsqueeze(-1) * early).sum(-2)

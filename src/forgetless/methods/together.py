@@ -28,7 +28,7 @@ from forgetless.methods.base import ADAPTER, ROWS, Check, Lesson, Method, Option
 from forgetless.model.adapters import Adapters, Pair
 
 OF_ONE = ("batch", "loss", "after_backward")
-OF_PAIRS = ("loss", "penalty", "after_backward", "after_step")  # not under a method that trains prompts
+OF_PAIRS = ("loss", "penalty", "after_backward", "after_step")  # not under a method that trains no pairs
 OF_THE_LAST = ("lessons", "resume", "export", "views", "weights_for", "logits")
 
 

@@ -38,6 +38,8 @@ from forgetless.runs.shapes import NUMBER, read
 from forgetless.seeds import generator
 
 CURRENT, PAST = "default", "past"
+OWN_KINDS = {"HYPLORA": "hyplora", "L2P": "l2p", "SHERL": "sherl"}
+"""Types in adapter_config.json that PEFT does not know -> the method that alone puts such a folder into a model."""
 ALL_LINEAR = "all-linear"
 SAVED = {"r": int, "lora_alpha": NUMBER, "use_rslora": bool}
 """What `Adapters.load` reads of its own adapter_config.json."""
@@ -91,6 +93,7 @@ class Adapters:
     _beside: Sequence[nn.Parameter] = ()  # trained with the pairs
     _kind = "LORA"  # what PEFT is told that a saved adapter is
     kind, tag = "LoRA adapter", "lora"  # for the model card
+    comes_back = 1.0  # the share of the model's layers through which a backward pass goes
     moves = "norm of B: the adapter changes the model's answers"
 
     def __init__(self, base: PreTrainedModel, settings: LoraSettings, base_name: str, seed: int):

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from forgetless.errors import RunError
 from forgetless.model.adapters import Adapters, LoraSettings
 from forgetless.model.identity import read_tensors
+from forgetless.runs.shapes import read
 
 
 class Table(NamedTuple):
@@ -43,12 +44,14 @@ class TrainedTables(Adapters):
         self._layers = {}
         self._tables: dict[str, nn.Parameter] = {}
         self._frozen: Tables = {}
+        self._told: dict[str, Any] = {}
         self._began: dict[str, Tensor] = {}
 
-    def train_tables(self, tables: dict[str, Tensor], kind: str) -> None:
+    def train_tables(self, tables: dict[str, Tensor], kind: str, **told: Any) -> None:
         """Trains these tables from now on. `kind`: PEFT's name for what is saved; one that it does not know keeps it
-        from loading the folder as what it is not.
+        from loading the folder as what it is not. `told`: what else decides what is computed, saved with the tables.
         """
+        self._told = told
         self._tables = {name: nn.Parameter(table.float().to(self.base.device)) for name, table in tables.items()}
         self._kind = kind
         self.mark()
@@ -107,15 +110,19 @@ class TrainedTables(Adapters):
 
     def load(self, folder: Path) -> Tables:  # type: ignore[override]
         """The tables of a folder that `save` wrote."""
-        file = folder / SAFETENSORS_WEIGHTS_NAME
+        file, config = folder / SAFETENSORS_WEIGHTS_NAME, folder / CONFIG_NAME
+        stored = read(config, {name: type(value) for name, value in self._told.items()})
+        for name, mine in self._told.items():
+            if stored[name] != mine:
+                raise RunError(f"{config}: was learnt with {name} {stored[name]!r}, not {mine!r}; give that one")
         tensors = read_tensors(file)
         if missing := [name for name in self._tables if self._file_name(name) not in tensors]:
-            raise RunError(f"{file}: holds no {missing[0]!r}; restore it")
+            raise RunError(f"{file}: holds no {self._file_name(missing[0])!r}; restore it")
         own = {self._file_name(name): name for name in self._tables}
         return {own.get(name, name): Table(tensor) for name, tensor in tensors.items()}
 
     def _described_to_peft(self, pairs: Tables) -> dict[str, Any]:
-        return {"task_type": "CAUSAL_LM"}
+        return {"task_type": "CAUSAL_LM"} | self._told
 
     def _file_name(self, table: str) -> str:
         return table

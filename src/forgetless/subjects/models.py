@@ -30,6 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from forgetless.data.packages import PACKAGED_MODELS
 from forgetless.errors import ForgetlessError, RunError, UsageError
+from forgetless.model.adapters import OWN_KINDS
 from forgetless.model.base import find_model, load_base, load_config, load_tokenizer
 from forgetless.model.encoder_decoder import decoder_start, model_class, task_type
 from forgetless.model.identity import (
@@ -410,6 +411,7 @@ def adapter_config(folder: Path) -> dict:
     """The adapter's configuration, of a type and a task that can be measured."""
     config = read(folder / ADAPTER_CONFIG, ADAPTER)
     kind = config.get("peft_type")
+    refuse_own_kind(folder / ADAPTER_CONFIG, config)
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         what = f"the adapter type {kind!r}, which PEFT {peft.__version__} does not know" if kind else "no peft_type"
         raise UsageError(
@@ -431,6 +433,15 @@ def adapter_config(folder: Path) -> dict:
             f"{folder / ADAPTER_CONFIG}: task_type {task} predicts no next token; CAUSAL_LM and SEQ_2_SEQ_LM do"
         )
     return config
+
+
+def refuse_own_kind(file: Path, told: dict) -> None:
+    """UsageError for what a method of ours saved that is no PEFT adapter."""
+    if name := OWN_KINDS.get(told.get("peft_type") or ""):
+        raise UsageError(
+            f"{file}: was learnt by {name} and is no PEFT adapter; only that method puts it into a model "
+            f"(docs/methods/{name}.md)"
+        )
 
 
 def _adapter_sha256(weights: Path, config: dict) -> str:

@@ -26,7 +26,7 @@ from forgetless.errors import RunError, UsageError
 from forgetless.model.adapters import Pair, inner
 from forgetless.model.identity import open_tensors
 from forgetless.runs.shapes import read
-from forgetless.subjects.models import ADAPTER, CHANGE_THE_BASE
+from forgetless.subjects.models import ADAPTER, CHANGE_THE_BASE, refuse_own_kind
 
 _FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?P<side>[AB])(?:\.\w+)?\.weight")
 _NOT_A_PRODUCT = {
@@ -74,6 +74,7 @@ def read_update(folder: Path, name: str | None = None, remedy: str = MERGED_FIRS
     adapter.
     """
     told = read(folder / CONFIG_NAME, ADAPTER)
+    refuse_own_kind(folder / CONFIG_NAME, told)
     if told.get("peft_type") != "LORA":
         raise UsageError(f"{folder}: is no LoRA adapter (peft_type {told.get('peft_type')}); {remedy}")
     if told.get("lora_alpha") is None:
