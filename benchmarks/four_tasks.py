@@ -3,9 +3,9 @@
     python benchmarks/four_tasks.py --data CL_Benchmark [--minutes 60] [--methods sequential replay]
     python benchmarks/four_tasks.py --page
 
-The first command makes the next runs until the minutes are over and adds a line a run to docs/results/four-tasks.jsonl;
-given again it goes on, on another machine too. Several at once with different --methods share a machine. The second
-writes docs/results.md from these lines.
+The first command makes the next runs until the minutes are over and adds a line a run to docs/results/four-tasks.jsonl.
+Given again it goes on, on another machine too; where --work still has an unfinished run, in the middle of it. Several at
+once with different --methods share a machine. The second writes docs/results.md from these lines.
 
 First every method tries the same learning rates with fewer rows, judged on validation rows; then each learns at its
 best rate with every seed (which also draws the training rows), judged on the same test rows.
@@ -18,7 +18,6 @@ import json
 import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from itertools import product
@@ -86,7 +85,11 @@ def run(data: Path, stage: str, method: str, seed: int, rate: float, folder: Pat
     )  # fmt: skip
     summary = learn(config, base if base.exists() else None)
     if stage == "test" and not base.exists():
-        shutil.copytree(folder, base)
+        copy = shutil.copytree(folder, folder.with_name(f"{folder.name}-copy"), dirs_exist_ok=True)
+        try:
+            copy.rename(base)
+        except OSError:  # a process beside this one was first
+            shutil.rmtree(copy)
     spent = sum(json.loads(file.read_text())["cpu_seconds"] for file in folder.glob("tasks/*/times.json"))
     return {
         "stage": stage, "method": method, "seed": seed, "learning_rate": rate, "options": OPTIONS.get(method, {}),
@@ -180,6 +183,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="the benchmark's folder, which holds TC, SC and NLI")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=EIGHT, help="only these (default: eight)")
+    parser.add_argument("--work", type=Path, default=Path("runs/four-tasks"), help="for unfinished runs (%(default)s)")
     parser.add_argument("--page", action="store_true", help="write docs/results.md")
     told = parser.parse_args()
     if told.page:
@@ -190,13 +194,13 @@ def main() -> None:
         sys.exit(f"--data {told.data}: holds no {TASKS[0]}/train.json; give the benchmark's CL_Benchmark folder")
     RECORDS.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as kept:
-        while (left := wanted(records(), told.methods)) and (time.monotonic() - began) / 60 < told.minutes:
-            print(f"{len(left)} or more runs to make; now {left[0]}", flush=True)
-            with tempfile.TemporaryDirectory() as folder:
-                record = run(told.data, *left[0], Path(folder) / "run", Path(kept) / "base")
-            with RECORDS.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+    while (left := wanted(records(), told.methods)) and (time.monotonic() - began) / 60 < told.minutes:
+        print(f"{len(left)} or more runs to make; now {left[0]}", flush=True)
+        folder = told.work / "-".join(map(str, left[0]))
+        record = run(told.data, *left[0], folder, told.work / "base")
+        with RECORDS.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
