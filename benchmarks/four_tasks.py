@@ -4,8 +4,8 @@
     python benchmarks/four_tasks.py --page
 
 The first command makes the next runs until the minutes are over and adds a line a run to docs/results/four-tasks.jsonl.
-Given again it goes on, on another machine too; where --work still has an unfinished run, in the middle of it. Several at
-once with different --methods share a machine. The second writes docs/results.md from these lines.
+Given again it goes on, on another machine too; where --work still has an unfinished run, in the middle of it. Several
+at once with different --methods share a machine. The second writes docs/results.md from these lines.
 
 First every method tries the same learning rates with fewer rows, judged on validation rows; then each learns at its
 best rate with every seed (which also draws the training rows), judged on the same test rows.
