@@ -388,6 +388,25 @@ def test_a_second_interrupt_stops_at_once_and_elsewhere_the_first_does():
 
 
 @pytest.mark.usefixtures("interruptible")
+def test_sigterm_before_anything_is_learnt_says_so_too(tiny, tmp_path, monkeypatch, capsys):
+    """While the model is loaded, and in a command that has nothing to save."""
+    from forgetless.cli import main
+
+    def told_to_stop(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": " b"}\n' * 20)
+    (tmp_path / "stream.yaml").write_text("tasks: [{name: a, train: rows.jsonl, test: rows.jsonl}]")
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("forgetless.learning.prepare.load_base", told_to_stop)
+    asked = ["--stream", str(tmp_path / "stream.yaml"), "--model", tiny, "--output_dir", str(tmp_path / "run")]
+    assert main(["learn", *asked]) == 143
+    assert "stopped. Finished tasks are kept: the same command goes on" in capsys.readouterr().err
+    monkeypatch.setattr("forgetless.cli.methods.run", told_to_stop)
+    assert main(["methods"]) == 143 and capsys.readouterr().err == "stopped.\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_a_signal_at_the_end_of_a_task_waits_until_it_is_saved(tiny, one, tmp_path, monkeypatch, capfd):
     """It comes after the last step, while the method makes what it keeps: nothing of the task is learnt again."""
     from forgetless.cli import main
