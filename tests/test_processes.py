@@ -18,24 +18,20 @@ from test_learn import contents
 from forgetless.cli import main
 from forgetless.data.batches import Example
 from forgetless.learning.engine import Engine
+from forgetless.runs.folder import read_json
 
-CONFIGS = Path(__file__).parents[1] / "examples" / "accelerate"
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "examples" / "accelerate"
 
 
-def learn(
-    folder: Path, stream: Path, tiny: str, method: str, processes: int, *more: str, launch: str = "two-processes"
-) -> dict:
-    """The command's summary; one process is this one."""
-    flags = flags_of(folder, stream, tiny, method, *more)
-    if processes == 1:
-        assert main(["learn", *flags]) == 0
-        return json.loads((folder / "summary.json").read_text())
-    process = launched(flags, launch)
-    told = process.communicate(timeout=300)[1]
+def learn(commands: list[list[str]], launch: str = "two-processes") -> None:
+    """The commands in turn, in two processes that are started once."""
+    process = launched(["tests/launched.py", json.dumps(commands)], launch)
+    told = process.communicate(timeout=400)[1]
     assert process.returncode == 0, told[-3000:]
     said = " ".join(told.split())
-    assert "2 processes" in said and ("base in shards" in said) == (launch == "fsdp2"), told[-3000:]
-    return json.loads((folder / "summary.json").read_text())
+    assert said.count("2 processes") == len(commands), told[-3000:]
+    assert ("base in shards" in said) == (launch == "fsdp2"), told[-3000:]
 
 
 def flags_of(folder: Path, stream: Path, tiny: str, method: str, *more: str) -> list[str]:
@@ -45,12 +41,14 @@ def flags_of(folder: Path, stream: Path, tiny: str, method: str, *more: str) -> 
     return [*flags, *more]
 
 
-def launched(flags: list[str], launch: str = "two-processes") -> subprocess.Popen:
+def launched(program: list[str], launch: str) -> subprocess.Popen:
     # the configuration starts several processes; --device cpu keeps them off the GPU
     accelerate = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{launch}.yaml")]
-    command = [sys.executable, *accelerate, "--main_process_port", "0", "-m", "forgetless", "learn", *flags]
+    command = [sys.executable, *accelerate, "--main_process_port", "0", *program]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,34 +68,41 @@ def stream(two, tmp_path_factory) -> Path:
     return folder / "stream.yaml"
 
 
-def same_adapters_and_scores(one: dict, both: dict, tmp_path: Path) -> None:
-    left, right = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
+def same_adapters_and_scores(one: Path, two: Path) -> None:
+    left, right = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (one, two))
     change = sum(float((left[k] - right[k]).norm() ** 2) for k in left) ** 0.5
     size = sum(float(left[k].norm() ** 2) for k in left) ** 0.5
     assert change < 1e-4 * size
-    for task in one["losses"]:
-        for a, b in zip(one["losses"][task], both["losses"][task], strict=True):
+    alone, both = (read_json(folder / "summary.json") for folder in (one, two))
+    for task in alone["losses"]:
+        for a, b in zip(alone["losses"][task], both["losses"][task], strict=True):
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-    assert one["headline"] == both["headline"] and one["measures"] == both["measures"]
+    assert alone["headline"] == both["headline"] and alone["measures"] == both["measures"]
+
+
+def one_and_two(methods: list[str], stream: Path, tiny: str, folder: Path, launch: str) -> None:
+    """Each method in this process, then all of them in two."""
+    for method in methods:
+        assert main(["learn", *flags_of(folder / method / "one", stream, tiny, method)]) == 0
+    learn([flags_of(folder / method / "two", stream, tiny, method) for method in methods], launch)
+    for method in methods:
+        same_adapters_and_scores(folder / method / "one", folder / method / "two")
 
 
 @pytest.mark.slow  # several processes
-@pytest.mark.parametrize("method", ["ilora", "ewc", "gem", "l2p", "mbpa"])
-def test_two_processes_equal_one(method, stream, tiny, tmp_path):
-    one = learn(tmp_path / "one", stream, tiny, method, 1)
-    both = learn(tmp_path / "two", stream, tiny, method, 2)
-    same_adapters_and_scores(one, both, tmp_path)
-    for a, b in zip(one["forgetting"], both["forgetting"], strict=True):
-        assert a["kl"] == pytest.approx(b["kl"], abs=2e-5) and a["entropy"] == b["entropy"] > 1
+def test_two_processes_equal_one(stream, tiny, tmp_path):
+    methods = ["ilora", "ewc", "gem", "l2p", "mbpa", "sherl"]
+    one_and_two(methods, stream, tiny, tmp_path, "two-processes")
+    for method in methods:
+        one, both = (read_json(tmp_path / method / name / "summary.json")["forgetting"] for name in ("one", "two"))
+        for a, b in zip(one, both, strict=True):
+            assert a["kl"] == pytest.approx(b["kl"], abs=2e-5) and a["entropy"] == b["entropy"] > 1
 
 
 @pytest.mark.slow  # several processes
-# several passes a micro-batch; gradients on memory; the base's own weights
-@pytest.mark.parametrize("method", ["ilora", "gem", "oplora"])
-def test_a_base_in_shards_gives_what_a_whole_one_gives(method, stream, tiny, tmp_path):
-    one = learn(tmp_path / "one", stream, tiny, method, 1)
-    both = learn(tmp_path / "two", stream, tiny, method, 2, launch="fsdp2")
-    same_adapters_and_scores(one, both, tmp_path)
+def test_a_base_in_shards_gives_what_a_whole_one_gives(stream, tiny, tmp_path):
+    """Several passes a micro-batch; gradients on memory; the base's own weights."""
+    one_and_two(["ilora", "gem", "oplora"], stream, tiny, tmp_path, "fsdp2")
 
 
 @pytest.mark.parametrize("shards, rank, mine", [(False, 0, 2), (False, 1, 1), (True, 0, 2), (True, 1, 2)])
@@ -117,14 +122,15 @@ def test_in_shards_every_process_makes_as_many_passes(shards, rank, mine):
 @pytest.mark.parametrize("launch", ["two-processes", "fsdp2"])
 def test_two_processes_stop_at_the_same_step_and_go_on(launch, stream, tiny, tmp_path):
     """SIGTERM to the launcher reaches both; the same command again gives the uninterrupted bytes."""
-    more = ("--save_steps", "2", "--num_train_epochs", "15")
-    learn(tmp_path / "whole", stream, tiny, "ilora", 2, *more, launch=launch)
-    parts = launched(flags_of(tmp_path / "parts", stream, tiny, "ilora", *more), launch)
+    more = ("--save_steps", "2", "--num_train_epochs", "8")
+    whole = flags_of(tmp_path / "whole", stream, tiny, "ilora", *more)
+    flags = flags_of(tmp_path / "parts", stream, tiny, "ilora", *more)
+    parts = launched(["-m", "forgetless", "learn", *flags], launch)
     until = time.monotonic() + 240
     while not list((tmp_path / "parts").glob("checkpoints/*/step-*")) and time.monotonic() < until:
         time.sleep(0.02)
     parts.send_signal(signal.SIGTERM)
     told = parts.communicate(timeout=60)[1]
     assert parts.returncode and re.search(r"Step \d+ of 0\d-\w+ is saved", " ".join(told.split())), told[-3000:]
-    learn(tmp_path / "parts", stream, tiny, "ilora", 2, *more, launch=launch)
+    learn([flags, whole], launch)
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
