@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
-from types import FrameType
 
 VERBS: dict[str, str] = {
     "audit": "what did a fine-tune make a model forget? any trainer's models against an earlier one",
@@ -38,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point of the `forgetless` command."""
     arguments = sys.argv[1:] if arguments is None else arguments
     from forgetless.errors import ForgetlessError, Stopped, UsageError, nearest
+    from forgetless.learning.signals import Signals
     from forgetless.progress import console
 
     try:
@@ -47,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _version()
         if arguments[0] not in VERBS:
             raise UsageError(f"no command {arguments[0]!r}{nearest(arguments[0], VERBS)}")
-        with _stopped_by_sigterm():
+        with Signals(told="", numbers=(signal.SIGTERM,)):  # as Ctrl-C does, whatever a command is at
             verb = import_module(f"forgetless.cli.{arguments[0].replace('-', '_')}")
             return verb.run(arguments[1:])
     except ForgetlessError as error:
@@ -61,24 +58,6 @@ def main(arguments: list[str] | None = None) -> int:
         kept = f"Finished {what} are kept: the same command goes on after the last of them." if what else ""
         console.print(f"stopped. {str(stop) or kept}".strip(), markup=False, soft_wrap=True)
         return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
-
-
-@contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM stops a command as Ctrl-C does, whatever it is at. Who has another answer to it keeps that."""
-    from forgetless.errors import Stopped
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped(number, "")
-
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _help() -> int:

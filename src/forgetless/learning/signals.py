@@ -18,18 +18,20 @@ UNSAVED = "Finished tasks and saved steps are kept: give the same command again 
 
 
 class Signals:
-    """Inside `with signals:` both signals raise `Stopped`; inside `with signals.held():` the first one waits.
+    """Inside `with signals:` these signals raise `Stopped` with what is `told`; inside `with signals.held():` the first
+    one waits.
 
     Signals that are ignored stay so, and outside the main thread nothing is changed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, told: str = UNSAVED, numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)) -> None:
+        self.told, self.numbers = told, numbers
         self.holding, self.received = False, 0
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in self.numbers:
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._receive)
         return self
@@ -48,11 +50,11 @@ class Signals:
         finally:
             self.holding = False
         if self.received:
-            raise Stopped(self.received, UNSAVED)
+            raise Stopped(self.received, self.told)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if not self.holding or (self.received and number == signal.SIGINT):
-            raise Stopped(number, UNSAVED)
+            raise Stopped(number, self.told)
         if not self.received:
             os.write(2, STOPPING)  # not through Python's own file: it may be in the middle of a write
         self.received = number

@@ -147,11 +147,10 @@ def use_blocked_attention(model: PreTrainedModel) -> None:
     if model.config.is_encoder_decoder:  # T5 adds a bias to its scores
         return
     kind = _kind(model)
-    if kind not in _tried:
-        if (found := _tried_on(model)) == "sdpa":
-            return
+    found = _tried.get(kind) or _tried_on(model)
+    if found != "sdpa":
         _tried[kind] = found
-    model.set_attn_implementation(_tried[kind])
+    model.set_attn_implementation(found)
 
 
 _tried: dict[tuple, str] = {}

@@ -50,8 +50,8 @@ class SideNetwork(TrainedTables):
         `kind`, `told`: as for `train_tables`. UsageError where the blocks do not pass on one tensor.
         """
         self.train_tables(tables, kind, late=late, **told)
-        early, (first_late, *others) = self.blocks(late)
-        self.comes_back = (1 + len(others)) / (len(early) + 1 + len(others))
+        early, (first_late, *_) = self.blocks(late)
+        self.comes_back = late / (len(early) + late)
         states: list[Tensor] = []
 
         def begin(block: nn.Module, given: tuple) -> None:
