@@ -69,8 +69,8 @@ def _weights(q: Tensor, keys: Tensor, seen: Tensor, scale: float) -> Tensor:
     """softmax(scale q k^T where seen), at least fp32: (batch * groups, heads / groups * queries, keys)."""
     precise = torch.promote_types(q.dtype, torch.float32)
     scores = (_grouped(q, keys).to(precise) * scale) @ keys.transpose(1, 2).to(precise)
-    by_head = scores.view(q.shape[0], q.shape[1], q.shape[2], -1)
-    by_head.masked_fill_(~seen, torch.finfo(precise).min)  # finite: a row that sees nothing is padding
+    hidden = torch.zeros_like(seen, dtype=precise).masked_fill_(~seen, torch.finfo(precise).min)
+    scores.view(q.shape[0], q.shape[1], q.shape[2], -1).add_(hidden)  # finite: a row that sees nothing is padding
     return torch.softmax(scores, -1)
 
 
