@@ -279,7 +279,7 @@ ADOPTS = {
     "clora": ADAPTER, "oplora": ADAPTER, "lori": "an adopted B is full", "slao": ADAPTER, "hiddenkey": ADAPTER,
     "mtllora": ADAPTER, "hyplora": "bends", "duallora_reconstructed": ROWS, "mbpa": ROWS,
     "osf": ADAPTER, "corda": "part of the weights", "loranull": "part of the weights",
-    "sherl": "a side network",
+    "sherl": "a side network", "recall": ROWS,
     **dict.fromkeys(("prompt_tuning", "progressive_prompts", "l2p", "lfpt5"), "a soft prompt"),
     "replay+olora": ROWS, "hiddenkey+nlora": ADAPTER, "replay+hyplora": "hyplora: its update bends",
 }  # fmt: skip

@@ -320,6 +320,20 @@ def test_kl_on_different_texts_is_not_averaged(tmp_path):
     assert by_label(compare([tmp_path]))["replay"]["figures"]["kl"]["mean"] == pytest.approx(0.3)
 
 
+def test_methods_of_this_project_are_in_no_ranking_unless_asked(tmp_path, capsys):
+    made_run(tmp_path / "mine", "mine", falls=0.0, learnt=0.95, about={"ours": True})
+    made_run(tmp_path / "one", falls=0.2)
+    told = by_label(compare([tmp_path]))
+    assert not told["mine"]["front"] and told["sequential"]["front"]
+    table = compare_markdown(compare([tmp_path]))
+    assert table.index("| sequential") < table.index("| mine (ours)")
+    told = by_label(compare([tmp_path], rank_ours=True))
+    assert told["mine"]["front"] and not told["sequential"]["front"]
+    assert main(["compare", str(tmp_path), "--markdown", "--rank_ours"]) == 0
+    table = capsys.readouterr().out
+    assert table.index("| mine (ours)") < table.index("| sequential")
+
+
 def test_what_a_method_is_stands_in_its_run(tmp_path):
     """No built-in method: what run.json tells of it is all that is known."""
     about = {"paper": "1706.08840, 2310.14152", "task_id": True, "bound": True, "extra_compute": "much"}

@@ -28,6 +28,10 @@ def run(arguments: list[str]) -> int:
         "--archive", type=Path, metavar="FILE.zip", help="also keep all that is compared in one file, without weights "
         "and row texts",
     )  # fmt: skip
+    parser.add_argument(
+        "--rank_ours", "--rank-ours", action="store_true", help="rank methods of this project among the others; they "
+        "stand after them otherwise",
+    )  # fmt: skip
     forms = parser.add_mutually_exclusive_group()
     for name in COMPARE_FORMS:
         forms.add_argument(f"--{name}", action="store_true", help="print this form and write nothing")
@@ -39,7 +43,7 @@ def run(arguments: list[str]) -> int:
     from forgetless.report import compare as forms_of
     from forgetless.runs.folder import json_text
 
-    record = compare(told.runs, told.archive)
+    record = compare(told.runs, told.archive, rank_ours=told.rank_ours)
     for name in COMPARE_FORMS:
         if getattr(told, name):
             print(json_text(record) if name == "json" else getattr(forms_of, f"compare_{name}")(record), end="")

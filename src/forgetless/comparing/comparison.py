@@ -30,8 +30,11 @@ TESTED = ("average_accuracy", "bwt")
 COSTS = ("rows_kept", "trained", "deployed", "seconds", "cpu_seconds", "gpu_seconds", "memory", "tokens", "passes")
 
 
-def compare(paths: Iterable[str | Path], archive: Path | None = None) -> dict:
-    """The record of a comparison; `archive` also writes its entries, without weights and row texts."""
+def compare(paths: Iterable[str | Path], archive: Path | None = None, *, rank_ours: bool = False) -> dict:
+    """The record of a comparison; `archive` also writes its entries, without weights and row texts.
+
+    Methods of this project are in no ranking unless `rank_ours`.
+    """
     entries = read_entries(paths)
     if archive is not None:
         if archive.suffix != ".zip":
@@ -41,7 +44,7 @@ def compare(paths: Iterable[str | Path], archive: Path | None = None) -> dict:
     unfinished = [entry["name"] for entry in entries if entry not in finished]
     if not finished:
         raise UsageError(f"no finished run to compare; not finished: {', '.join(unfinished)}")
-    sets = [_compared(members) for members in _sets(finished)]
+    sets = [_compared(members, rank_ours) for members in _sets(finished)]
     _adjust([one for told in sets for one in told["tests"]])
     return {"format": FORMAT, "runs": len(finished), "unfinished": unfinished, "sets": sets}
 
@@ -108,13 +111,15 @@ def _labels(configurations: list[list[dict]]) -> list[str]:
 # ------------------------------------------------------------------------------------------- one set
 
 
-def _compared(members: list[dict]) -> dict:
+def _compared(members: list[dict], rank_ours: bool) -> dict:
     configurations = _configurations(members)
     labels, first = _labels(configurations), next((m for m in members if m["source"] == "run"), members[0])
     tasks = list(order_of(first))
     told = [_configuration(runs, label, tasks) for runs, label in zip(configurations, labels, strict=True)]
     for relative, amount in (("relative_tokens", "tokens"), ("relative_compute", "passes")):
         _relative(told, relative, amount)
+    for one in told:
+        one["ranked"] = not one["bound"] and (rank_ours or not one["ours"])
     _mark_front(told)
     return {
         "tasks": [
@@ -156,6 +161,7 @@ def _configuration(runs: list[dict], label: str, tasks: list[str]) -> dict:
         "source": first["source"],
         "settings": first["settings"],
         "bound": first["method"]["bound"],
+        "ours": first["method"]["ours"],
         "chosen": {
             name: {"among": one["among"], "tasks_seen": one["tasks_seen"]}
             | {"values": [run["chosen"][name]["value"] for run in runs]}
@@ -244,11 +250,11 @@ def _relative(configurations: list[dict], relative: str, amount: str) -> None:
 
 
 def _mark_front(configurations: list[dict]) -> None:
-    """Which means no other beats in both learning accuracy and backward transfer. Bounds are not in it."""
+    """Which means no other beats in both learning accuracy and backward transfer, of those that are ranked."""
     places = [
         (one, one["figures"]["learning_accuracy"]["mean"], one["figures"]["bwt"]["mean"]) for one in configurations
     ]
-    ranked = [place for place in places if not place[0]["bound"] and None not in place[1:]]
+    ranked = [place for place in places if place[0]["ranked"] and None not in place[1:]]
     for one, *_ in places:
         one["front"] = False
     for one, learning, kept in ranked:

@@ -30,6 +30,7 @@ from forgetless.methods.per_task import PerTask
 from forgetless.methods.progressive_prompts import ProgressivePrompts
 from forgetless.methods.prompt_tuning import PromptTuning
 from forgetless.methods.raclora import RACLoRA
+from forgetless.methods.recall import Recall
 from forgetless.methods.replay import Replay
 from forgetless.methods.sdlora import SDLoRA
 from forgetless.methods.sequential import Sequential
@@ -71,6 +72,7 @@ METHODS: dict[str, type[Method]] = {
     "mbpa": MbPA,
     "lfpt5": LFPT5,
     "sherl": SHERL,
+    "recall": Recall,
 }
 
 __all__ = ["ADAPTER", "HOOKS", "METHODS", "ROWS", "Check", "Lesson", "Method", "State"]

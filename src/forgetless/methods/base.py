@@ -39,7 +39,7 @@ for; it grows when such a method would have to change.
 """
 
 
-ABOUT = ("paper", "task_id", "bound", "old_rows", "extra_memory", "extra_compute", "stock_peft")
+ABOUT = ("paper", "task_id", "bound", "ours", "old_rows", "extra_memory", "extra_compute", "stock_peft")
 """What a run's record tells of its method, so that readers need not have it."""
 
 
@@ -98,6 +98,7 @@ class Method:
     # makes what it keeps), or a text: why it cannot take one over
     adopts: ClassVar[str] = ROWS
     bound: ClassVar[bool] = False  # a bound for the table rather than a way to learn a stream
+    ours: ClassVar[bool] = False  # made by this project: marked so, and in no ranking of it unless that is asked for
     under_any: ClassVar[bool] = False  # may go under another method: it leaves the adapters' life to that one
 
     # What the contract (forgetless.contract) holds it to

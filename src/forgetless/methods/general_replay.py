@@ -8,6 +8,7 @@ their model's pre-training data: without a text the base's own answers to genera
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from forgetless.data.batches import Example, weigh
@@ -62,12 +63,16 @@ class GeneralReplay(Method):
             self.general.rows = own_answers(self.adapters, self.encoder, self.prompts)
 
     def batch(self, examples: list[Example], step: int) -> list[Example]:
+        return self.mixed(weigh(examples, 1.0), step)
+
+    def mixed(self, weighed: list[Example], step: int) -> list[Example]:
+        """(1 - p) of a step that is weighed already, and p of general rows."""
         if not self.share:
-            return weigh(examples, 1.0)
+            return weighed
         drawn = self.general.draw(self.general_rows, "general", self.task, step)
         self.replayed += len(drawn)
         general = weigh([self.encoder(row) for row in drawn], self.share, memory=True)
-        return weigh(examples, 1 - self.share) + general
+        return [replace(example, weight=(1 - self.share) * example.weight) for example in weighed] + general
 
     def passes(self, rows: int, task: int) -> tuple[float, float]:
         every = rows + (self.general_rows if self.share else 0)

@@ -190,6 +190,7 @@ def together(kinds: dict[str, type[Method]]) -> type[Together]:
         "old_rows": any(kind.old_rows for kind in kinds.values()),
         "adopts": _adopts(kinds),
         "task_id": last.task_id,
+        "ours": any(kind.ours for kind in kinds.values()),
         "adapter_class": last.adapter_class,
         "extra_memory": listed("extra_memory"),
         "extra_compute": listed("extra_compute"),

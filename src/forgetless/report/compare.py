@@ -67,7 +67,7 @@ def compare_csv(record: dict) -> str:
     """One line for each run's value: set, configuration, run, seed, order, figure, value."""
     out = io.StringIO()
     lines = csv.writer(out, lineterminator="\n")
-    lines.writerow(["set", "configuration", "source", "bound", "run", "seed", "order", "figure", "value"])
+    lines.writerow(["set", "configuration", "source", "bound", "ours", "run", "seed", "order", "figure", "value"])
     for number, told in enumerate(record["sets"], start=1):
         names = [f"score at the end: {task['name']}" for task in told["tasks"]]
         for one in told["configurations"]:
@@ -76,8 +76,8 @@ def compare_csv(record: dict) -> str:
             for name, spread in series:
                 for run, value in zip(one["runs"], spread["values"], strict=True):
                     order = " > ".join(one["orders"][run["order"]])
-                    lines.writerow([number, one["label"], one["source"], one["bound"], run["name"], run["seed"], order,
-                                    name, "" if value is None else repr(value)])  # fmt: skip
+                    lines.writerow([number, one["label"], one["source"], one["bound"], one["ours"], run["name"],
+                                    run["seed"], order, name, "" if value is None else repr(value)])  # fmt: skip
     return out.getvalue()
 
 

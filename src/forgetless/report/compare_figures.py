@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from forgetless.report.charts import COLOURS
-from forgetless.report.compare_words import value_of
+from forgetless.report.compare_words import marked, value_of
 from forgetless.report.figures import SOFT, Drawing, axes
 from forgetless.report.words import clean
 
@@ -18,7 +18,7 @@ def figures(told: dict, number: int) -> list[tuple[str, Drawing]]:
 
 
 def pareto(told: dict) -> Drawing | None:
-    """Score when just learnt against backward transfer, a mark each; the front as a line. Bounds are hollow."""
+    """Score when just learnt against backward transfer, a mark each, hollow if in no ranking; the front as a line."""
     known = [
         (i, one, one["figures"]["bwt"], one["figures"]["learning_accuracy"])
         for i, one in enumerate(told["configurations"])
@@ -44,8 +44,8 @@ def pareto(told: dict) -> Drawing | None:
             drawing.line([(x(100 * kept["low"]), y(b)), (x(100 * kept["high"]), y(b))], colour, 1.5)
         if learnt["low"] is not None:
             drawing.line([(x(a), y(100 * learnt["low"])), (x(a), y(100 * learnt["high"]))], colour, 1.5)
-        drawing.mark(x(a), y(b), colour, full=not one["bound"], told=clean(one["label"]))
-        _name(drawing, place, one["label"] + (" (bound)" if one["bound"] else ""), colour, not one["bound"])
+        drawing.mark(x(a), y(b), colour, full=one["ranked"], told=clean(one["label"]))
+        _name(drawing, place, marked(one), colour, one["ranked"])
     return drawing
 
 

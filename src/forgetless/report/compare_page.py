@@ -34,5 +34,5 @@ def _set(told: dict, record: dict, number: int) -> dict:
         # every text in a drawing is escaped by `svg`
         "figures": [{"title": one.title, "svg": Markup(svg(one, page=True))} for one in drawn],
         "tables": tables(told),
-        "bounds": any(one["bound"] for one in told["configurations"]),
+        "hollow": any(not one["ranked"] for one in told["configurations"]),
     }

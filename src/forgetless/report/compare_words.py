@@ -93,7 +93,7 @@ def with_interval(key: str, one: dict) -> str:
 
 def _figures(told: dict) -> Table:
     rows = [
-        [_label(one), _runs(one), one["over"] or "–", *(with_interval(key, one["figures"][key]) for key in NAMES)]
+        [marked(one), _runs(one), one["over"] or "–", *(with_interval(key, one["figures"][key]) for key in NAMES)]
         for one in ranked(told)
     ]
     if len(told["texts"]) > 1:
@@ -122,23 +122,24 @@ def _runs(one: dict) -> str:
 
 
 def ranked(told: dict) -> list[dict]:
-    """By average accuracy, bounds after all others."""
+    """By average accuracy; after them what is in no ranking, bounds last."""
 
     def place(one: dict) -> tuple:
         mean = one["figures"]["average_accuracy"]["mean"]
-        return one["bound"], -1.0 if mean is None else -mean
+        return one["bound"], not one["ranked"], -1.0 if mean is None else -mean
 
     return sorted(told["configurations"], key=place)
 
 
-def _label(one: dict) -> str:
-    return clean(one["label"]) + (" (bound)" if one["bound"] else "")
+def marked(one: dict) -> str:
+    """`joint (bound)`, `keep (ours)`."""
+    return clean(one["label"]) + (" (bound)" if one["bound"] else " (ours)" if one["ours"] else "")
 
 
 def _tasks(told: dict) -> Table:
     """Scores at the end, under what a model without learning reaches."""
     rows = [[name, *(value_of("score", task[key]) for task in told["tasks"])] for name, key in FLOORS]
-    rows += [[_label(one), *(with_interval("score", task) for task in one["tasks"])] for one in ranked(told)]
+    rows += [[marked(one), *(with_interval("score", task) for task in one["tasks"])] for one in ranked(told)]
     return Table("Scores at the end, %", ["", *(clean(task["name"]) for task in told["tasks"])], rows)
 
 
@@ -167,7 +168,7 @@ def _orders(told: dict) -> Table:
     for one in told["configurations"]:
         known = [each["average_accuracy"] for each in one["by_order"] if each["average_accuracy"] is not None]
         if len(known) > 1:
-            rows.append([_label(one), str(len(known)), value_of("score", min(known)), value_of("score", max(known)),
+            rows.append([marked(one), str(len(known)), value_of("score", min(known)), value_of("score", max(known)),
                          number(100 * (max(known) - min(known)))])  # fmt: skip
     head = ["method", "orders", "worst", "best", "range, points"]
     return Table("Order of tasks: average accuracy, each order the mean of its runs", head, rows)
@@ -175,7 +176,7 @@ def _orders(told: dict) -> Table:
 
 def _chosen(told: dict) -> Table:
     rows = [
-        [_label(one), clean(name), ", ".join(map(clean, map(str, choice["among"]))),
+        [marked(one), clean(name), ", ".join(map(clean, map(str, choice["among"]))),
          f"{choice['tasks_seen']} of {len(told['tasks'])}", _counted(choice["values"])]
         for one in ranked(told) for name, choice in one["chosen"].items()
     ]  # fmt: skip
@@ -217,7 +218,7 @@ def _cost(told: dict) -> Table:
     for one in told["configurations"]:
         cost = one["cost"]
         rows.append([
-            _label(one), _amount(cost["rows_kept"]), _yes(cost["task_id"]), _yes(cost["label_set"]),
+            marked(one), _amount(cost["rows_kept"]), _yes(cost["task_id"]), _yes(cost["label_set"]),
             _amount(cost["trained"]), _amount(cost["deployed"]), _seconds(cost["seconds"]),
             _seconds(cost["cpu_seconds"]), _seconds(cost["gpu_seconds"]), _bytes(cost["memory"]),
             _times(cost["relative_tokens"]), _times(cost["relative_compute"]), clean(cost["extra_compute"]),
