@@ -10,7 +10,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from test_kernels import MODELS, SMALL
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from forgetless.data.batches import Example, split
+from forgetless.data.batches import Example, alike, split
 from forgetless.model.answers import logits_at, packs
 from forgetless.model.attention import BLOCKED, PACKED, use_blocked_attention
 from forgetless.model.packing import pack
@@ -162,3 +162,61 @@ def test_micro_batches_hold_rows_that_begin_alike():
     rows = [row(1, 3), row(2, 9), row(1, 5), row(3, 7), row(2, 1), row(1, 4)]
     told = [[(one.ids[0], len(one.ids) - 8) for one in part] for part in split(rows, 3)]
     assert told == [[(1, 5), (1, 4), (1, 3)], [(2, 9), (2, 1), (3, 7)]]
+
+
+def partitions(places: list[int]):
+    """Every way to put them into groups."""
+    if not places:
+        yield []
+        return
+    first, *others = places
+    for rest in partitions(others):
+        yield [[first], *rest]
+        for i, group in enumerate(rest):
+            yield [*rest[:i], [first, *group], *rest[i + 1 :]]
+
+
+def spared(rows: list[tuple[int, ...]], group: list[int]) -> int:
+    shared = 0
+    while all(len(rows[i]) > shared and rows[i][shared] == rows[group[0]][shared] for i in group):
+        shared += 1
+    return (len(group) - 1) * shared if shared >= 8 else 0
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_no_other_groups_spare_more_tokens(data):
+    """Against every partition of five rows that part at a few places."""
+    rows: list[tuple[int, ...]] = []
+    for _ in range(data.draw(st.integers(1, 5))):
+        kept = data.draw(st.integers(0, 30))
+        source = data.draw(st.sampled_from(rows)) if rows else ()
+        rows.append((*source[:kept], *data.draw(st.lists(st.integers(1, 2), min_size=0, max_size=20))))
+    found = alike(rows)
+    assert sorted(i for group in found for i in group.rows) == list(range(len(rows)))
+    assert all(group.spared == spared(rows, group.rows) for group in found)
+    best = max(sum(spared(rows, group) for group in groups) for groups in partitions(list(range(len(rows)))))
+    assert sum(group.spared for group in found) == best
+
+
+def test_two_system_prompts_behind_one_header_are_each_computed_once():
+    header, prompts = [7] * 10, ([8] * 490, [9] * 490)
+    for many in (4, 7):
+        rows = [(*header, *prompts[i >= many], *range(10 + i, 70 + i)) for i in range(8)]
+        ids = torch.tensor(rows)
+        packed = pack(ids, torch.ones_like(ids))
+        # 8 rows of 60 tokens, and each prompt once
+        assert packed.ids.shape[1] == 2 * 500 + 8 * 60
+        mixed = [Example(row, (True,) * len(row)) for row in (rows[0], rows[7], *rows[1:7])]
+        sizes = [{one.ids[10] for one in part} for part in split(mixed, many)]
+        assert len(sizes[0]) == 1
+
+
+def test_rows_of_two_prompts_compute_what_padded_ones_do(llama):
+    rows = [(*[7] * 9, *[prompt] * 12, *range(20 + i, 24 + i)) for i, prompt in enumerate((8, 9, 8, 9, 8))]
+    ids = torch.tensor(rows)
+    mask, kept = torch.ones_like(ids), torch.zeros_like(ids).bool()
+    kept[:, -4:-1] = True
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    for told, own in zip(outcome(llama, kept, **inputs, pack_rows=False), outcome(llama, kept, **inputs), strict=True):
+        torch.testing.assert_close(own, told, rtol=1e-4, atol=1e-4)

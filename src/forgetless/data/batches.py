@@ -6,9 +6,9 @@ before it is split, so any split into micro-batches and any number of processes 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jinja2 import TemplateError
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from forgetless.data.tasks import Row
 from forgetless.errors import DataError, quoted
 
-LEAST_SHARED = 8  # tokens with which rows begin alike
+LEAST_SHARED = 8  # tokens; a shorter common beginning is not worth it
 
 
 @dataclass(frozen=True)
@@ -239,10 +239,50 @@ def weigh(examples: list[Example], total: float, *, memory: bool = False) -> lis
 
 def split(examples: list[Example], size: int) -> list[list[Example]]:
     """Micro-batches of at most `size` examples: those that begin alike together, then by length, the longest first."""
-    begins = Counter(example.ids[:LEAST_SHARED] for example in examples)
-    shared = {ids: place for place, (ids, count) in enumerate(begins.most_common()) if count > 1}
-    ordered = sorted(examples, key=lambda one: (shared.get(one.ids[:LEAST_SHARED], len(begins)), -len(one.ids)))
+    longest = sorted(examples, key=lambda one: -len(one.ids))
+    groups = sorted(alike([one.ids for one in longest]), key=lambda group: (not group.shared, -len(group.rows)))
+    ordered = [longest[i] for group in groups for i in group.rows]
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+class Alike(NamedTuple):
+    """Places of rows that begin with the same `shared` tokens; 0: a row by itself."""
+
+    rows: list[int]
+    shared: int
+
+    @property
+    def spared(self) -> int:
+        """Tokens that need not be computed if the beginning is computed once."""
+        return (len(self.rows) - 1) * self.shared
+
+
+def alike(rows: Sequence[Sequence[int]]) -> list[Alike]:
+    """Rows in the groups that spare the most tokens. A beginning is shared by all of a group, or not at all."""
+    return _alike(rows, list(range(len(rows)))) if rows else []
+
+
+def _alike(rows: Sequence[Sequence[int]], places: list[int]) -> list[Alike]:
+    """Those of each next token by themselves, and all that spare more so together."""
+    shared = _beginning([rows[i] for i in places])
+    after: dict[tuple[int, ...], list[int]] = {}
+    for i in places:
+        after.setdefault(tuple(rows[i][shared : shared + 1]), []).append(i)
+    alone = len(after) == 1  # one row, or equal ones
+    groups = (
+        [Alike([i], 0) for i in places] if alone else [one for part in after.values() for one in _alike(rows, part)]
+    )
+    joined = [one for one in groups if len(one.rows) * shared > one.spared]
+    together = Alike(sorted(i for one in joined for i in one.rows), shared)
+    if shared < LEAST_SHARED or together.spared <= sum(one.spared for one in joined):
+        return groups
+    return [together, *(one for one in groups if one not in joined)]
+
+
+def _beginning(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with."""
+    first, last = min(rows), max(rows)  # in the order of a dictionary: what these two share, all do
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
 
 def collate(examples: list[Example], pad: int, device: torch.device | str = "cpu") -> Part:

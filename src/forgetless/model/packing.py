@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from forgetless.data.batches import LEAST_SHARED
+from forgetless.data.batches import Alike, alike
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # q, k, v, seen -> as q
 
@@ -81,8 +81,7 @@ def pack(ids: Tensor, mask: Tensor, positions: Tensor | None = None, sees: Tenso
     sources: list[tuple[int, int, int]] = []  # (row, from, to): the sequence, piece by piece
     groups: list[Group] = []
     n = 0
-    for rows in _alike(tokens, straight):
-        shared = _common(tokens[rows], int(straight[rows].min()))
+    for rows, shared in _groups(tokens, straight):
         ends = real[rows].sum(1).tolist()
         if shared:
             place[rows, :shared] = torch.arange(n, n + shared)
@@ -104,20 +103,11 @@ def pack(ids: Tensor, mask: Tensor, positions: Tensor | None = None, sees: Tenso
     return Packed(flat[0][None].to(device), flat[1][None].to(device), place.to(device), tuple(groups))
 
 
-def _alike(tokens: Tensor, straight: Tensor) -> list[list[int]]:
-    """Rows that begin with the same tokens, and all others together."""
-    found: dict[tuple[int, ...], list[int]] = {}
-    for row, beginning in enumerate(tokens[:, :LEAST_SHARED].tolist()):
-        found.setdefault(tuple(beginning) if straight[row] > LEAST_SHARED else (), []).append(row)
-    alone = [row for key, rows in found.items() if len(rows) == 1 or not key for row in rows]
-    return [rows for key, rows in found.items() if len(rows) > 1 and key] + ([alone] if alone else [])
-
-
-def _common(tokens: Tensor, limit: int) -> int:
-    """How many tokens all rows begin with, below `limit`, so that each keeps one; 0 where it is not worth it."""
-    same = (tokens[:, : limit - 1] == tokens[:1, : limit - 1]).all(0)
-    shared = int(same.long().cumprod(0).sum())
-    return shared if len(tokens) > 1 and shared >= LEAST_SHARED else 0
+def _groups(tokens: Tensor, straight: Tensor) -> list[Alike]:
+    """Rows that begin alike, up to the first branch and so that each keeps a token; all that share nothing together."""
+    found = alike([row[: max(0, end - 1)] for row, end in zip(tokens.tolist(), straight.tolist(), strict=True)])
+    alone = [row for group in found if not group.shared for row in group.rows]
+    return [group for group in found if group.shared] + ([Alike(alone, 0)] if alone else [])
 
 
 class _Spread(torch.autograd.Function):
