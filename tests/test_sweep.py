@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -11,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -298,6 +300,20 @@ def test_examples_are_what_they_say(name, monkeypatch):
 def test_every_example_is_tested():
     folder = Path(__file__).parents[1] / "examples"
     assert {file.stem.removeprefix("sweep-") for file in folder.glob("sweep-*.yaml")} == set(EXAMPLES)
+
+
+def test_commands_name_the_folder_that_a_sweep_makes(tmp_path, monkeypatch):
+    """`runs/sweep-NAME` in an example or a page is where the plan of examples/sweep-NAME.yaml lies."""
+    root = Path(__file__).parents[1]
+    tasks = [SimpleNamespace(name=name, fingerprint="", validation=[1]) for name in TASKS]
+    monkeypatch.setattr(running, "load_stream", lambda *_, **__: SimpleNamespace(tasks=tasks))
+    monkeypatch.chdir(tmp_path)
+    files = sorted((root / "examples").glob("sweep-*.yaml"))
+    made = [str(open_plan(str(file)).folder.root) for file in files]
+    assert made == [f"runs/{file.stem}" for file in files]
+    for file in (*files, root / "docs/sweep.md", root / "docs/forecast.md"):
+        named = set(re.findall(r"runs/sweep-[\w-]+", file.read_text()))
+        assert named <= {*made, "runs/sweep-NAME"}, file
 
 
 def test_amounts_have_units():

@@ -50,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("file", metavar="SWEEP.yaml", help="what is common, what varies, what is chosen, the limits")
     parser.add_argument(
         "--output_dir", "--output-dir", "--output", default="", metavar="DIR",
-        help="the sweep's folder; default runs/sweep-<the file's name>",
+        help="the sweep's folder; default runs/sweep-<the file's name, without sweep- before it>",
     )  # fmt: skip
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N", help="runs at once on this machine (%(default)s)"

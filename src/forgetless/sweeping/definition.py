@@ -90,7 +90,7 @@ def read_sweep(file: str | Path) -> Sweep:
         told = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # a date such as 2026-02-30 is a ValueError
         raise UsageError(f"{file}: {' '.join(str(error).split())}") from error
-    return sweep_of(told, str(file), path.stem)
+    return sweep_of(told, str(file), path.stem.removeprefix("sweep-"))
 
 
 def sweep_of(told: Any, place: str = "sweep", name: str = "sweep") -> Sweep:
