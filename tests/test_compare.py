@@ -177,6 +177,23 @@ def test_single_pairs_are_tested_on_rows(tmp_path):
     # 36 of 40 rows against 12 of 40: 24 rows, all one way; 2 / 2^24
     assert (abs(first["change"]), first["n"], first["p"]) == pytest.approx((0.6, 40, 2**-23))
     assert first["over"] == "rows" and first["shown"]
+    assert "(over 40 rows of one run each, of which alone this is shown; p " in compare_markdown(compare([tmp_path]))
+
+
+def test_two_pairs_give_their_changes_and_no_claim(tmp_path):
+    """One seed says the one is better by far, the other seed the other."""
+    for seed, (sequential, incremental) in enumerate(((0.0, 0.3), (0.3, 0.0))):
+        made_run(tmp_path / f"a{seed}", seed=seed, falls=sequential)
+        made_run(tmp_path / f"b{seed}", "incremental", seed=seed, falls=incremental)
+    record = compare([tmp_path])
+    told = record["sets"][0]["tests"]
+    assert [(one["of"], one["n"], one["p"], one["p_holm"], one["shown"]) for one in told] == [
+        ("average_accuracy", 2, None, None, False), ("bwt", 2, None, None, False)
+    ]  # fmt: skip
+    assert told[0]["values"] == pytest.approx([-0.3, 0.3]) and told[0]["change"] == pytest.approx(0)
+    text = compare_markdown(record)
+    assert "| 2 pairs | −30, +30 | – | – | too few for a claim |" in text
+    assert "No difference between methods is shown" in text
 
 
 def test_front_and_cost(record):

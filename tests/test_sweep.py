@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 from types import SimpleNamespace
@@ -327,9 +328,11 @@ def test_a_file_that_is_not_there_is_named(tmp_path, capsys):
 
 
 def test_costs_are_counted_by_steps():
-    estimate = Estimate([10, 30], [1, 1], [2.0, 4.0], 100, 0.1, 10.0, 5.0, 1e6)
-    assert estimate.seconds(TrainSettings(batch_size=10)) == 1 * 2 + 3 * 4 + 10 + 5
-    assert estimate.seconds(TrainSettings(max_steps=5)) == 5 * 2 + 5 * 4 + 15
+    estimate = Estimate([10, 30], [1, 1], [2.0, 4.0], 100, 0.1, 10.0, answering=5.0, measuring=0.5, every=0, disk=1e6)
+    assert estimate.seconds(TrainSettings(batch_size=10)) == 1 * 2 + 3 * 4 + 10 + 5 + 3 * 0.5
+    assert estimate.seconds(TrainSettings(max_steps=5)) == 5 * 2 + 5 * 4 + 15 + 3 * 0.5
+    inside = replace(estimate, every=2)  # after 2 and 4 of 5 steps of both tasks
+    assert inside.seconds(TrainSettings(max_steps=5)) == 5 * 2 + 5 * 4 + 15 + (3 + 4) * 0.5
 
 
 # ---------------------------------------------------------------------------------------- runs

@@ -266,7 +266,7 @@ def _mark_front(configurations: list[dict]) -> None:
 
 
 def _tests(configurations: list[list[dict]], labels: list[str]) -> list[dict]:
-    """Every two configurations, over pairs of runs with the same seed and order, or over rows where those are few."""
+    """Every two configurations, over pairs of runs with the same seed and order; a single pair over its test rows."""
     ours = [
         (runs, label)
         for runs, label in zip(configurations, labels, strict=True)
@@ -275,9 +275,8 @@ def _tests(configurations: list[list[dict]], labels: list[str]) -> list[dict]:
     found = []
     for (before, one), (after, other) in itertools.combinations(ours, 2):
         pairs = _pairs(before, after)
-        enough = pairs and sampled(levels([run for run, _ in pairs]))
-        told = _over_runs(pairs) if enough else [test for pair in pairs[:1] for test in _on_rows(*pair)]
-        found += [{"before": one, "after": other, **test} for test in told]
+        told = _on_rows(*pairs[0]) if len(pairs) == 1 else _over_runs(pairs)
+        found += [{"before": one, "after": other, **test, "p_holm": None, "shown": False} for test in told]
     return found
 
 
@@ -288,18 +287,19 @@ def _pairs(before: list[dict], after: list[dict]) -> list[tuple[dict, dict]]:
 
 
 def _over_runs(pairs: list[tuple[dict, dict]]) -> list[dict]:
-    """Paired t test of the mean difference, after minus before; pairs of a seed or an order err together."""
+    """Paired t test of the mean difference, after minus before; pairs of a seed or an order err together.
+
+    Where they vary over too few levels the differences stand there, and p is None.
+    """
     found, runs = [], [before for before, _ in pairs]
     for key in TESTED:
         values = [(a["metrics"][key], b["metrics"][key]) for a, b in pairs]
-        if any(None in pair for pair in values):
+        if not pairs or any(None in pair for pair in values):
             continue
         differences: list[float | None] = [b - a for a, b in values]
-        told = spread(differences, runs)
-        change = _over_levels(differences, runs)
-        assert change is not None  # pairs that vary over too few levels are tested on rows
-        found.append({"of": key, "over": over(runs), "n": len(pairs), "change": change.value,
-                      "low": told["low"], "high": told["high"], "p": change.p()})  # fmt: skip
+        told, sample = spread(differences, runs), _over_levels(differences, runs)
+        found.append({"of": key, "over": over(runs), "n": len(pairs), "values": differences, "change": told["mean"],
+                      "low": told["low"], "high": told["high"], "p": sample.p() if sample else None})  # fmt: skip
     return found
 
 
@@ -313,16 +313,17 @@ def _on_rows(before: dict, after: dict) -> list[dict]:
         pairs = [(score, other[key]) for key, score in zip(one["keys"], one["scores"], strict=True) if key in other]
         if pairs:
             change = paired_change([old for old, _ in pairs], [new for _, new in pairs])
-            found.append({"of": name, "over": "rows", "n": change.n, "change": change.change, "low": change.low,
-                          "high": change.high, "p": change.p})  # fmt: skip
+            found.append({"of": name, "over": "rows", "n": change.n, "values": [change.change],
+                          "change": change.change, "low": change.low, "high": change.high,
+                          "p": change.p})  # fmt: skip
     return found
 
 
 def _adjust(tests: list[dict]) -> None:
-    """Holm over all tests of the comparison; a claim needs the adjusted p below .05."""
-    for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
-        test["p_holm"] = p
-        test["shown"] = p < 1 - CONFIDENCE
+    """Holm over all tests of the comparison; a claim needs the adjusted p below .05, and what has no p is no claim."""
+    known = [test for test in tests if test["p"] is not None]
+    for test, p in zip(known, holm([test["p"] for test in known]), strict=True):
+        test["p_holm"], test["shown"] = p, p < 1 - CONFIDENCE
 
 
 # ------------------------------------------------------------------------------------------- how much old data?

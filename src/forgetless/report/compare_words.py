@@ -61,10 +61,11 @@ def claim(test: dict) -> str:
     """A difference that is shown, in words."""
     what = NAMES.get(test["of"], f"score on {clean(test['of'])}")
     better = "higher" if test["change"] > 0 else "lower"
-    over = f"{test['n']} {'rows' if test['over'] == 'rows' else 'pairs of runs'}"
+    over = f"{test['n']} rows of one run each, of which alone this is shown" if test["over"] == "rows" else (
+        f"{test['n']} pairs of runs")  # fmt: skip
     return (
         f"{clean(test['after'])} has {points(test['change'])} {better} {what} than {clean(test['before'])} "
-        f"(over {over}, p {p_value(test['p_holm'])})."
+        f"(over {over}; p {p_value(test['p_holm'])})."
     )
 
 
@@ -148,19 +149,26 @@ def _tests(told: dict) -> Table:
         [
             f"{clean(one['after'])} – {clean(one['before'])}",
             NAMES.get(one["of"], clean(one["of"])),
-            f"{one['n']} {one['over'] if one['over'] == 'rows' else 'pairs (' + one['over'] + ')'}",
-            with_interval("bwt", one | {"mean": one["change"]}),
-            p_value(one["p"]),
-            p_value(one["p_holm"]),
-            "shown" if one["shown"] else "not shown",
+            _tested_over(one),
+            *([", ".join(value_of("bwt", value) for value in one["values"]), "–", "–", "too few for a claim"]
+              if one["p"] is None else
+              [with_interval("bwt", one | {"mean": one["change"]}), p_value(one["p"]), p_value(one["p_holm"]),
+               "shown" if one["shown"] else "not shown"]),
         ]
         for one in told["tests"]
-    ]
+    ]  # fmt: skip
     head = ["difference", "of", "over", "points", "p", "p (Holm)", ""]
     note = (
         "Pairs: paired t test. Rows right or wrong: exact McNemar test and Tango's interval; others: paired bootstrap."
     )
     return Table("Differences on the same seeds, orders and rows", head, rows, (note,))
+
+
+def _tested_over(test: dict) -> str:
+    """`6 pairs (seeds)`, `2 pairs`, `100 rows of one run each`."""
+    if test["over"] == "rows":
+        return f"{test['n']} rows of one run each"
+    return f"{test['n']} pairs" + (f" ({test['over']})" if test["over"] else "")
 
 
 def _orders(told: dict) -> Table:
