@@ -26,6 +26,7 @@ from forgetless.forgetting.reference import reference_of
 from forgetless.forgetting.windows import continuation_windows, row_windows
 from forgetless.geometry.interpolate import prepare
 from forgetless.geometry.merging import merge
+from forgetless.learning.dryrun import plan_run
 from forgetless.learning.stream import learn
 from forgetless.methods import METHODS
 from forgetless.model.adapters import LoraSettings
@@ -237,3 +238,13 @@ def test_what_cannot_be_had_is_said_at_the_start(ran, tiny, tiny_t5, two, tokeni
         merge(MergeConfig([str(adapter)], output_dir=str(tmp_path / "merged")))
     with pytest.raises(UsageError, match="bart: an encoder-decoder of this kind is not known"):
         model_class(BartConfig())
+
+
+@pytest.mark.parametrize("text", ["", "The sky is blue and the grass is green.\n\nThe whale is large.\n"])
+def test_a_dry_run_measures_forgetting_as_the_run_does(text, tiny_t5, two, tmp_path, capsys):
+    told = {"forgetting_prompts": 2}
+    if text:
+        (tmp_path / "words.txt").write_text(text)
+        told = {"forgetting_text": str(tmp_path / "words.txt")}
+    plan_run(config(tiny_t5, two, tmp_path / "run", **told))
+    assert "for forgetting" in capsys.readouterr().out

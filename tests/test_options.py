@@ -1,9 +1,13 @@
 """Option likelihoods: a shared prompt against one sequence an option, on several architectures."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import modeling_flash_attention_utils as flash_utils
 
 from forgetless.data.batches import Encoder
 from forgetless.data.tasks import Row
@@ -90,6 +94,39 @@ def test_sharing_and_not_sharing_agree_with_eager_attention(tokenizer):
     assert shared.shared is True
     for left, right in zip(one, other, strict=True):
         assert left == pytest.approx(right, abs=1e-4)
+
+
+def flash(q, k, v, causal=False, softmax_scale=None, **more):
+    """What flash attention computes: (rows, tokens, heads, width), no mask."""
+    q, k, v = (one.transpose(1, 2) for one in (q, k, v))
+    k, v = (one.repeat_interleave(q.shape[1] // k.shape[1], 1) for one in (k, v))
+    return scaled_dot_product_attention(q, k, v, is_causal=causal, scale=softmax_scale).transpose(1, 2)
+
+
+def flash_without_padding(q, k, v, cu_seqlens_q=None, **more):
+    """The same of rows that lie behind one another: (tokens, heads, width)."""
+    ends = cu_seqlens_q.tolist()
+    rows = (slice(start, end) for start, end in pairwise(ends))
+    return torch.cat([flash(q[None, row], k[None, row], v[None, row], **more)[0] for row in rows])
+
+
+def padded(x, places, rows, length):
+    out = x.new_zeros(rows * length, *x.shape[1:])
+    out[places] = x
+    return out.view(rows, length, *x.shape[1:])
+
+
+def test_flash_attention_takes_no_masks_so_options_are_scored_apart(tokenizer, monkeypatch):
+    """transformers' own path to the kernel, with a stand-in for the kernel."""
+    kernels = flash, flash_without_padding, None, padded, flash_utils._unpad_input
+    monkeypatch.setattr(flash_utils, "_lazy_imports", lambda *asked, **more: kernels)
+    encode, model = Encoder(tokenizer, 64), make("llama", tokenizer)
+    told = OptionScorer(model, encode, torch.device("cpu"))(ROWS, OPTIONS)
+    model.config._attn_implementation = "flash_attention_2"  # by its own setter it asks for the package
+    scorer = OptionScorer(model, encode, torch.device("cpu"))
+    for left, right in zip(scorer(ROWS, OPTIONS), told, strict=True):
+        assert left == pytest.approx(right, abs=1e-4)
+    assert scorer.shared is False
 
 
 def test_logits_are_in_memory_a_few_at_a_time(tokenizer, monkeypatch):

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from forgetless.data.batches import Example, alike, split
 from forgetless.model.answers import logits_at, packs
-from forgetless.model.attention import BLOCKED, PACKED, use_blocked_attention
+from forgetless.model.attention import BLOCKED, PACKED, use_blocked_attention, window
+from forgetless.model.head import hidden_at
 from forgetless.model.packing import pack
 
 PACKING = ("llama", "olmo", "deepseek_v3")
@@ -220,3 +221,26 @@ def test_rows_of_two_prompts_compute_what_padded_ones_do(llama):
     inputs = {"input_ids": ids, "attention_mask": mask}
     for told, own in zip(outcome(llama, kept, **inputs, pack_rows=False), outcome(llama, kept, **inputs), strict=True):
         torch.testing.assert_close(own, told, rtol=1e-4, atol=1e-4)
+
+
+def test_chunked_attention_is_given_padded_rows():
+    """Llama 4 cuts rows into chunks that do not see one another; packed, a chunk would begin elsewhere."""
+    more = {"num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 48, "pad_token_id": 0}
+    told = SMALL | more | {"head_dim": 8, "attention_chunk_size": 20}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama4_text", **told))
+    use_blocked_attention(model)
+    assert window(model) == 20 and not packs(model)
+
+
+def test_what_the_head_reads_is_the_same_packed(llama):
+    rows = [(*range(30, 42), *range(3, 3 + n)) for n in (4, 9, 1)]
+    length = max(map(len, rows))
+    ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows])
+    mask = (ids > 0).long()
+    packed = hidden_at(llama, mask.bool(), input_ids=ids, attention_mask=mask)
+    llama.set_attn_implementation(BLOCKED)
+    try:
+        told = hidden_at(llama, mask.bool(), input_ids=ids, attention_mask=mask)
+    finally:
+        llama.set_attn_implementation(PACKED)
+    torch.testing.assert_close(packed, told, rtol=1e-4, atol=1e-4)

@@ -121,6 +121,11 @@ def test_adapters_that_vllm_does_not_load_are_refused(settings, said, vllm, tiny
         VllmAnswers(subject, torch.float32, 64)
 
 
+def test_encoder_decoders_are_refused(vllm, tiny_t5):
+    with pytest.raises(UsageError, match="decoders alone"):
+        VllmAnswers(find_subjects(tiny_t5), torch.float32, 64)
+
+
 def test_where_vllm_is_not_installed_the_remedy_is_said(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UsageError, match=r"pip install 'forgetless\[vllm\]'[\s\S]*http://host"):

@@ -21,9 +21,10 @@ from forgetless.learning.borders import NO_ONE_MODEL
 from forgetless.learning.cells import scored_columns
 from forgetless.learning.prepare import prepare
 from forgetless.learning.session import Session
-from forgetless.learning.step import TrainSettings, count_steps, plan
+from forgetless.learning.step import TrainSettings, count_steps, optimizer_for, plan
 from forgetless.methods import Lesson
 from forgetless.methods.base import own_answering
+from forgetless.model.encoder_decoder import decoder_start
 from forgetless.model.loading import loaded_as_told
 from forgetless.progress import out, seconds_of
 from forgetless.score.scorers import Scorer
@@ -56,6 +57,7 @@ def plan_run(config: LearnConfig) -> None:
         )
     out.print(table)
     costs = estimate(session)
+    forgetting = costs.forgetting(config.part(TrainSettings))
     steps_of = costs.steps(config.part(TrainSettings))
     training = costs.training(config.part(TrainSettings))
     total_steps, learners = sum(steps_of), len(session.method.views())
@@ -67,10 +69,10 @@ def plan_run(config: LearnConfig) -> None:
         "trainable": f"{trainable:,} parameters in {session.adapters.described()}",
         "scored": f"{len(_cells(session))} cells of the matrix (cells={config.cells}), {costs.scored_rows:,} rows",
         "forgetting": _forgetting(session),
-        "time": f"about {minutes(training + costs.scoring + costs.forgetting)}: "
+        "time": f"about {minutes(training + costs.scoring + forgetting)}: "
                 f"{total_steps} steps x {training / max(total_steps, 1):.2f} s + {costs.scored_rows:,} rows x "
                 f"{costs.row_seconds:.3f} s" + (f" x {learners} learners" if learners > 1 else "")
-                + (f" + {minutes(costs.forgetting)} for forgetting" if costs.forgetting else ""),
+                + (f" + {minutes(forgetting)} for forgetting" if forgetting else ""),
         "memory": f"peak so far {_peak_gib(session):.1f} GiB, steps and one scoring batch included",
         "disk": f"about {costs.disk / 2**20:.0f} MiB in {session.run.root}",
     }  # fmt: skip
@@ -90,7 +92,9 @@ class Estimate:
     scored_rows: int
     row_seconds: float
     scoring: float  # seconds
-    forgetting: float  # seconds
+    answering: float  # seconds of the base's answers to what forgetting is measured on
+    measuring: float  # seconds of one measure of forgetting
+    every: int  # steps between measures inside a lesson; 0: at borders only
     disk: float  # bytes
 
     def steps(self, settings: TrainSettings) -> list[int]:
@@ -103,13 +107,19 @@ class Estimate:
 
     def seconds(self, settings: TrainSettings) -> float:
         """Of the whole run."""
-        return self.training(settings) + self.scoring + self.forgetting
+        return self.training(settings) + self.scoring + self.forgetting(settings)
+
+    def forgetting(self, settings: TrainSettings) -> float:
+        """Seconds of all measures: of the base, at every border, and inside lessons."""
+        inside = sum(steps // self.every for steps in self.steps(settings)) if self.every else 0
+        return self.answering + self.measuring * (1 + len(self.rows) + inside)
 
 
 def estimate(session: Session) -> Estimate:
     """Times a few steps and rows, and adds up; the session is used up by it."""
     step_seconds, row_seconds = _time_steps(session), _time_scoring(session)
     scored_rows = sum(len(session.stream.tasks[j].test) for _, j in _cells(session))
+    answering, measuring = _time_forgetting(session)
     return Estimate(
         rows=[len(lesson.rows) for lesson in _trained(session)],
         tasks=[lesson.tasks for lesson in _trained(session)],
@@ -117,7 +127,9 @@ def estimate(session: Session) -> Estimate:
         scored_rows=scored_rows,
         row_seconds=row_seconds,
         scoring=scored_rows * row_seconds * len(session.method.views()),
-        forgetting=_time_forgetting(session),
+        answering=answering,
+        measuring=measuring,
+        every=session.config.forgetting_every,
         disk=_disk(session),
     )
 
@@ -132,7 +144,7 @@ def _time_steps(session: Session) -> list[float]:
     config, method, engine = session.config, session.method, session.engine
     settings = config.part(TrainSettings)
     session.adapters.model.train()
-    optimizer = torch.optim.AdamW(session.adapters.parameters(), lr=0.0)
+    optimizer = optimizer_for(session.adapters.parameters(), replace(settings, learning_rate=0.0))
 
     def step(number: int, examples: list[Example]) -> None:
         for chosen in split(method.batch(examples, number), settings.micro_batch_size):
@@ -180,19 +192,20 @@ def _forgetting(session: Session) -> str:
     )
 
 
-def _time_forgetting(session: Session) -> float:
-    """Seconds for the base's answers, if it is to answer, and for reading the text, by the base and at every border."""
+def _time_forgetting(session: Session) -> tuple[float, float]:
+    """Seconds for the base's answers, if it is to answer, and for reading the text once."""
     text, model, using = session.text, session.adapters.model, session.engine.autocast
     if text is None or session.method.task_id:
-        return 0.0
+        return 0.0, 0.0
     few, tokenizer, max_length = replace(text, rows=text.rows[:TRIED]), session.base.tokenizer, longest(model)
     began = time.monotonic()
     if few.open:
         few = few.answered(answers_of(model, tokenizer, few, max_length, using))
     answering = time.monotonic() - began
-    windows = few.windows(tokenizer, max_length)
+    windows = few.windows(tokenizer, max_length, decoder_start=decoder_start(model.config))
     reading = seconds_of(lambda: list(hidden_states(model, windows, using=using)))
-    return (answering + reading * (len(session.lessons) + 1)) * len(text.rows) / len(few.rows)
+    whole = len(text.rows) / len(few.rows)
+    return answering * whole, reading * whole
 
 
 def _cells(session: Session) -> list[tuple[int, int]]:

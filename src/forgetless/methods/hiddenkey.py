@@ -20,7 +20,7 @@ from torch.nn.functional import log_softmax
 from forgetless.data.batches import Part
 from forgetless.errors import UsageError
 from forgetless.methods.base import ADAPTER, Check, Method
-from forgetless.model.answers import logits_at, token_losses
+from forgetless.model.answers import logits_at, takes_masks, token_losses
 from forgetless.model.dropping import PATTERNS, Drop, blocks, dropping
 from forgetless.seeds import generator
 
@@ -71,6 +71,11 @@ class HiddenKey(Method):
             raise UsageError(
                 "hiddenkey: gradient_checkpointing would compute activations again without the dropped entries; "
                 "leave it out, and lower micro_batch_size instead"
+            )
+        if not takes_masks(base):
+            raise UsageError(
+                f"hiddenkey: drops keys by a mask, which the attention {base.config._attn_implementation!r} does not "
+                "take; use auto, sdpa or eager"
             )
 
     def begin_task(self, task: int) -> None:

@@ -98,6 +98,11 @@ def packs(model) -> bool:
     return model.config._attn_implementation == PACKED and not by_place
 
 
+def takes_masks(model) -> bool:
+    """Whether its attention takes a mask that says of each token which others it sees; flash attention takes none."""
+    return model.config._attn_implementation in ("eager", "sdpa", BLOCKED, PACKED)
+
+
 def _mask(model, sees: Tensor) -> Tensor:
     """`sees` as the model's attention takes it."""
     if model.config._attn_implementation in ("sdpa", BLOCKED, PACKED):

@@ -9,6 +9,7 @@ bounded. `docs/performance.md` has the comparison.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 
 import torch
@@ -153,6 +154,12 @@ def use_blocked_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation(found)
 
 
+def window(model: PreTrainedModel) -> float:
+    """How many tokens a token of some layer sees at most, where its place in the row decides it; else infinity."""
+    told = model.config.get_text_config().to_dict()
+    return min(told.get(name) or math.inf for name in ("sliding_window", "attention_chunk_size"))
+
+
 _tried: dict[tuple, str] = {}
 
 
@@ -200,7 +207,7 @@ def _takes_packed(model: PreTrainedModel) -> bool:
     A row must not change by a bit when another one's own tokens do, and must change with the beginning they share. In
     16 bits values are compared loosely, since the rounding of one layer grows in the next.
     """
-    if model.config.get_text_config().to_dict().get("sliding_window"):  # `Packed` knows of no window
+    if window(model) < math.inf:  # `Packed` knows of none
         return False
     ids = torch.tensor([[*range(3, 15), 5, 6, 7], [*range(3, 15), 8, 0, 0], [9, 4, *range(8, 18), 0, 0, 0]])
     mask, others, beginning = (ids > 0).long(), ids.clone(), ids.clone()

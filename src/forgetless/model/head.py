@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from forgetless.errors import RunError
+from forgetless.model.answers import packs
 from forgetless.model.base import transformer
 from forgetless.model.encoder_decoder import halves, is_encoder_decoder
+from forgetless.model.packing import pack
 from forgetless.model.prompted import Prompted, before_answers
 
 Using = Callable[[], AbstractContextManager]  # what a model computes in: `model.disable_adapter`, autocast, ...
@@ -28,20 +30,22 @@ def hidden_at(model, keep: Tensor, **inputs: Tensor) -> Tensor:
     """What the output embedding reads at the True positions of `keep` (batch, length): (kept, width), row-major.
 
     `inputs`: `input_ids` and `attention_mask` of right-padded rows, which for an encoder-decoder are cut in `halves`.
-    No logits are computed. Virtual tokens that an adapter puts before a row are passed over.
+    No logits are computed. A model that can is given the rows packed. Virtual tokens that an adapter puts before a row
+    are passed over.
     """
+    packed = pack(inputs["input_ids"], inputs["attention_mask"]) if packs(model) else None
+    context = {"context": before_answers(keep, inputs["attention_mask"])} if isinstance(model, Prompted) else {}
     if is_encoder_decoder(model):
         inputs, keep = halves(**inputs, keep=keep)
     read: list[Tensor] = []
 
     def take(embedding: nn.Module, given: tuple) -> tuple:
-        hidden, *rest = given  # (batch, virtual tokens + length, width)
-        read.append(hidden[:, -keep.shape[1] :][keep])
+        hidden, *rest = given  # (batch, virtual tokens + length, width), or (1, tokens, width)
+        read.append(hidden[0, packed.place[keep]] if packed else hidden[:, -keep.shape[1] :][keep])
         return (hidden[:, :0], *rest)
 
-    context = {"context": before_answers(keep, inputs["attention_mask"])} if isinstance(model, Prompted) else {}
     with torch.no_grad(), model.get_output_embeddings().register_forward_pre_hook(take):
-        model(**inputs, **context, use_cache=False)
+        model(**(packed.inputs if packed else inputs), **context, use_cache=False)
     if len(read) != 1:
         raise RunError(f"{_name(model)}: its output embedding was called {len(read)} times in a forward pass, not once")
     return read[0]

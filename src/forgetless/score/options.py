@@ -10,7 +10,6 @@ each prompt once, and the decoder each option behind it.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -21,7 +20,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from forgetless.data.batches import Encoder
 from forgetless.data.tasks import Row
-from forgetless.model.answers import logits_at
+from forgetless.model.answers import logits_at, takes_masks
+from forgetless.model.attention import window
 from forgetless.model.base import transformer
 from forgetless.model.encoder_decoder import decoded, encoded, is_encoder_decoder
 
@@ -52,9 +52,9 @@ class OptionScorer:
     def __init__(self, model, encoder: Encoder, device: torch.device, batch_tokens: int = 4096):
         self.model, self.encoder, self.device, self.batch_tokens = model, encoder, device, batch_tokens
         takes_positions = "position_ids" in inspect.signature(transformer(model).forward).parameters
-        # A mask of our own replaces the model's: rows longer than a sliding window are scored one option at a time
-        self.window = model.config.get_text_config().to_dict().get("sliding_window") or math.inf
-        self.shared: bool | None = None if takes_positions else False  # None: not tried yet
+        # A mask of our own replaces the model's: rows longer than its window are scored one option at a time
+        self.window = window(transformer(model))
+        self.shared: bool | None = None if takes_positions and takes_masks(model) else False  # None: not tried yet
 
     def __call__(self, rows: list[Row], options: tuple[str, ...]) -> list[list[float]]:
         """log p(option | row's prompt), natural logarithm, summed over the option's tokens: rows x options."""

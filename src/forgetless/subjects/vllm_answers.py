@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from forgetless.errors import UsageError
-from forgetless.model.base import find_model
+from forgetless.model.base import find_model, load_config
+from forgetless.model.encoder_decoder import decoder_start
 from forgetless.model.loading import AS_STORED, is_trusted
 from forgetless.score.generation import Answer
 from forgetless.subjects.models import Subject, adapter_config
@@ -99,6 +100,9 @@ def _rank(subject: Subject) -> int:
     if subject.load_in != AS_STORED:
         raise UsageError(f"{subject.name}: generate_with vllm is not for a base in 4 bits, which it would quantise "
                          "otherwise; leave out one of both")  # fmt: skip
+    if decoder_start(load_config(subject.base)) is not None:
+        raise UsageError(f"{subject.name}: generate_with vllm is for decoders alone, and this is an encoder-decoder; "
+                         "leave out --generate-with vllm")  # fmt: skip
     if subject.adapter is None:
         return 0
     config = adapter_config(subject.adapter)
