@@ -21,7 +21,7 @@ PROMPTS = 10  # the fewest that give an interval
 
 def config(tiny: str, stream: Stream, folder: Path, **more) -> LearnConfig:
     told = {"learning_rate": 2e-2, "batch_size": 4, "r": 4, "max_length": 64, "cells": "last", "method": "olora",
-            "num_train_epochs": 1.0, "forgetting_prompts": PROMPTS}  # fmt: skip
+            "num_train_epochs": 1.0, "forgetting_prompts": PROMPTS, "lr_scheduler_type": "constant"}  # fmt: skip
     return LearnConfig(model=tiny, stream=stream, output_dir=str(folder), **(told | CPU | more))
 
 

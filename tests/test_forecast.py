@@ -6,14 +6,21 @@ import csv
 import json
 import shutil
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import AutoPeftModelForCausalLM
 from records import run_record
+from transformers import AutoTokenizer
 
+from forgetless import LearnConfig, learn
 from forgetless.cli import main
+from forgetless.data.batches import Encoder
+from forgetless.data.tasks import Stream
 from forgetless.errors import DataError, UsageError
 from forgetless.forecasting import fitting
 from forgetless.forecasting.asking import ask
@@ -32,7 +39,7 @@ from forgetless.forecasting.fitting import (
 )
 from forgetless.forecasting.forecast import _last_within, fit_laws, linear_law, read_law, write_laws
 from forgetless.forecasting.laws import LAWS, linear, published_form, shifted_power
-from forgetless.forecasting.points import read_points
+from forgetless.forecasting.points import EVALUATION, VALIDATION, from_run, read_points
 from forgetless.runs.folder import RunFolder, write_json, write_lines
 from forgetless.runs.seal import sealed
 
@@ -385,8 +392,12 @@ def test_fit_by_command_line(tmp_path, capsys, monkeypatch):
 # ------------------------------------------------------------------------------------------- folders
 
 
-def run_folder(root, rank: int, steps: int = 30, every: int = 0, config: dict | None = None, **told_of: dict) -> None:
-    """A run of one lesson: step losses 2, 1.9, ...; KL 0.01 a step at its end and, with `every`, within."""
+def run_folder(root, rank: int, steps: int = 30, every: int = 0, config: dict | None = None, validated: bool = False,
+               falls: bool = False, **told_of: dict) -> None:  # fmt: skip
+    """A run of one lesson: step losses 2, 1.9, ...; KL 0.01 a step at its end and, with `every`, within.
+
+    validated: there the loss on validation rows is 1 / step. falls: its learning rate does.
+    """
     run = RunFolder(root)
     root.mkdir(parents=True)
     told = run_record("some/base", ["a"], {"weights": "ab", "tokenizer": "", "chat_template": ""})
@@ -395,10 +406,12 @@ def run_folder(root, rank: int, steps: int = 30, every: int = 0, config: dict | 
     told |= told_of
     write_json(run.config, sealed(told))
     with run.publish(run.task(1, "a")) as folder:
-        records = [{"step": i, "loss": 2 - i / 100} for i in range(1, steps + 1)]
+        records = [{"step": i, "loss": 2 - i / 100, "learning_rate": 1e-3 / (i if falls else 1)}
+                   for i in range(1, steps + 1)]  # fmt: skip
         for record in records:
             if every and record["step"] % every == 0:
-                record["forgetting/kl"] = record["step"] / 100
+                record |= {"forgetting/kl": record["step"] / 100}
+                record |= {"validation_loss": 1 / record["step"]} if validated else {}
         write_lines(folder / "log.jsonl", records)
     with run.publish(run.task(1, "a") / "forgetting") as folder:
         write_json(folder / "forgetting.json", {"per_token": {"kl": steps / 100}, "text": {"sha256": "cd"}})
@@ -412,6 +425,45 @@ def test_a_run_gives_a_point_at_its_end_and_at_each_measured_step(tmp_path):
     assert (last.parameters, last.steps, last.forgetting, last.loss) == pytest.approx((800, 30, 0.3, 1.745))
     assert [(one.steps, one.forgetting) for one in rest] == [(10, 0.1), (20, 0.2), (30, 0.3)]
     assert {one.run for one in rest} == {str(tmp_path / "sweep" / "r16")} and rest[0].base == "ab"
+
+
+def test_the_loss_of_a_point_is_that_on_validation_rows_at_its_step(tmp_path):
+    """Where every point of the run has it; two kinds of loss are no one law's."""
+    run_folder(tmp_path / "r8", 8, every=10, validated=True)
+    found = read_points([tmp_path / "r8"])[0]
+    assert [(one.steps, one.loss) for one in found] == [(10, 0.1), (20, 0.05), (30, pytest.approx(1 / 30))]
+    assert {one.loss_kind for one in found} == {"validation rows at that step"}
+    run_folder(tmp_path / "r4", 4, every=20, validated=True)  # the end without: then the mean of training losses
+    assert [one.loss for one in read_points([tmp_path / "r4"])[0]] == pytest.approx([1.845, 1.745])
+    with pytest.raises(DataError, match=r"mixed loss_kinds.*training steps"):
+        fit_laws([tmp_path])
+
+
+def test_measuring_within_a_task_records_the_validation_loss(tiny, two, tmp_path):
+    """It falls on the rows that are learnt, and is there at the last step too; the points of a law take it."""
+    stream = Stream("one", (replace(two.tasks[0], validation=two.tasks[0].train[:5]),))
+    learn(LearnConfig(model=tiny, stream=stream, output_dir=str(tmp_path / "run"), forgetting_every=4, max_steps=6,
+                      learning_rate=2e-2, batch_size=4, micro_batch_size=2, max_length=64, cells="last", r=4,
+                      forgetting_prompts=2, lr_scheduler_type="constant", device="cpu", precision="fp32"))  # fmt: skip
+    found = from_run(tmp_path / "run")
+    assert [one.steps for one in found] == [4, 6] and {one.loss_kind for one in found} == {VALIDATION}
+    assert found[0].loss > found[1].loss > 0
+    model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run" / "adapter")
+    tokenizer, total, answers = AutoTokenizer.from_pretrained(tiny), 0.0, 0
+    for row in stream.tasks[0].validation:  # the slow twin: a row at a time
+        example = Encoder(tokenizer, 64)(row)
+        ids = torch.tensor([example.ids])
+        chosen = model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+        total -= float(chosen[torch.tensor(example.answer[1:])].sum())
+        answers += example.answers
+    assert found[1].loss == pytest.approx(total / answers, abs=1e-4)
+
+
+def test_points_within_a_falling_learning_rate_are_left_out_and_named(tmp_path):
+    run_folder(tmp_path / "r8", 8, every=10, falls=True)
+    found, left_out = read_points([tmp_path / "r8"])
+    assert [one.steps for one in found] == [30]
+    assert "r8: 2 points before its end: its learning rate falls" in left_out[0] and "constant" in left_out[0]
 
 
 def test_a_run_without_points_is_left_out_and_named(tmp_path, monkeypatch, capsys):
@@ -454,7 +506,7 @@ def test_a_trainers_folder(tmp_path):
     for number in (50, 100):
         folder = tmp_path / "out" / f"checkpoint-{number}"
         folder.mkdir(parents=True)
-        log = [{"step": 25, "loss": 3.0, "learning_rate": 1e-4}, {"step": 50, "loss": 2.0, "learning_rate": 5e-5},
+        log = [{"step": 25, "loss": 3.0, "learning_rate": 1e-4}, {"step": 50, "loss": 2.0, "learning_rate": 1e-4},
                {"step": 50, "forgetting/kl": 0.1}, {"step": 100, "loss": 1.5}, {"step": 100, "eval_loss": 1.75},
                {"step": 100, "forgetting/kl": 0.2}]  # fmt: skip
         (folder / "trainer_state.json").write_text(json.dumps({"log_history": log[: 3 if number == 50 else 6]}))
@@ -462,8 +514,17 @@ def test_a_trainers_folder(tmp_path):
         head = json.dumps({"A": {"dtype": "F32", "shape": [4, 10], "data_offsets": [0, 160]}, "__metadata__": {}})
         (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head.encode() + bytes(160))
     found, _ = read_points([tmp_path / "out"])
-    assert [(one.steps, one.loss, one.forgetting) for one in found] == [(50, 2.0, 0.1), (100, 1.75, 0.2)]
+    # one of the two has no evaluation, so both have the training loss
+    assert [(one.steps, one.loss, one.forgetting) for one in found] == [(50, 2.0, 0.1), (100, 1.5, 0.2)]
     assert found[0].parameters == 40 and found[0].learning_rate == 1e-4 and found[0].base == "some/base"
+    log[1] |= {"learning_rate": 5e-5}  # it falls: the end of 100 steps is a point, step 50 is none
+    state = tmp_path / "out" / "checkpoint-100" / "trainer_state.json"
+    state.write_text(json.dumps({"log_history": log, "max_steps": 100}))
+    [last], [why] = read_points([tmp_path / "out"])
+    assert (last.steps, last.loss, last.loss_kind) == (100, 1.75, EVALUATION) and "1 points before its end" in why
+    state.write_text(json.dumps({"log_history": log, "max_steps": 200}))
+    with pytest.raises(DataError, match="its learning rate falls and its end was not measured"):
+        read_points([tmp_path / "out"])
 
 
 def test_a_fit_knows_where_it_is_asked():

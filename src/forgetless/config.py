@@ -90,8 +90,8 @@ class LearnConfig(SaveSettings, TrainSettings, LoraSettings, LoadSettings):
     forgetting_prompts: int = PROMPTS
     """after each task the base's own answers to this many general prompts show how far predictions moved; 0: off"""
     forgetting_every: int = 0
-    """measure it also within a task, every this many steps, into log.jsonl, so that one training gives `forecast` many
-    points; 0: at the end of each task only"""
+    """measure it also within a task, every this many steps and at the last one, into log.jsonl, with the loss on the
+    task's validation rows, so that one training gives `forecast` many points; 0: at the end of each task only"""
     forgetting_text: str = ""
     """a file to be measured on instead: JSONL, JSON or Parquet rows, or plain text whose documents empty lines part"""
     from_adapters: list[str] = field(default_factory=list)

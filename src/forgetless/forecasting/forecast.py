@@ -51,6 +51,7 @@ def fit_laws(
     for point in points:
         groups[point.dataset, point.method, point.learning_rate].append(point)
     for found in groups.values():
+        _check_one(found, {"loss_kind": "they are not one loss"})
         _check_one_recipe(found)
     told = {"law": law, "confidence": confidence, "seed": seed, "draws": draws, "starts": starts}
     return {
@@ -61,6 +62,7 @@ def fit_laws(
         "parameters_per_rank": _per_rank(points),
         "confidence": confidence,
         "seed": seed,
+        "text": points[0].text,
         "left_out": left_out,
         "laws": [_fit_group(*key, points=found, unit=unit, told=told) for key, found in groups.items()],
     }
@@ -123,6 +125,7 @@ def _fit_group(dataset: str, method: str, rate: float | None, points: list[Point
         "dataset": dataset,
         "method": method,
         "learning_rate": rate,
+        "loss_kind": points[0].loss_kind,
         "runs": drawn.runs,
         "grid": {"sizes": np.unique(grid.parameters).tolist(), "steps": np.unique(grid.steps).tolist()},
         "linear": linear_law(grid, told["confidence"], told["seed"]),

@@ -12,19 +12,23 @@ import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 from forgetless.errors import DataError, RunError, nearest
 from forgetless.runs.folder import FORGETTING, RunFolder, complete, read_json, read_lines, shaped
 from forgetless.runs.search import RUN, folders_with
-from forgetless.runs.shapes import read_run
+from forgetless.runs.shapes import STEP, read_records, read_run
 
 STATE = "trainer_state.json"
 KL, LOSS = "forgetting/kl", "loss"  # as the callback logs them
 WINDOW = 10  # steps of which the training loss at a point is the mean
+TRAINING = f"training steps (the mean of the last {WINDOW}, each before its update)"
+VALIDATION, EVALUATION = "validation rows at that step", "the trainer's evaluation at that step"
 VARY = ("seed", "r", "lora_alpha", "learning_rate", "max_steps", "num_train_epochs", "method", "score_on")
 """Of what decides a run, what may differ between points of one law; `lora_alpha` by a rule of its own."""
 REPAIR = "repair it there, or make it anew"
+CONSTANT = "train with lr_scheduler_type constant"
 REQUIRED = ("steps", "loss", "forgetting", "base")
 SIZES = ("parameters", "rank")
 
@@ -47,6 +51,7 @@ class Point:
     text: str = ""  # on which forgetting was measured
     targets: str = ""  # the layers that are tuned
     lora_alpha: float | None = None
+    loss_kind: str = ""  # what the loss was taken on
     recipe: Mapping[str, object] = field(default_factory=dict)  # of a run: all else that decides it
 
     def __post_init__(self) -> None:
@@ -90,14 +95,12 @@ def _points_of(path: Path, left_out: list[str]) -> Iterator[Point]:
     runs, states = folders_with(path, RUN), _trainers(path)
     if not runs and not states:
         raise RunError(f"{path}: holds no {RUN} of `forgetless learn` and no {STATE} of a trainer")
-    for folder in runs:
+    for read, place in [*((from_run, folder) for folder in runs), *((from_trainer, file) for file in states)]:
         try:
-            yield from from_run(folder)
+            with shaped(place, REPAIR):
+                yield from read(place, left_out)
         except NoPointsError as error:
             left_out.append(str(error))
-    for file in states:
-        with shaped(file, REPAIR):
-            yield from from_trainer(file)
 
 
 # ------------------------------------------------------------------------------------------- tables
@@ -166,10 +169,11 @@ def _number(row: dict, name: str, source: str) -> float:
 # ------------------------------------------------------------------------------------------- folders
 
 
-def from_run(folder: Path) -> list[Point]:
+def from_run(folder: Path, left_out: list[str] | None = None) -> list[Point]:
     """Points of a run of `learn`: its first lesson, which is what begins from the base.
 
-    Each step whose record in log.jsonl has `forgetting/kl`, and the lesson's end from forgetting.json.
+    Each step whose record in log.jsonl has `forgetting/kl`, and the lesson's end from forgetting.json. What is left out
+    of a run that has points is added to `left_out`.
     """
     run = RunFolder(folder)
     told = read_run(folder)
@@ -177,9 +181,8 @@ def from_run(folder: Path) -> list[Point]:
     place = run.task(1, lesson)
     if not complete(place):
         raise NoPointsError(f"{place}: this lesson is not finished; run the same `forgetless learn` again")
-    config, records = told["config"], read_lines(place / "log.jsonl")
-    losses = {record["step"]: record["loss"] for record in records}
-    measured = {record["step"]: record[KL] for record in records if KL in record}
+    config, records = told["config"], read_records(place / "log.jsonl", STEP)
+    losses, measured, validated = (_column(records, name) for name in (LOSS, KL, "validation_loss"))
     text = ""
     if complete(place / FORGETTING):
         border = read_json(place / FORGETTING / f"{FORGETTING}.json")
@@ -197,7 +200,8 @@ def from_run(folder: Path) -> list[Point]:
         lora_alpha=float(config["lora_alpha"]) if "lora_alpha" in config else None,
         recipe={name: value for name, value in told["decides"].items() if name not in VARY},
     )  # fmt: skip
-    return list(_moments(common, losses, measured))
+    measured = _of_one_schedule(measured, records, records[-1]["step"], common.source, left_out)
+    return list(_moments(common, measured, losses, validated, VALIDATION))
 
 
 def _trainers(path: Path) -> list[Path]:
@@ -211,17 +215,13 @@ def _trainers(path: Path) -> list[Path]:
     return list(newest.values())
 
 
-def from_trainer(file: Path) -> list[Point]:
-    """Points of a trainer with `ForgettingCallback`: each step at which it measured, from the trainer's own log.
-
-    The loss is the evaluation's at that step where there was one, else the mean of what was logged over the last steps.
-    """
-    log, adapter = read_json(file)["log_history"], file.parent / "adapter_config.json"
+def from_trainer(file: Path, left_out: list[str] | None = None) -> list[Point]:
+    """Points of a trainer with `ForgettingCallback`: each step at which it measured, from the trainer's own log."""
+    state, adapter = read_json(file), file.parent / "adapter_config.json"
+    log = state["log_history"]
     if not adapter.is_file():
         raise RunError(f"{adapter}: not here, so neither the base nor the rank is known; give a table instead")
-    measured = {record["step"]: record[KL] for record in log if KL in record}
-    losses = {record["step"]: record[LOSS] for record in log if LOSS in record}
-    evaluated = {record["step"]: record["eval_loss"] for record in log if "eval_loss" in record}
+    losses, measured, evaluated = (_column(log, name) for name in (LOSS, KL, "eval_loss"))
     if not measured or not (losses or evaluated):
         raise RunError(f"{file}: no {KL} or no loss in its log; train with ForgettingCallback and a logging interval")
     config = read_json(adapter)
@@ -232,7 +232,8 @@ def from_trainer(file: Path) -> list[Point]:
         learning_rate=max(rates, default=0.0) or None, targets=",".join(sorted(config.get("target_modules") or ())),
         lora_alpha=config.get("lora_alpha"),
     )  # fmt: skip
-    return list(_moments(common, losses, measured, evaluated))
+    measured = _of_one_schedule(measured, log, state.get("max_steps"), common.source, left_out)
+    return list(_moments(common, measured, losses, evaluated, EVALUATION))
 
 
 def _tuned(file: Path) -> float | None:
@@ -245,15 +246,40 @@ def _tuned(file: Path) -> float | None:
     return float(sum(math.prod(one["shape"]) for name, one in head.items() if name != "__metadata__"))
 
 
+def _column(records: list[dict], name: str) -> dict[int, float]:
+    """A figure by its step, where it is recorded."""
+    return {record["step"]: record[name] for record in records if record.get(name) is not None}
+
+
+def _of_one_schedule(
+    measured: dict[int, float], records: list[dict], end: int | None, source: str, left_out: list[str] | None
+) -> dict[int, float]:
+    """Without the steps within a training whose learning rate falls: step 100 of 1,000 is not the end of 100 steps."""
+    rates = list(_column(records, "learning_rate").values())
+    if all(later >= rate for rate, later in pairwise(rates)):
+        return measured
+    kept = {step: kl for step, kl in measured.items() if step == end}
+    if not kept:
+        raise NoPointsError(f"{source}: its learning rate falls and its end was not measured; {CONSTANT}")
+    if left_out is not None and len(kept) < len(measured):
+        left_out.append(f"{source}: {len(measured) - len(kept)} points before its end: its learning rate falls, and "
+                        f"they are not the ends of shorter trainings; {CONSTANT}")  # fmt: skip
+    return kept
+
+
 def _moments(
-    common: Point, losses: dict[int, float], measured: dict[int, float], evaluated: dict[int, float] | None = None
+    common: Point, measured: dict[int, float], losses: dict[int, float], held_out: dict[int, float], kind: str
 ) -> Iterator[Point]:
-    """A point for each step at which forgetting was measured and a loss is known."""
-    for step, kl in sorted(measured.items()):
+    """A point for each step at which forgetting was measured and a loss is known.
+
+    The loss is that on held-out rows (of this `kind`) if all these steps have it: the losses of a law are of one kind.
+    """
+    steps = sorted(step for step in measured if step > 0)
+    judged = held_out.keys() >= set(steps)
+    for step in steps:
         near = [loss for at, loss in losses.items() if step - WINDOW < at <= step]
         # a trainer that logs every 50 steps has one value that is their mean
-        near = near or [losses[at] for at in sorted(losses) if at <= step][-1:]
-        if evaluated and step in evaluated:
-            near = [evaluated[step]]
-        if near and step > 0:
-            yield replace(common, steps=float(step), loss=sum(near) / len(near), forgetting=kl)
+        near = [held_out[step]] if judged else near or [losses[at] for at in sorted(losses) if at <= step][-1:]
+        if near:
+            yield replace(common, steps=float(step), loss=sum(near) / len(near), forgetting=measured[step],
+                          loss_kind=kind if judged else TRAINING)  # fmt: skip

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import math
 
+import torch
+
+from forgetless.data.batches import collate, split, weigh
+from forgetless.data.tasks import Row
 from forgetless.forgetting.divergence import Divergence, Means, divergence
 from forgetless.forgetting.reference import Reference
 from forgetless.forgetting.sides import kept_side
 from forgetless.forgetting.texts import Text
 from forgetless.forgetting.windows import Windows
 from forgetless.learning.session import Session
+from forgetless.model.answers import token_losses
 from forgetless.model.identity import config_digest
 from forgetless.runs.folder import FORGETTING, complete, write_json
 from forgetless.runs.shapes import FORGOTTEN, read
@@ -45,17 +50,39 @@ def measure_lesson(session: Session, number: int) -> None:
     session.engine.wait()
 
 
-def measure_step(session: Session, record: dict) -> None:
-    """Adds the KL to the record of every `forgetting_every`-th step; the model trains on as it was."""
-    every, text = session.config.forgetting_every, session.text
-    if text is None or session.method.task_id or not every or record["step"] % every:
+def measure_step(session: Session, number: int, record: dict) -> None:
+    """Adds the KL, and the loss on lesson `number`'s validation rows where it has some, to the record of every
+    `forgetting_every`-th step and of the last one; the model trains on as it was."""
+    every, text, step = session.config.forgetting_every, session.text, record["step"]
+    if text is None or session.method.task_id or not every or (step % every and step < record["steps"]):
         return
     if session.engine.is_main:
         model = session.adapters.model
         model.eval()
         record["forgetting/kl"] = _short(_found(session, None).per_token.kl)
+        if rows := validation_rows(session, number):
+            record["validation_loss"] = _short(mean_loss(session, rows))
         model.train()
     session.engine.wait()
+
+
+def validation_rows(session: Session, number: int) -> list[Row]:
+    """Of all tasks in a lesson."""
+    lesson = session.lessons[number]
+    tasks = session.stream.tasks[lesson.last_task + 1 - lesson.tasks : lesson.last_task + 1]
+    return [row for task in tasks for row in task.validation]
+
+
+@torch.no_grad()
+def mean_loss(session: Session, rows: list[Row]) -> float:
+    """-log p of the deployed learner, nats, mean over the answer tokens of these rows."""
+    method, engine, pad = session.method, session.engine, session.base.tokenizer.pad_token_id
+    parts = split(weigh([session.encoder(row) for row in rows], 1.0), session.config.micro_batch_size)
+    total = 0.0
+    with next(iter(method.views().values())), engine.autocast():
+        for part in (collate(chosen, pad, engine.device) for chosen in parts):
+            total += float((part.weights * token_losses(method.logits(part), part.targets)).sum())
+    return total
 
 
 def measure_base(session: Session) -> None:

@@ -65,7 +65,7 @@ def _fit_task(
                 bad.append(str(error))
         if bad:
             notes.append(f"{task.name}: {len(bad)} {split} rows left out; first: {bad[0]}")
-        if not rows:
+        if not rows and split != "validation":
             raise DataError(f"task {task.name}: no {split} rows")
         cut = sum(encoder(row).truncated for row in rows)
         if cut:
@@ -87,4 +87,4 @@ def _fit_task(
             )
     if task.options:
         encoder.scoring_splits(kept["test"][0], union)
-    return replace(task, train=kept.get("train", task.train), test=kept.get("test", task.test))
+    return replace(task, **kept)  # type: ignore[arg-type]  # splits of rows

@@ -65,7 +65,8 @@ def prepare(config: LearnConfig) -> Session:
     encoder = Encoder(base.tokenizer, config.max_length, base.decoder_start)
     if config.score_on == "validation":
         stream = Stream(stream.name, tuple(replace(task, test=task.validation) for task in stream.tasks))
-    stream, notes = fit_rows(stream, encoder, config.on_bad_row)
+    splits = ("train", "test", *(["validation"] if config.forgetting_every else []))  # which measures on them
+    stream, notes = fit_rows(stream, encoder, config.on_bad_row, splits)
     if config.gradient_checkpointing:
         base.model.gradient_checkpointing_enable({"use_reentrant": False})
         base.model.enable_input_require_grads()

@@ -121,7 +121,7 @@ def _learn_lesson(session: Session, number: int, lesson: Lesson, folder: Path) -
 
             def log(record: dict) -> None:
                 with session.spending.uncounted():
-                    measure_step(session, record)
+                    measure_step(session, number, record)
                 records.append(record)
                 progress.advance(record["tokens"], record.get("loss"))
                 if "skipped" in record:

@@ -63,7 +63,7 @@ LEARNED = {"lesson": str, "rows": int, "steps": int,
 SPENT = {"seconds": NUMBER} | dict.fromkeys(
     ("cpu_seconds", "gpu_seconds", "forward_tokens", "backward_tokens", "peak_memory"), Maybe(NUMBER)
 )
-STEP = {"step": int, "loss": Maybe(NUMBER)}
+STEP = {"step": int, "loss": Maybe(NUMBER), "forgetting/kl": Maybe(NUMBER), "validation_loss": Maybe(NUMBER)}
 SCORES = Each(Each({"n": int, "scores": Each(Maybe(NUMBER)), "counts": Maybe(Each(int))}))
 LABELS = [str]
 PREDICTION = {"view": str, "task": str, "row": int, "key": str, "gold": str}
