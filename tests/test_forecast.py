@@ -7,6 +7,7 @@ import json
 import shutil
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,6 +43,8 @@ from forgetless.forecasting.laws import LAWS, linear, published_form, shifted_po
 from forgetless.forecasting.points import EVALUATION, VALIDATION, from_run, read_points
 from forgetless.runs.folder import RunFolder, write_json, write_lines
 from forgetless.runs.seal import sealed
+from forgetless.sweeping.definition import read_sweep
+from forgetless.sweeping.grid import runs_of
 
 PER_RANK = 2_498_560  # Llama-2-7B, all linear layers
 PUBLISHED = {
@@ -457,6 +460,16 @@ def test_measuring_within_a_task_records_the_validation_loss(tiny, two, tmp_path
         total -= float(chosen[torch.tensor(example.answer[1:])].sum())
         answers += example.answers
     assert found[1].loss == pytest.approx(total / answers, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sst2", "bbc"])
+def test_the_example_sweeps_do_not_mix_up_rank_and_scale(name, monkeypatch):
+    root = Path(__file__).parents[1]
+    monkeypatch.chdir(root)
+    configs = [cell.config for cell in runs_of(read_sweep(f"examples/sweep-forecast-{name}.yaml"), (name,))[1]]
+    assert all(one.use_rslora and (one.max_steps, one.forgetting_every) == (96, 12) for one in configs)
+    assert len({one.r for one in configs}) == 5 and len(configs) == 15
+    assert {one.max_length for one in configs} == {256 if name == "sst2" else 128}
 
 
 def test_points_within_a_falling_learning_rate_are_left_out_and_named(tmp_path):
