@@ -231,7 +231,7 @@ def _notes(found: Sequence[AdapterFolder], base_is: str | None, increments: bool
     notes = list(dict.fromkeys(note for one in found for note in one.notes))
     if base_is and (other := sorted({one.base for one in found} - {base_is, ""})):
         notes.append(f"adapters on {', '.join(other)} are taken for adapters on {base_is} as declared, not verified")
-    homes = [one.folder.parents[1] for one in found if one.folder.parents[1].name == "tasks"]
+    homes = [home for one in found if (home := one.folder.absolute().parents[1]).name == "tasks"]
     if not increments and len(homes) > len(set(homes)):
         notes.append(
             "the adapter after a task of a run holds what earlier tasks added too, unless each task has its own; "
