@@ -603,6 +603,47 @@ def test_two_workers_give_the_bytes_of_one(swept, tmp_path):
     assert contents(tmp_path / "two") == contents(folder)
 
 
+KILLED = """
+import os, signal, time
+from forgetless.methods.sequential import Sequential
+
+class Killed(Sequential):
+    hooks = 1
+    summary = "its process is killed, as one out of memory is"
+    def begin_task(self, number):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class Long(Sequential):
+    hooks = 1
+    summary = "is at work while others are killed"
+    def begin_task(self, number):
+        super().begin_task(number)
+        time.sleep(4)
+"""
+
+
+@pytest.mark.slow  # a process a run, each of which imports torch
+def test_a_run_that_is_killed_takes_no_other_with_it(write, tmp_path):
+    (tmp_path / "mine.py").write_text(KILLED)
+    grid = GRID | {"methods": [f"{tmp_path}/mine.py:{name}" for name in ("Killed", "Long")]}
+    file, folder = write(tmp_path, grid=grid)
+    record = commands.sweep(file, folder, workers=2)
+    tried = [(cell["method"].rpartition(":")[2], cell["status"]) for cell in record["cells"]]
+    assert tried == [("Killed", FAILED), ("Long", DONE)]
+    plan = open_plan(file, folder)
+    assert [plan.folder.attempt(run)["attempts"] for run in plan.cells] == [3, 1]
+    assert "ended 3 times without an error" in record["cells"][0]["error"]
+
+
+def test_what_a_process_cannot_read_is_said_once(write, tmp_path, capfd):
+    """The sweep file went away: no run is to blame."""
+    plan = open_plan(*write(tmp_path, grid=GRID | {"methods": ["sequential"]}))
+    Path(plan.file).unlink()
+    with pytest.raises(UsageError, match=r"grid.yaml: .*No such file"):
+        list(workers.side_by_side(plan, 1)(plan.cells))
+    assert "Traceback" not in capfd.readouterr().err and plan.folder.state(plan.cells[0]) == WAITING
+
+
 @pytest.mark.slow  # a cluster
 def test_a_killed_worker_of_a_cluster_loses_and_doubles_nothing(write, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'forgetless[ray]'")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import cache
+from multiprocessing.connection import Connection, wait
 
 import torch
 
-from forgetless.errors import RunError
+from forgetless.errors import ForgetlessError, RunError, Stopped
 from forgetless.progress import console
-from forgetless.sweeping.folder import DONE, FAILED, RUNNING
+from forgetless.sweeping.folder import DONE, FAILED
 from forgetless.sweeping.grid import Run
 from forgetless.sweeping.record import write_record
 from forgetless.sweeping.running import BUSY, POLL_SECONDS, Plan, attempt, open_plan, settled
@@ -34,27 +35,30 @@ def run_sweep(plan: Plan, execute: Execute) -> dict:
         while left:
             again = []
             for run, outcome in execute(left):
+                if outcome == CRASHED:
+                    crashes[run.id] += 1
+                    if crashes[run.id] >= MOST_CRASHES:
+                        outcome = _give_up(plan, run)
                 if outcome in (BUSY, CRASHED):
                     again.append(run)
                     continue
                 record = write_record(plan)
                 _say(plan, run, outcome, record)
-            crashed = [run for run in again if plan.folder.state(run) != DONE and _broke(plan, run)]
-            crashes.update(run.id for run in crashed)
-            for run in crashed:
-                if crashes[run.id] == MOST_CRASHES:
-                    plan.folder.note(
-                        run, plan.folder.attempt(run) | {"status": FAILED, "kind": CRASHED, "error": ENDED}
-                    )
-            left = [run for run in again if crashes[run.id] < MOST_CRASHES]
+            left = again
             if left:
                 time.sleep(POLL_SECONDS)
     return write_record(plan)
 
 
-def _broke(plan: Plan, run: Run) -> bool:
-    """Whether a process of this run ended in the middle of it."""
-    return plan.folder.attempt(run).get("status") == RUNNING and not plan.folder.is_held(run)
+def _give_up(plan: Plan, run: Run) -> str:
+    """Notes that a run's processes end without a word, unless another process holds or has made it by now."""
+    with plan.folder.held(run) as mine:
+        if not mine:
+            return BUSY
+        if plan.folder.done(run):
+            return DONE
+        plan.folder.note(run, plan.folder.attempt(run) | {"status": FAILED, "kind": CRASHED, "error": ENDED})
+        return FAILED
 
 
 def _say(plan: Plan, run: Run, outcome: str, record: dict) -> None:
@@ -80,25 +84,61 @@ def use_threads(threads: int | None) -> None:
 
 
 def side_by_side(plan: Plan, workers: int, threads: int | None = None) -> Execute:
-    """`workers` runs at once in processes of their own, among which the machine's threads are divided."""
-    each = threads or max(1, torch.get_num_threads() // workers)
+    """`workers` runs at once, each in a process of its own, among which the machine's threads are divided.
+
+    A process that is killed takes no other run with it.
+    """
+    each, spawn = threads or max(1, torch.get_num_threads() // workers), multiprocessing.get_context("spawn")
 
     def execute(runs: list[Run]) -> Iterator[tuple[Run, str]]:
-        began = time.monotonic()
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(runs)), spawn, torch.set_num_threads, (each,)) as pool:
-            futures = {pool.submit(attempt_in_worker, plan.file, str(plan.folder.root), run.id): run for run in runs}
-            broken = 0
-            for future in as_completed(futures):
-                try:
-                    outcome = future.result()
-                except BrokenProcessPool:
-                    outcome, broken = CRASHED, broken + 1
-                yield futures[future], outcome
-        if broken == len(runs) and not any(_broke(plan, run) for run in runs):
-            raise RunError(f"worker processes end before they begin a run ({time.monotonic() - began:.0f} s)")
+        waiting, beside = runs[::-1], {}
+        try:
+            while waiting or beside:
+                while waiting and len(beside) < workers:
+                    run, (said, says) = waiting.pop(), spawn.Pipe(duplex=False)
+                    told = (says, each, plan.file, str(plan.folder.root), run.id)
+                    process = spawn.Process(target=_attempt_alone, args=told, daemon=True)
+                    process.start()
+                    says.close()  # the process holds the other one: what it says ends with it
+                    beside[said] = run, process
+                for said in wait(list(beside)):
+                    run, process = beside.pop(said)
+                    outcome = _heard(said)
+                    process.join()
+                    if outcome == CRASHED and (code := process.exitcode or 0) > 0:  # a signal's is below 0
+                        raise RunError(f"{run.id}: its process could not begin it (exit code {code}, its traceback is "
+                                       "above); a script calls `sweep` under `if __name__ == '__main__':`")  # fmt: skip
+                    yield run, outcome
+        finally:
+            for _, process in beside.values():
+                process.terminate()
+            for _, process in beside.values():
+                process.join()
 
     return execute
+
+
+def _heard(said: Connection) -> str:
+    """The outcome that a process told, its error raised here, or that it ended without a word."""
+    with said:
+        try:
+            outcome = said.recv()
+        except EOFError:
+            return CRASHED
+    if isinstance(outcome, ForgetlessError):
+        raise outcome
+    return outcome
+
+
+def _attempt_alone(says: Connection, threads: int, file: str, output_dir: str, id: str) -> None:
+    """A process of one run. Ctrl-C is for the process that began it, which then ends this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    with says, suppress(Stopped):
+        try:
+            says.send(attempt_in_worker(file, output_dir, id))
+        except ForgetlessError as error:
+            says.send(error)
 
 
 def attempt_in_worker(file: str, output_dir: str, id: str) -> str:
