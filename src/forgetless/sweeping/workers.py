@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 
 import torch
 
@@ -91,7 +92,7 @@ def side_by_side(plan: Plan, workers: int, threads: int | None = None) -> Execut
     each, spawn = threads or max(1, torch.get_num_threads() // workers), multiprocessing.get_context("spawn")
 
     def execute(runs: list[Run]) -> Iterator[tuple[Run, str]]:
-        waiting, beside = runs[::-1], {}
+        waiting, beside = runs[::-1], dict[Connection, tuple[Run, SpawnProcess]]()
         try:
             while waiting or beside:
                 while waiting and len(beside) < workers:
@@ -101,7 +102,8 @@ def side_by_side(plan: Plan, workers: int, threads: int | None = None) -> Execut
                     process.start()
                     says.close()  # the process holds the other one: what it says ends with it
                     beside[said] = run, process
-                for said in wait(list(beside)):
+                ready = wait(list(beside))
+                for said in [one for one in beside if one in ready]:
                     run, process = beside.pop(said)
                     outcome = _heard(said)
                     process.join()
