@@ -2,14 +2,16 @@
 
     python benchmarks/gpu_step.py --shape 8b --load_in 4bit --gradient_checkpointing
     python benchmarks/gpu_step.py --shape 1b --shared 500 --length 560
+    python benchmarks/gpu_step.py --shape 8b --uneven --liger --padding_free --trl_attention flash_attention_2
     python benchmarks/gpu_step.py --device cpu --tiny             (proves that it runs, without a GPU, in a minute)
 
 Each contender has a process of its own: ours at the first task, ours at the fifteenth (the pairs of fourteen finished
-tasks joined in every layer), a bare PyTorch loop with stock PEFT and full logits, and TRL's SFTTrainer (with Liger
-kernels by `--liger`). All see the same rows of `--length` tokens, of which the last `--answers` are learnt, so there is
-no padding to save; with `--shared` they begin with so many common tokens. Printed: the median time of a step, tokens a
-second, the peak of the device's memory (of the process's on CPU), and the share of peak: the operations that a step
-cannot do without, over its time, over the rate of a large bf16 product on this device.
+tasks joined in every layer), the same with N-LoRA's penalty, a bare PyTorch loop with stock PEFT and full logits, and
+TRL's SFTTrainer (with Liger kernels by `--liger`, without padding by `--padding_free`, which needs flash attention).
+All see the same rows of `--length` tokens, or with `--uneven` of half to all of that, of which the last `--answers` are
+learnt; with `--shared` they begin with so many common tokens. Printed: the median time of a step, tokens a second, the
+peak of the device's memory (of the process's on CPU), the share of peak (the operations that a step cannot do without,
+over its time, over the rate of a large bf16 product on this device), and the penalty's share of a step.
 
 The weights are written once to `--folder` (a 16 GB file at 8b) and found there again.
 """
@@ -30,6 +32,7 @@ from flat_steps import prepare
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from shared import peak, product_rate, require, reset_peak, versions
 from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from forgetless.contract.tiny import make_tokenizer
@@ -43,6 +46,8 @@ from forgetless.model.loading import FOUR_BIT, LOADINGS, LoadSettings, four_bits
 SHAPES = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
              "num_key_value_heads": 2, "vocab_size": 512},
+    "135m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+             "num_key_value_heads": 3, "vocab_size": 49_152, "tie_word_embeddings": True},
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
            "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": True},
     "3b": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24,
@@ -50,8 +55,9 @@ SHAPES = {
     "8b": {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32,
            "num_key_value_heads": 8, "vocab_size": 128_256},
 }  # fmt: skip
-"""Those of Llama 3."""
-CONTENDERS = {"task_1": 1, "task_15": 15, "bare": 0, "trl": 0}
+"""Those of SmolLM2 and Llama 3."""
+OURS = {"task_1": ("incremental", 1), "task_15": ("incremental", 15), "nlora": ("nlora", 15)}
+CONTENDERS = (*OURS, "bare", "trl")
 FOLDER = f"{tempfile.gettempdir()}/forgetless-made-up"
 WARMUP = 2
 NORM = 1.0  # of the gradient, above which it is clipped
@@ -78,27 +84,28 @@ def made_up(told) -> str:
 def batches(told, vocabulary: int) -> list[list[Example]]:
     """The rows of each step, equal for all contenders."""
     draw = torch.Generator().manual_seed(0)
-    answer = (False,) * (told.length - told.answers) + (True,) * told.answers
+    least = max(told.length // 2, told.shared + told.answers + 1) if told.uneven else told.length
     found = []
     for _ in range(told.steps + WARMUP):
         common = torch.randint(5, vocabulary, (told.shared,), generator=draw).tolist()
-        own = torch.randint(5, vocabulary, (told.batch_size, told.length - told.shared), generator=draw).tolist()
-        found.append([Example((*common, *row), answer) for row in own])
+        lengths = torch.randint(least, told.length + 1, (told.batch_size,), generator=draw).tolist()
+        rows = [(*common, *torch.randint(5, vocabulary, (n - told.shared,), generator=draw).tolist()) for n in lengths]
+        found.append([Example(row, (False,) * (len(row) - told.answers) + (True,) * told.answers) for row in rows])
     return found
 
 
 # --------------------------------------------------------------------------------------- the contenders
 
 
-def ours(told, folder: str, task: int) -> tuple[list[float], int]:
-    """A step as `learning/step.py` has it, while task number `task` is learnt."""
+def ours(told, folder: str, name: str, task: int) -> tuple[list[float], int]:
+    """A step as `learning/step.py` has it, while task number `task` is learnt by the method of this name."""
     engine = Engine(told.device, "bf16")
     with loading(LoadSettings(load_in=told.load_in, attn_implementation=told.attention)):
         base = load_base(folder, engine.dtype, engine.device)
     if told.gradient_checkpointing:
         base.model.gradient_checkpointing_enable({"use_reentrant": False})
         base.model.enable_input_require_grads()
-    method = METHODS["incremental"]()
+    method = METHODS[name]()
     adapters = Adapters(base.model, LoraSettings(r=told.rank), folder, 0)
     method.start(adapters, Encoder(base.tokenizer, told.length), 0)
     method.begin_task(0)
@@ -113,6 +120,8 @@ def ours(told, folder: str, task: int) -> tuple[list[float], int]:
             with engine.autocast():
                 loss = method.loss(part)
             engine.backward(loss)
+        if (penalty := method.penalty()) is not None:
+            engine.add_gradient(penalty, adapters.parameters())
         clip_grad_norm_(adapters.parameters(), NORM)
         optimizer.step()
         optimizer.zero_grad()
@@ -120,11 +129,11 @@ def ours(told, folder: str, task: int) -> tuple[list[float], int]:
     return timed(told, batches(told, base.model.config.vocab_size), step)
 
 
-def stock(told, folder: str):
+def stock(told, folder: str, attention: str):
     """The model as transformers and PEFT load it."""
     device = Engine(told.device, "bf16").device
     quantised = {"quantization_config": four_bits(torch.bfloat16)} if told.load_in == FOUR_BIT else {}
-    attention = "sdpa" if told.attention == "auto" else told.attention
+    attention = "sdpa" if attention == "auto" else attention
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.bfloat16, device_map={"": device}, attn_implementation=attention, **quantised
     )
@@ -136,7 +145,7 @@ def lora(told) -> LoraConfig:
 
 def bare(told, folder: str) -> tuple[list[float], int]:
     """A loop that anyone would write: stock PEFT, transformers' loss of all logits."""
-    base = stock(told, folder)
+    base = stock(told, folder, told.attention)
     if told.load_in == FOUR_BIT or told.gradient_checkpointing:
         base = prepare_model_for_kbit_training(base, told.gradient_checkpointing, {"use_reentrant": False})
     model = get_peft_model(base, lora(told)).train()
@@ -147,10 +156,13 @@ def bare(told, folder: str) -> tuple[list[float], int]:
         count = sum(sum(row.answer) for row in rows)
         for start in range(0, len(rows), told.micro_batch_size):
             chosen = rows[start : start + told.micro_batch_size]
-            ids = torch.tensor([row.ids for row in chosen], device=model.device)
-            labels = ids.where(torch.tensor([row.answer for row in chosen], device=model.device), -100)
+            ids, mask, answer = (
+                pad_sequence([torch.tensor(one) for one in column], batch_first=True).to(model.device)
+                for column in zip(*((row.ids, (1,) * len(row.ids), row.answer) for row in chosen), strict=True)
+            )
+            inputs = {"input_ids": ids, "attention_mask": mask, "labels": ids.where(answer, -100)}
             with torch.autocast(model.device.type, dtype=torch.bfloat16):
-                loss = model(input_ids=ids, labels=labels, num_items_in_batch=count, use_cache=False).loss
+                loss = model(**inputs, num_items_in_batch=count, use_cache=False).loss
             loss.backward()
         clip_grad_norm_(parameters, NORM)
         optimizer.step()
@@ -182,13 +194,14 @@ def trl(told, folder: str) -> tuple[list[float], int]:
     from trl import SFTConfig, SFTTrainer
 
     datasets.disable_progress_bars()
-    base, clock = stock(told, folder), Clock(told)
+    base, clock = stock(told, folder, told.trl_attention or told.attention), Clock(told)
     rows = [row for step in batches(told, base.config.vocab_size) for row in step]
     config = SFTConfig(
         output_dir=tempfile.mkdtemp(prefix="gpu_step-"), use_cpu=told.device == "cpu", bf16=True,
         max_steps=told.steps + WARMUP, per_device_train_batch_size=told.micro_batch_size,
         gradient_accumulation_steps=told.batch_size // told.micro_batch_size, completion_only_loss=True,
         max_length=told.length, gradient_checkpointing=told.gradient_checkpointing, use_liger_kernel=told.liger,
+        padding_free=told.padding_free,
         train_sampling_strategy="sequential", learning_rate=1e-5, max_grad_norm=NORM, save_strategy="no",
         logging_strategy="no", report_to="none", disable_tqdm=True,
     )  # fmt: skip
@@ -235,6 +248,12 @@ def timed(told, rows: list[list[Example]], step) -> tuple[list[float], int]:
     return seconds[WARMUP:], end_peak(told.device)
 
 
+def tokens(told) -> float:
+    """Of a timed step's rows, the mean."""
+    counted = batches(told, SHAPES[told.shape]["vocab_size"])[WARMUP:]
+    return sum(len(row.ids) for rows in counted for row in rows) / len(counted)
+
+
 def needed(told) -> float:
     """Operations that a step cannot do without: the frozen layers forward and for the gradient of their inputs, the
     pairs forward and twice backward, the output embedding at answers. Common beginnings count once; attention's own
@@ -246,13 +265,16 @@ def needed(told) -> float:
     linear = [(width, width)] * 2 + [(width, narrow)] * 2 + [(width, inner)] * 3
     frozen = layers * sum(a * b for a, b in linear)
     pairs = layers * told.rank * sum(a + b for a, b in linear)
-    tokens = told.batch_size * (told.length - told.shared) + told.shared
-    return (4 * frozen + 6 * pairs) * tokens + 4 * width * shape["vocab_size"] * told.batch_size * told.answers
+    computed = tokens(told) - (told.batch_size - 1) * told.shared
+    return (4 * frozen + 6 * pairs) * computed + 4 * width * shape["vocab_size"] * told.batch_size * told.answers
 
 
 def one(told) -> dict:
-    folder, task = made_up(told), CONTENDERS[told.only]
-    seconds, memory = ours(told, folder, task) if task else {"bare": bare, "trl": trl}[told.only](told, folder)
+    folder = made_up(told)
+    if told.only in OURS:
+        seconds, memory = ours(told, folder, *OURS[told.only])
+    else:
+        seconds, memory = {"bare": bare, "trl": trl}[told.only](told, folder)
     return {"seconds": statistics.median(seconds), "peak_MiB": memory}
 
 
@@ -267,7 +289,7 @@ def each(told) -> dict:
         found[name] = json.loads(told_by.strip().splitlines()[-1])
         seconds = found[name]["seconds"]
         found[name] |= {
-            "tokens_a_second": round(told.batch_size * told.length / seconds, 1),
+            "tokens_a_second": round(tokens(told) / seconds, 1),
             "share_of_peak": round(needed(told) / seconds / rate, 3),
         }
         print(name, json.dumps(found[name]), flush=True)
@@ -276,11 +298,14 @@ def each(told) -> dict:
 
 def ratios(found: dict) -> dict:
     pairs = (("trl", "task_1"), ("bare", "task_1"), ("task_15", "task_1"))
-    return {
+    found_ratios: dict = {
         f"{over}_over_{under}": {key: round(found[over][key] / found[under][key], 3) for key in ("seconds", "peak_MiB")}
         for over, under in pairs
         if over in found and under in found
     }
+    if "nlora" in found and "task_15" in found:
+        found_ratios["penalty_share_of_a_step"] = round(1 - found["task_15"]["seconds"] / found["nlora"]["seconds"], 3)
+    return found_ratios
 
 
 def main() -> None:
@@ -300,6 +325,9 @@ def main() -> None:
     parser.add_argument("--load_in", choices=LOADINGS, default="as_stored")
     parser.add_argument("--attention", default="auto", help="auto, sdpa, flash_attention_2, ...")
     parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument("--trl_attention", help="TRL's, where it is another than --attention")
+    parser.add_argument("--padding_free", action="store_true", help="TRL without padding (needs flash attention)")
+    parser.add_argument("--uneven", action="store_true", help="rows of --length / 2 to --length tokens")
     parser.add_argument("--liger", action="store_true", help="TRL with Liger kernels (pip install liger-kernel)")
     parser.add_argument("--only", choices=CONTENDERS, help=argparse.SUPPRESS)
     told = parser.parse_args()
