@@ -134,7 +134,18 @@ def test_rows_are_packed_and_the_trainable_gradient_is_that_of_padded_rows(wide)
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_learn_goes_on_and_keeps_its_base_in_4_bits(run, wide, two, three):
+def test_learn_goes_on_as_if_never_stopped(run, wide, two, tmp_path):
+    learn(config(wide, Stream("two", two.tasks[:1]), tmp_path / "again"))
+    learn(config(wide, two, tmp_path / "again"))
+    for task in ("01-colours", "02-sizes"):
+        file = Path("tasks") / task / "adapter" / "adapter_model.safetensors"
+        assert (tmp_path / "again" / file).read_bytes() == (run / file).read_bytes()
+    assert main(["overlap", str(run), "--output_dir", str(tmp_path / "overlap")]) == 0
+    [pair] = json.loads((tmp_path / "overlap" / "overlap.json").read_text())["pairs"]
+    assert pair["collision_rate"]
+
+
+def test_learn_keeps_its_base_in_4_bits(run, wide, three):
     told = json.loads((run / "run.json").read_text())
     assert told["decides"]["load_in"] == "4bit"
     losses = [json.loads(line)["loss"] for line in (run / "tasks/01-colours/log.jsonl").read_text().splitlines()]
