@@ -35,20 +35,26 @@ class Neighbour:
     versions: dict[str, str]  # empty where it cannot be resolved by itself
     hindered: str  # in the resolver's words; empty: nothing
     excluded: tuple[str, ...] = ()  # their versions that our requirements exclude
+    newest: str = ""  # on the index, whether or not it can be completed
 
     @property
     def row(self) -> str:
         shown = " | ".join(self.versions.get(name, "-") for name in SHOWN)
         beside = "**no**: " + ("; ".join(self.excluded) or self.hindered) if self.hindered else "yes"
-        return f"| {self.name} {self.versions.get(self.name, '')} | {shown} | {beside} |"
+        version = self.versions.get(self.name, "")
+        older = f" ({self.newest} cannot be completed)" if version and self.newest not in ("", version) else ""
+        return f"| {self.name} {version}{older} | {shown} | {beside} |"
 
 
-def resolve(*wanted: str, held: dict[str, str] | None = None, python: str) -> tuple[dict[str, str], str]:
-    """Name -> version of all that would be installed, or no versions and why."""
+def resolve(
+    *wanted: str, held: dict[str, str] | None = None, python: str, alone: bool = False
+) -> tuple[dict[str, str], str]:
+    """Name -> version of all that would be installed (`alone`: without what it needs), or no versions and why."""
     with TemporaryDirectory() as folder:
         constraints = Path(folder) / "held.txt"
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in (held or {}).items()))
         command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate"]
+        command += ["--no-deps"] if alone else []
         told = subprocess.run(
             [*command, "--python-version", python, "--constraints", str(constraints), "-"],
             input="\n".join(wanted), capture_output=True, text=True,
@@ -76,7 +82,8 @@ def beside(name: str, wheel: Path, python: str) -> Neighbour:
         for one in requirements(wheel)
         if one.name in alone and not one.specifier.contains(alone[one.name], prereleases=True)
     )
-    return Neighbour(name, alone, hindered, excluded)
+    newest = resolve(name, python=python, alone=True)[0].get(name, "")
+    return Neighbour(name, alone, hindered, excluded, newest)
 
 
 def requirements(wheel: Path) -> list[Requirement]:

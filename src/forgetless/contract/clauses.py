@@ -80,7 +80,9 @@ def off_is_plain(trial: Trial) -> str:
 
 
 def any_split(trial: Trial) -> str:
-    """One micro-batch, some, or one a row: the same gradient, also where answers are of unequal length."""
+    """One micro-batch, some, or one a row: the same gradient, also where answers are of unequal length and rows that
+    begin alike share that beginning.
+    """
     method, (task, rows) = trial.whole.method, trial.begin()
     pad = trial.bench.tokenizer.pad_token_id
     gradients = []

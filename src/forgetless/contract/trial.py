@@ -70,7 +70,8 @@ class Bench:
         self.engine = Engine("cpu", "fp32")
         self.encoder = Encoder(self.tokenizer, 64, decoder_start(self.model.config))
         self.tasks = tuple(self._task(name, table) for name, table in TASKS.items())
-        self.uneven = [self.encoder(Row("The sky is", " blue" + " very blue" * more)) for more in (0, 3, 1, 5)]
+        asked = question(*next((name, thing) for name, table in TASKS.items() for thing in table))
+        self.uneven = [self.encoder(Row(asked, " blue" + " very blue" * more)) for more in (0, 3, 1, 5)]
         self._runs: dict[tuple, Run] = {}
 
     def _task(self, name: str, table: dict[str, str]) -> Task:
