@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import re
@@ -25,7 +26,7 @@ from forgetless.report.compare import compare_csv, compare_latex, compare_markdo
 from forgetless.report.compare_figures import figures
 from forgetless.report.figures import pdf, svg
 from forgetless.report.papers import PAPERS, bibtex
-from forgetless.runs.seal import sealed
+from forgetless.runs.seal import sealed, write_sealed
 from forgetless.runs.search import run_folders
 
 ORDERS = (("a", "b", "c"), ("c", "a", "b"))
@@ -242,6 +243,28 @@ def test_runs_on_other_rows_and_bases_stand_apart(tmp_path):
     assert len(told["sets"]) == 3 and told["unfinished"] == ["four"]
     with pytest.raises(UsageError, match="no finished run"):
         compare([tmp_path / "four"])
+
+
+def test_cells_that_are_not_done_are_named_and_seeds_that_are_lacking(tmp_path):
+    """Of four seeds of two methods one failed before it made a folder and one within; a state may be of long ago."""
+    for seed in range(4):
+        made_run(tmp_path / "cells" / f"a{seed}", seed=seed, falls=0.2 + 0.025 * seed)
+    for seed in range(3):
+        made_run(tmp_path / "cells" / f"b{seed}", "incremental", seed=seed, status="complete" if seed else "running")
+    states = {"a0": "done", "a1": "running", "b0": "failed", "b1": "done", "b3": "failed", "c": "waiting"}
+    cells = [{"id": id, "status": status} for id, status in states.items()]
+    write_sealed(tmp_path / "sweep.json", {"format": 1, "cells": cells})
+    record = compare([tmp_path], tmp_path / "all.zip")
+    assert record["runs"] == 6 and record["unfinished"] == ["b0 (failed)", "b3 (failed)", "c (waiting)"]
+    assert compare([tmp_path / "all.zip"]) == record
+    text = html.unescape(compare_markdown(record))
+    assert "Not finished, and left out: b0 (failed), b3 (failed), c (waiting)." in text
+    lacking = "incremental has no run of seed 0 in a > b > c; seed 3 in a > b > c, as others have"
+    assert lacking in text and text.count("has no run of") == 1
+    assert compare([tmp_path / "cells" / "a0"])["unfinished"] == [], "a run by itself"
+    write_sealed(tmp_path / "sweep.json", {"format": 1, "cells": [3]})
+    with pytest.raises(RunError, match=r"sweep.json: cells\[0\]: expected an object"):
+        compare([tmp_path])
 
 
 def test_damage_is_seen(tmp_path):

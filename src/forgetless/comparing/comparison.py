@@ -41,12 +41,17 @@ def compare(paths: Iterable[str | Path], archive: Path | None = None, *, rank_ou
             raise UsageError(f"--archive {archive}: the name must end in .zip")
         write_archive(entries, archive)
     finished = [entry for entry in entries if entry["status"] == "complete" and entry["matrix"]]
-    unfinished = [entry["name"] for entry in entries if entry not in finished]
+    unfinished = [_left_out(entry) for entry in entries if entry not in finished]
     if not finished:
         raise UsageError(f"no finished run to compare; not finished: {', '.join(unfinished)}")
     sets = [_compared(members, rank_ours) for members in _sets(finished)]
     _adjust([one for told in sets for one in told["tests"]])
     return {"format": FORMAT, "runs": len(finished), "unfinished": unfinished, "sets": sets}
+
+
+def _left_out(entry: dict) -> str:
+    """`replay-1`; of a cell of a sweep with its state."""
+    return entry["name"] + (f" ({entry['status']})" if entry["source"] == "sweep" else "")
 
 
 # ------------------------------------------------------------------------------------------- what is equal
@@ -132,6 +137,7 @@ def _compared(members: list[dict], rank_ours: bool) -> dict:
         "texts": list(dict.fromkeys(run["text"] for run in members if run["text"])),
         "streams": list(dict.fromkeys(one["stream"] for one in members)),
         "configurations": told,
+        "lacking": _lacking(configurations, labels),
         "tests": _tests(configurations, labels),
         "replay": _replay_curves(configurations, labels, tasks),
     }
@@ -247,6 +253,18 @@ def _relative(configurations: list[dict], relative: str, amount: str) -> None:
     unit = min((one["cost"][amount] for one in naive or known), default=None)
     for one in configurations:
         one["cost"][relative] = one["cost"][amount] / unit if unit and one["cost"][amount] else None
+
+
+def _lacking(configurations: list[list[dict]], labels: list[str]) -> list[dict]:
+    """The seeds in orders that a configuration has no run of and others have: their means are over other runs."""
+    own = {label: dict.fromkeys((run["seed"], order_of(run)) for run in runs)
+           for label, runs in zip(labels, configurations, strict=True) if runs[0]["source"] == "run"}  # fmt: skip
+    every = dict.fromkeys(point for points in own.values() for point in points)
+    return [
+        {"label": label, "runs": [{"seed": seed, "order": list(order)} for seed, order in every if (seed, order) not in
+                                  points]}
+        for label, points in own.items() if len(points) < len(every)
+    ]  # fmt: skip
 
 
 def _mark_front(configurations: list[dict]) -> None:

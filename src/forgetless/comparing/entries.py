@@ -28,8 +28,8 @@ from forgetless.runs.folder import (
     read_lines,
     shaped,
 )
-from forgetless.runs.seal import check_sealed, sealed
-from forgetless.runs.search import run_folders
+from forgetless.runs.seal import check_sealed, read_sealed, sealed
+from forgetless.runs.search import CELLS, SWEEP, run_folders
 from forgetless.runs.shapes import NUMBER, SPENT, Maybe, misfit, read, read_run
 from forgetless.score.metrics import metrics
 
@@ -44,6 +44,7 @@ REQUIRED = ("method", "tasks", "matrix")
 KNOWN = (*REQUIRED, "format", "stream", "model", "base", "majority", "test_rows", "seed", "paper", "settings", "cost")
 NUMBERS = ("rows_kept", "trained", "deployed", "seconds", "memory", "tokens")  # of a cost
 COST = dict.fromkeys(NUMBERS, Maybe(NUMBER)) | dict.fromkeys(("task_id", "label_set", "stock_peft"), Maybe(bool))
+CELL = {"id": str, "status": str}
 IMPORTED = {"tasks": [str], "seed": Maybe(int), "test_rows": Maybe([Maybe(int)]), "settings": Maybe(dict),
             "cost": Maybe(COST)}  # fmt: skip
 
@@ -69,7 +70,30 @@ def _entries_of(path: Path) -> list[dict]:
         return read_archive(path)
     if path.is_file():
         return read_matrices(path)
-    return [entry_of(folder) for folder in run_folders(path)]
+    found = {folder: entry_of(folder) for folder in run_folders(path)}
+    for sweep in _sweeps(path, found):
+        for cell in _not_done(sweep):
+            folder = sweep / CELLS / cell["cell"]
+            if folder not in found or found[folder]["status"] != "complete":
+                found[folder] = cell
+    return list(found.values())
+
+
+def _sweeps(path: Path, folders: Iterable[Path]) -> list[Path]:
+    """The sweeps whose cells lie below a path, not the one of which it is a cell."""
+    roots = dict.fromkeys([path, *(folder.parent.parent for folder in folders if folder != path)])
+    return [root for root in roots if (root / SWEEP).is_file()]
+
+
+def _not_done(sweep: Path) -> list[dict]:
+    """What stands for the cells of a sweep that are no results: a name and a state, and no scores."""
+    told = read_sealed(sweep / SWEEP)
+    if said := misfit(told, {"cells": [CELL]}):
+        raise RunError(f"{sweep / SWEEP}: {said}; restore it from a copy")
+    return [
+        {"source": "sweep", "name": cell["id"], "sweep": sweep.name, "cell": cell["id"], "status": cell["status"]}
+        for cell in told["cells"] if cell["status"] != "done"
+    ]  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------- run folders

@@ -18,6 +18,7 @@ NAMES = {
 }
 DIFFERENCES = ("bwt", "forgetting", "fwt")  # in points
 FLOORS = (("majority answer", "majority"), ("untouched base", "untouched"))
+MOST = 3  # runs that a sentence names
 CAUTIONS = (
     "An interval over seeds or orders says how runs differ, not how test rows do; one over rows says the reverse.",
     "Fewer than three seeds and orders give values and no interval; a claim needs p < 0.05 after Holm's correction "
@@ -36,6 +37,7 @@ def sentences(told: dict, record: dict) -> list[str]:
         lines.append("No difference between methods is shown by these runs.")
     if not told["tests"]:
         lines.append("No two methods have runs with the same seed and order of tasks, so none were tested.")
+    lines += [lack(one) for one in told["lacking"]]
     front = [clean(one["label"]) for one in told["configurations"] if one["front"]]
     if front:
         lines.append(f"By their means no other both learns more and keeps more than: {', '.join(front)}.")
@@ -53,7 +55,8 @@ def sentences(told: dict, record: dict) -> list[str]:
     if len(record["sets"]) > 1:
         lines.append("Other runs have other tasks, test rows or bases: they are in tables of their own.")
     if record["unfinished"]:
-        lines.append(f"Not finished, and left out: {', '.join(map(clean, record['unfinished']))}.")
+        missing = ", ".join(map(clean, record["unfinished"]))
+        lines.append(f"Not finished, and left out: {missing}. The errors of a sweep's runs stand in its sweep.md.")
     return lines
 
 
@@ -66,6 +69,15 @@ def claim(test: dict) -> str:
     return (
         f"{clean(test['after'])} has {points(test['change'])} {better} {what} than {clean(test['before'])} "
         f"(over {over}; p {p_value(test['p_holm'])})."
+    )
+
+
+def lack(one: dict) -> str:
+    """Whose mean is over other runs than the others', and which it has not."""
+    said = [f"seed {run['seed']} in {' > '.join(map(clean, run['order']))}" for run in one["runs"][:MOST]]
+    more = f" and {len(one['runs']) - MOST} more" if len(one["runs"]) > MOST else ""
+    return (
+        f"{clean(one['label'])} has no run of {'; '.join(said)}{more}, as others have: its means are over other runs."
     )
 
 
