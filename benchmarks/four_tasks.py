@@ -5,7 +5,7 @@
 
 The first command makes the next runs until the minutes are over and adds a line a run to docs/results/four-tasks.jsonl.
 Given again it goes on, on another machine too; where --work still has an unfinished run, in the middle of it. Several
-at once with different --methods share a machine. The second writes docs/results.md from these lines.
+at once with different --methods share a machine. The second writes their part of docs/results.md.
 
 First every method tries the same learning rates with fewer rows, judged on validation rows; then each learns at its
 best rate with every seed (which also draws the training rows), judged on the same test rows.
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 from jinja2 import Environment, FileSystemLoader
+from pages import DOCS, write_block
 from scipy.stats import t
 
 from forgetless.config import LearnConfig
@@ -32,8 +33,7 @@ from forgetless.data.streams import load_stream
 from forgetless.learning.stream import learn
 from forgetless.methods import METHODS
 
-ROOT = Path(__file__).parents[1]
-RECORDS, PAGE = ROOT / "docs" / "results" / "four-tasks.jsonl", ROOT / "docs" / "results.md"
+RECORDS, PAGE = DOCS / "results" / "four-tasks.jsonl", DOCS / "results.md"
 TASKS = ("TC/agnews", "SC/amazon", "NLI/MNLI", "TC/dbpedia")
 EIGHT = ("sequential", "incremental", "per_task", "joint", "replay", "olora", "nlora", "ilora")
 RATES, SEEDS = (5e-4, 1e-3, 2e-3), (0, 1, 2)
@@ -127,7 +127,7 @@ def nats(values: list[float]) -> str:
 
 
 def page(done: list[dict]) -> str:
-    """docs/results.md from the records."""
+    """Their part of docs/results.md."""
     tests = [one for one in done if one["stage"] == "test"]
     lines = [line for name in METHODS if (line := _line(name, tests))]
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True)
@@ -184,10 +184,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=EIGHT, help="only these (default: eight)")
     parser.add_argument("--work", type=Path, default=Path("runs/four-tasks"), help="for unfinished runs (%(default)s)")
-    parser.add_argument("--page", action="store_true", help="write docs/results.md")
+    parser.add_argument("--page", action="store_true", help="write it into docs/results.md")
     told = parser.parse_args()
     if told.page:
-        PAGE.write_text(page(records()))
+        write_block(PAGE, "four-tasks", page(records()))
         print(PAGE)
         return
     if not told.data or not (told.data / TASKS[0] / "train.json").exists():

@@ -20,11 +20,10 @@ from tempfile import TemporaryDirectory
 from zipfile import ZipFile
 
 from packaging.requirements import Requirement
+from pages import DOCS, write_block
 
 BESIDE = ("trl", "axolotl", "unsloth", "llamafactory", "ms-swift", "lm-eval", "vllm")
 SHOWN = ("torch", "transformers", "peft", "datasets")
-PAGE = Path(__file__).parents[1] / "docs" / "install.md"
-BEGIN, END = "<!-- resolves -->\n", "<!-- /resolves -->\n"
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,7 @@ def main() -> int:
     found = [beside(name, told.wheel, told.python) for name in told.names]
     print(table(found))
     if told.write:
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}{table(found)}{END}{rest.partition(END)[2]}")
+        write_block(DOCS / "install.md", "resolves", table(found))
     return int(any(one.hindered for one in found))
 
 

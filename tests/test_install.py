@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import ast
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+import venv
+from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -45,24 +48,61 @@ def test_an_installed_torch_is_kept():
     assert re.fullmatch(r"torch>=[\d.]+", torch)
 
 
-@pytest.mark.slow
-def test_the_wheel_holds_the_package_and_works_without_a_clone(tmp_path):
-    clone = tmp_path / "clone"
+def imported() -> dict[str, str]:
+    """Every package that a file of ours imports, and such a file."""
+    found = {}
+    for file in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {one.name.partition(".")[0]: file.name for one in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found[node.module.partition(".")[0]] = file.name
+    return {name: file for name, file in found.items() if name not in {*sys.stdlib_module_names, "forgetless"}}
+
+
+def test_what_is_imported_is_declared():
+    """In the dependencies, or in an extra."""
+    declared = [*PROJECT["project"]["dependencies"], *chain(*PROJECT["project"]["optional-dependencies"].values())]
+    names = {re.split(r"[\[<>=;]", one)[0].lower().replace("_", "-") for one in declared}
+    distributions = packages_distributions()
+    for module, file in imported().items():
+        by = {one.lower().replace("_", "-") for one in distributions.get(module, [module])}
+        assert by & names, f"{file} imports {module}, which is of {', '.join(by)}: no dependency"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    clone = tmp_path_factory.mktemp("wheel") / "clone"
     shutil.copytree(ROOT / "src", clone / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, clone)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    subprocess.run([*pip, "wheel", str(clone), "--no-deps", "-w", str(tmp_path)], check=True)
-    [wheel] = tmp_path.glob("*.whl")
+    subprocess.run([*pip, "wheel", str(clone), "--no-deps", "-w", str(clone.parent)], check=True)
+    return next(clone.parent.glob("*.whl"))
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package(wheel):
     with ZipFile(wheel) as files:
         inside = {name.removeprefix("forgetless/") for name in files.namelist() if name.startswith("forgetless/")}
     assert inside == files_of_the_package()
 
-    place = tmp_path / "place"
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(place), str(wheel)], check=True)
-    for arguments, said in ((["--version"], PROJECT["project"]["version"]), (["methods"], "olora")):
-        told = subprocess.run(
-            [sys.executable, str(place / "bin" / "forgetless"), *arguments], capture_output=True, text=True,
-            cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(place)},
-        )  # fmt: skip
-        assert told.returncode == 0 and said in told.stdout, told.stderr
+
+@pytest.mark.slow
+def test_the_wheel_works_in_an_environment_of_its_own(wheel, tiny, tmp_path):
+    """With what it declares and nothing else, without a clone: learns, audits and says what it is."""
+    venv.create(tmp_path / "tool", with_pip=False)
+    python, command = tmp_path / "tool" / "bin" / "python", tmp_path / "tool" / "bin" / "forgetless"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "--python", str(python)]
+    subprocess.run([*pip, "install", "--no-compile", "-c", str(ROOT / "constraints.txt"), str(wheel)], check=True)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "What colour has the sky?", "completion": " blue"}\n' * 4)
+    (tmp_path / "tasks.yaml").write_text("- {name: sky, train: rows.jsonl, test: rows.jsonl, scorers: [next_token]}\n")
+    (tmp_path / "words.txt").write_text("The sky is blue.\n\nThe whale is large.\n")
+    small = f"--model {tiny} --device cpu --precision fp32 --max_length 64 --max_steps 2 --forgetting_prompts 2"
+    for line, said in (
+        ("--version", PROJECT["project"]["version"]),
+        (f"learn --stream tasks.yaml --output_dir run {small}", "score 01-sky"),
+        (f"audit {tiny} run --tasks tasks.yaml --text words.txt --max_length 64 --output_dir audit", "sky"),
+    ):
+        told = subprocess.run([str(command), *line.split()], capture_output=True, text=True, cwd=tmp_path)
+        assert told.returncode == 0 and said in told.stdout + told.stderr, told.stderr
