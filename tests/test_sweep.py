@@ -16,6 +16,7 @@ from textwrap import dedent
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 from forgetless.cli import main
@@ -24,13 +25,16 @@ from forgetless.config import LearnConfig
 from forgetless.errors import RunError, UsageError
 from forgetless.learning.dryrun import Estimate
 from forgetless.learning.step import TrainSettings
+from forgetless.model.loading import load_settings
 from forgetless.runs.folder import RunFolder, complete, read_json
 from forgetless.runs.seal import write_sealed
-from forgetless.sweeping import commands, running, workers
+from forgetless.sweeping import commands, costs, running, workers
+from forgetless.sweeping.cluster import on_ray
 from forgetless.sweeping.definition import Entry, Sweep, read_sweep, sweep_of
 from forgetless.sweeping.folder import DONE, FAILED, RUNNING, STOPPED, WAITING
 from forgetless.sweeping.grid import cost_of, notes_of, orders_of, points, runs_of, with_choice
-from forgetless.sweeping.running import Judged, attempt, choose, open_plan, settle
+from forgetless.sweeping.record import write_record
+from forgetless.sweeping.running import Judged, Terms, attempt, choose, open_plan, settle
 
 TASKS = ("a", "b", "c")
 
@@ -563,20 +567,109 @@ def test_a_grid_too_large_is_said_before_anything_starts(write, tmp_path, capsys
     assert "max_time is 0 s" in " ".join(capsys.readouterr().err.split()) and not Path(folder).exists()
 
 
+def test_a_list_and_a_cell_honour_the_limits_too(write, tmp_path, capsys):
+    for limit, said in ({"max_disk": "0.001MB"}, "max_disk is 1 kB"), ({"max_time": "0.001s"}, "max_time is 0 s"):
+        file, folder = write(tmp_path, **limit)
+        for asked in (["--list"], ["--list", "--workers", "2"], ["--cell", open_plan(file, folder).cells[0].id]):
+            assert main(["sweep", file, "--output_dir", folder, *asked]) == 1
+            told = capsys.readouterr()
+            assert said in " ".join(told.err.split()) and not told.out and not Path(folder).exists()
+
+
+def test_the_free_disk_is_looked_at_without_any_limit(write, tmp_path, monkeypatch):
+    file, folder = write(tmp_path)
+    monkeypatch.setattr(costs.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(UsageError, match=r"the runs left need about .* has 1 kB free; .* make room"):
+        commands.sweep(file, folder)
+    assert not Path(folder).exists()
+
+
+def test_costs_are_of_the_dearest_candidate_with_the_threads_of_a_run(write, tmp_path, monkeypatch):
+    seen: list[tuple[int, int]] = []
+
+    def measured(config: LearnConfig) -> Estimate:
+        seen.append((config.r, torch.get_num_threads()))
+        return Estimate([10], [1], [float(config.r)], 0, 0.0, 0.0, answering=0, measuring=0, every=0,
+                        disk=config.r * 1e6)  # fmt: skip
+
+    monkeypatch.setattr(costs, "prepare", lambda config: config)
+    monkeypatch.setattr(costs, "estimate", measured)
+    before = torch.get_num_threads()
+    plan = open_plan(*write(tmp_path, threads=3, choose={"r": [4, 64]}, grid=GRID | {"methods": ["sequential"]}))
+    found = costs.costs_of(plan, plan.cells)
+    assert (found.seconds, found.longest, found.bytes) == (64.0, 64.0, 64e6)
+    assert sorted(seen) == [(4, 3), (64, 3)] and torch.get_num_threads() == before
+
+
+def test_what_is_measured_and_the_base_are_loaded_as_the_runs_are(write, tmp_path, monkeypatch):
+    loaded: list[str] = []
+    for module in (costs, running):
+        prepared = module.prepare
+        seen = lambda config, prepared=prepared: loaded.append(load_settings().attn_implementation) or prepared(config)  # noqa: E731
+        monkeypatch.setattr(module, "prepare", seen)
+    grid = GRID | {"methods": ["sequential"]}
+    assert commands.sweep(*write(tmp_path, attn_implementation="eager", grid=grid))["status"] == "complete"
+    assert loaded == ["eager", "eager"], "a run that is measured, and the base"
+
+
+def test_runs_at_once_take_as_long_as_the_longest():
+    costs_of_three = costs.Costs(seconds=30, longest=20, bytes=0)
+    assert [costs_of_three.lasts(at_once) for at_once in (1, 2, 24)] == [30, 20, 20]
+
+
+# ---------------------------------------------------------------------------------------- one machine or another
+
+
+def test_what_a_machine_decides_is_decided_once(write, tmp_path, monkeypatch):
+    """Two machines that would take other precisions and threads make the runs of one sweep alike."""
+    grid = GRID | {"methods": ["sequential"], "seed": [0, 1]}
+    file, folder = write(tmp_path, device="auto", precision="auto", grid=grid)
+    first, second = open_plan(file, folder).cells
+    for here, run in ((Terms("cpu", "fp32", 1), first), (Terms("cpu", "bf16", 2), second)):
+        monkeypatch.setattr(running, "terms_here", lambda _, here=here: here)
+        commands.one(file, folder, run.id)
+    plan = open_plan(file, folder)
+    assert plan.terms == Terms("cpu", "fp32", 1) and "on cpu in fp32 with 1 thread" in plan.folder.page.read_text()
+    assert [plan.folder.attempt(run)["threads"] for run in plan.cells] == [1, 1]
+    assert {read_json(plan.folder.run(run) / "run.json")["precision"] for run in plan.cells} == {"float32"}
+    assert len(list((plan.folder.root / "base").iterdir())) == 1
+    assert len(compare([folder])["sets"][0]["configurations"]) == 1
+
+
+def test_a_sweep_that_was_begun_otherwise_is_refused(write, tmp_path):
+    """With another precision than its file says, and on a GPU where there is none."""
+    plan = open_plan(*write(tmp_path, precision="fp32", device="auto"))
+    plan.terms = Terms("cuda", "fp32", 1)
+    write_record(plan)
+    with pytest.raises(RunError, match=r"begun with precision fp32 and its file now says bf16.*another --output_dir"):
+        open_plan(*write(tmp_path, precision="bf16", device="auto"))
+    if not torch.cuda.is_available():
+        with pytest.raises(RunError, match="begun on a GPU, and this machine offers none"):
+            commands.sweep(*write(tmp_path, precision="fp32", device="auto"))
+    plan = open_plan(*write(tmp_path, precision="fp32", device="auto"))
+    assert {plan.folder.state(run) for run in plan.cells} == {WAITING}, "no run is to blame"
+
+
+def test_more_threads_than_processors_are_said(write, tmp_path, capsys):
+    file, folder = write(tmp_path, threads=64)
+    running.check_terms(open_plan(file, folder), 2)
+    assert f"2 at once with 64 threads each, as this sweep was begun, are slow on {os.cpu_count()} CPUs" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
 def test_the_disk_is_estimated_by_the_bytes_of_the_adapters(swept, write, tmp_path):
     """Adapters exactly; beside them checkpoints while a task is learnt, and a few hundred bytes a prediction."""
-    from forgetless.sweeping.costs import costs_of
-
     file, _ = swept
     plan = open_plan(file, str(tmp_path))
     cell = plan.cells[0]
-    costs = costs_of(plan, [cell])
+    found = costs.costs_of(plan, [cell])
     made = swept[1] / "cells" / cell.id
     tensors = sum(path.stat().st_size for path in made.rglob("adapter_model.safetensors"))
     heads = 3 * 2000  # of safetensors files: names and shapes
     checkpoints = 3 * 3 * tensors / 3  # three of them, each a pair and AdamW's two moments; a pair a task is kept
-    assert costs.bytes - 600 * 100 - checkpoints < tensors < costs.bytes + heads
-    assert costs.seconds > 0
+    assert found.bytes - 600 * 100 - checkpoints < tensors < found.bytes + heads
+    assert found.seconds > 0
 
 
 def test_help_and_wrong_use(capsys):
@@ -680,6 +773,24 @@ def test_no_cluster_is_named(write, tmp_path):
     file, folder = write(tmp_path)
     with pytest.raises(UsageError, match="--ray auto: no cluster there"):
         commands.sweep(file, folder, ray="auto")
+
+
+@pytest.mark.parametrize(("has", "at_once"), [({"CPU": 7.0}, 3), ({"CPU": 7.0, "GPU": 1.0}, 1), ({"CPU": 1.0}, 0)])
+def test_a_cluster_runs_as_many_at_once_as_it_has_room_for(write, tmp_path, monkeypatch, has, at_once):
+    """Runs of two threads, on a cluster that answers at once in this process."""
+    asked = lambda function: SimpleNamespace(remote=function)  # noqa: E731
+    fake = SimpleNamespace(init=lambda **_: None, shutdown=lambda: None, cluster_resources=lambda: has,
+                           remote=lambda **_: asked, get=lambda told: told)  # fmt: skip
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    file, folder = write(tmp_path, threads=2, max_time="0.001s", device="auto")
+    if not at_once:
+        with pytest.raises(UsageError, match="a run takes 2 CPUs, the cluster has 1; give fewer `threads:`"):
+            commands.planned(file, folder, ray="auto")
+        return
+    with on_ray(open_plan(file, folder), "auto", 1) as place:
+        assert place.at_once == at_once
+    with pytest.raises(UsageError, match=rf"with {at_once} side by side, max_time is 0 s"):
+        commands.planned(file, folder, ray="auto")
 
 
 def test_without_ray_the_remedy_is_named(write, tmp_path, monkeypatch):

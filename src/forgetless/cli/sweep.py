@@ -31,10 +31,11 @@ def run(arguments: list[str]) -> int:
     if told.workers < 1:
         raise UsageError(f"workers must be 1 or above, not {told.workers}")
     if told.list:
-        print("\n".join(commands.listed(told.file, told.output_dir)))
+        print("\n".join(commands.listed(told.file, told.output_dir, told.workers)))
         return 0
     if told.dry_run:
-        out.print(commands.planned(told.file, told.output_dir, told.workers), markup=False, soft_wrap=True)
+        words = commands.planned(told.file, told.output_dir, workers=told.workers, ray=told.ray)
+        out.print(words, markup=False, soft_wrap=True)
         return 0
     if told.cell:
         commands.one(told.file, told.output_dir, told.cell)

@@ -14,14 +14,18 @@ from forgetless.runs.folder import make_folder, write_whole
 from forgetless.runs.seal import write_sealed
 from forgetless.sweeping.folder import DONE, ELSEWHERE, FAILED, FORMAT
 from forgetless.sweeping.grid import Run, notes_of, orders_of
-from forgetless.sweeping.running import DIVERGED, Plan, judged
+from forgetless.sweeping.running import DIVERGED, Plan, begun_with, judged
 
 
 def write_record(plan: Plan) -> dict:
-    """The record as it is now, written whole; several processes of one sweep may do so."""
+    """The record as it is now, written whole; several processes of one sweep may do so.
+
+    The first of them decides the terms of all.
+    """
     folder = plan.folder
     make_folder(folder.root, ELSEWHERE)
     with folder.alone("record"):
+        plan.terms, plan.begun = begun_with(folder, plan.sweep) or plan.terms, True
         record = as_json(plan)
         write_sealed(folder.record, {key: value for key, value in record.items() if key != "path"})
         write_whole(folder.page, sweep_markdown(record))
@@ -47,7 +51,8 @@ def as_json(plan: Plan) -> dict:
         "tasks": {task.name: task.fingerprint for task in plan.stream.tasks},
         "orders": {name: list(order) for name, order in orders_of(sweep, names).items()},
         "fair": sweep.fair,
-        "notes": notes_of(sweep, names) + _threads(plan),
+        "terms": asdict(plan.terms),
+        "notes": [*notes_of(sweep, names), plan.terms.said],
         "definition": definition,
         "sha256": json_digest(definition),
         "trials": [_trial(plan, run) for run in plan.trials],
@@ -103,13 +108,3 @@ def _tied(plan: Plan, run: Run) -> bool:
     except RunError:
         return False
     return scores.count(max(scores, default=0.0)) > 1
-
-
-def _threads(plan: Plan) -> list[str]:
-    """Equal threads give equal bytes; others round differently."""
-    tried = (plan.folder.attempt(run) for run in [*plan.trials, *plan.cells])
-    used = sorted({told["threads"] for told in tried if told.get("status") == DONE})
-    if len(used) < 2:
-        return []
-    return [f"runs used {', '.join(map(str, used))} threads, so equal runs agree up to rounding and not to the byte; "
-            "`threads: 1` in the sweep file fixes it"]  # fmt: skip

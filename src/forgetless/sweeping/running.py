@@ -14,14 +14,18 @@ from typing import Any
 
 import torch
 
+from forgetless.config import LearnConfig
 from forgetless.data.streams import load_stream
 from forgetless.data.tasks import Stream
 from forgetless.errors import DivergedError, ForgetlessError, RunError, UsageError, nearest
 from forgetless.learning.cells import score_base
+from forgetless.learning.engine import DEVICES, Engine
 from forgetless.learning.prepare import prepare
 from forgetless.learning.stream import learn
 from forgetless.model.base import find_model
 from forgetless.model.identity import json_digest, weight_files, weights_digest
+from forgetless.model.loading import loaded_as_told
+from forgetless.progress import console
 from forgetless.report.summary import summarise
 from forgetless.runs.folder import RunFolder, complete
 from forgetless.runs.seal import read_sealed
@@ -32,7 +36,23 @@ from forgetless.sweeping.grid import Candidate, Run, runs_of, with_choice
 
 BUSY = "busy"  # another process holds the run
 POLL_SECONDS = 1.0
+AUTO = "auto"
 DIVERGED = DivergedError.__name__
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What every run of a sweep is made with, wherever it runs: results depend on it, and no id does."""
+
+    device: str
+    precision: str
+    threads: int
+
+    @property
+    def said(self) -> str:
+        """Equal numbers of threads give equal bytes; others round differently."""
+        threads = f" with {self.threads} thread{'s' * (self.threads > 1)}" if self.device == "cpu" else ""
+        return f"every run is made on {self.device} in {self.precision}{threads}, as the first start decided"
 
 
 @dataclass
@@ -45,6 +65,16 @@ class Plan:
     trials: list[Run]
     cells: list[Run]
     folder: SweepFolder
+    terms: Terms  # decided at the sweep's first start; before it those of this machine
+    begun: bool
+
+    def config(self, run: Run, taken: Candidate | None = None) -> LearnConfig:
+        """What `learn` is told of a run, with the candidate that is taken."""
+        tasks = {task.name: task for task in self.stream.tasks}
+        stream = Stream(self.stream.name, tuple(tasks[name] for name in run.tasks))
+        config = with_choice(run.config, taken) if taken else run.config
+        return replace(config, stream=stream, output_dir=str(self.folder.run(run)), device=self.terms.device,
+                       precision=self.terms.precision)  # fmt: skip
 
     def find(self, id: str) -> Run:
         known = {run.id: run for run in [*self.trials, *self.cells]}
@@ -64,7 +94,8 @@ def open_plan(file: str, output_dir: str = "") -> Plan:
                          "stream file (`validation: 10%`)")  # fmt: skip
     folder = SweepFolder(Path(output_dir or f"runs/sweep-{sweep.name}"))
     _check_continues(folder, stream)
-    return Plan(file, sweep, stream, trials, cells, folder)
+    begun = begun_with(folder, sweep)
+    return Plan(file, sweep, stream, trials, cells, folder, begun or terms_here(sweep), begun is not None)
 
 
 def _check_continues(folder: SweepFolder, stream: Stream) -> None:
@@ -76,6 +107,57 @@ def _check_continues(folder: SweepFolder, stream: Stream) -> None:
                 f"{folder.record}: the rows, options or scoring of task {task.name!r} have changed since this sweep "
                 "was begun, so its runs are not comparable with new ones; restore them, or give another --output_dir"
             )
+
+
+def terms_here(sweep: Sweep) -> Terms:
+    """What the sweep's file leaves to the machine, as this machine has it."""
+    engine = Engine(sweep.common.get("device", AUTO), sweep.common.get("precision", AUTO))
+    device = engine.device.type if engine.device.type in DEVICES else AUTO
+    precision = "bf16" if engine.dtype == torch.bfloat16 else "fp32"
+    return Terms(device, precision, sweep.threads or torch.get_num_threads())
+
+
+def begun_with(folder: SweepFolder, sweep: Sweep) -> Terms | None:
+    """The terms of a sweep's first start; None before it. RunError where the file says others by now."""
+    told = read_sealed(folder.record).get("terms") if folder.record.exists() else None
+    if told is None:
+        return None
+    asked = {name: sweep.common.get(name, AUTO) for name in ("device", "precision")} | {
+        "threads": sweep.threads or AUTO
+    }
+    for name, value in asked.items():
+        if value not in (AUTO, told[name]):
+            raise RunError(
+                f"{folder.record}: this sweep was begun with {name} {told[name]} and its file now says {value}, with "
+                f"which runs would differ from those that are there; give {told[name]}, or another --output_dir"
+            )
+    return Terms(**told)
+
+
+@contextmanager
+def using_threads(number: int) -> Iterator[None]:
+    """torch has so many threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def check_terms(plan: Plan, at_once: int = 1) -> None:
+    """RunError where this machine has not the device that the sweep was begun on; too few CPUs are only said."""
+    terms = plan.terms
+    if terms.device == "cuda" and not torch.cuda.is_available():
+        raise RunError(
+            f"{plan.folder.record}: this sweep was begun on a GPU, and this machine offers none; go on where there is "
+            "one, or give another --output_dir"
+        )
+    if terms.device == "cpu" and terms.threads * at_once > (cpus := os.cpu_count() or 1):
+        console.print(
+            f"{at_once} at once with {terms.threads} threads each, as this sweep was begun, are slow on {cpus} CPUs",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------- what is chosen
@@ -154,12 +236,8 @@ def _tried(plan: Plan, run: Run) -> dict[str, Any]:
     """The outcome as it is noted. A run that fails must not end the others, so every error is noted as its own."""
     try:
         taken = choose(judged(plan.folder, run)) if run.candidates else Candidate({}, run)
-        chosen = dict(taken.options)
-        tasks = {task.name: task for task in plan.stream.tasks}
-        stream = Stream(plan.stream.name, tuple(tasks[name] for name in run.tasks))
-        config = replace(with_choice(run.config, taken), stream=stream, output_dir=str(plan.folder.run(run)))
-        learn(config, _known_base(plan, run), _told(run, taken))
-        return {"status": DONE, "chosen": chosen}
+        learn(plan.config(run, taken), _known_base(plan, run), _told(run, taken))
+        return {"status": DONE, "chosen": dict(taken.options)}
     except ForgetlessError as error:
         return {"status": FAILED, "kind": type(error).__name__, "error": str(error)}
     except Exception as error:
@@ -182,17 +260,22 @@ def _known_base(plan: Plan, run: Run) -> Path | None:
     """The folder with the untouched base's scores on the stream, made by the first run that needs them."""
     if run.config.cells == "last":
         return None
-    config = run.config
-    named = {name: getattr(config, name) for name in ("model", "max_length", "precision", "device", "score_on",
-                                                      "score_batch_tokens")}  # fmt: skip
+    config = plan.config(run)
+    named = {name: getattr(config, name) for name in ("model", "load_in", "max_length", "precision", "device",
+                                                      "score_on", "score_batch_tokens")}  # fmt: skip
     root = plan.folder.base(json_digest([named, plan.stream.name, _weights_of(config.model)])[:8])
     with plan.folder.alone(f"base-{root.name}"):
         if not complete(RunFolder(root).task(0, "base") / "scores"):
             plainly = replace(config, method="sequential", method_options={}, stream=plan.stream, output_dir=str(root))
-            session = prepare(plainly)
-            model, options = session.adapters.model, session.stream.options
-            score_base(session, Scorer(model, session.encoder, session.engine, options, config.score_batch_tokens))
+            _score_base(plainly)
     return root
+
+
+@loaded_as_told
+def _score_base(config: LearnConfig) -> None:
+    session = prepare(config)
+    model, options = session.adapters.model, session.stream.options
+    score_base(session, Scorer(model, session.encoder, session.engine, options, config.score_batch_tokens))
 
 
 def _weights_of(model: str) -> str:

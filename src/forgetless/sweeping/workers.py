@@ -8,18 +8,28 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-import torch
-
 from forgetless.errors import ForgetlessError, RunError, Stopped
 from forgetless.progress import console
+from forgetless.sweeping.costs import Costs, costs_of
 from forgetless.sweeping.folder import DONE, FAILED
 from forgetless.sweeping.grid import Run
 from forgetless.sweeping.record import write_record
-from forgetless.sweeping.running import BUSY, POLL_SECONDS, Plan, attempt, open_plan, settled
+from forgetless.sweeping.running import (
+    BUSY,
+    POLL_SECONDS,
+    Plan,
+    Terms,
+    attempt,
+    check_terms,
+    open_plan,
+    settled,
+    using_threads,
+)
 
 CRASHED = "crashed"  # its process ended without a word
 MOST_CRASHES = 3
@@ -72,24 +82,36 @@ def _say(plan: Plan, run: Run, outcome: str, record: dict) -> None:
 # ---------------------------------------------------------------------------------------- on one machine
 
 
-def in_turn(plan: Plan, threads: int | None = None) -> Execute:
+@dataclass(frozen=True)
+class Place:
+    """Where runs are made."""
+
+    execute: Execute
+    at_once: int
+    costs: Callable[[list[Run]], Costs]  # of runs there
+
+
+def on_this_machine(plan: Plan, workers: int) -> Place:
+    """One run after another in this process, or several in processes of their own, which share the threads."""
+    if not (plan.begun or plan.sweep.threads):
+        plan.terms = replace(plan.terms, threads=max(1, plan.terms.threads // workers))
+    check_terms(plan, workers)
+    return Place(in_turn(plan) if workers == 1 else side_by_side(plan, workers), workers, partial(costs_of, plan))
+
+
+def in_turn(plan: Plan) -> Execute:
     """One run after another, in this process."""
-    use_threads(threads)
-    return lambda runs: ((run, attempt(plan, run)) for run in runs)
+
+    def execute(runs: list[Run]) -> Iterator[tuple[Run, str]]:
+        with using_threads(plan.terms.threads):
+            yield from ((run, attempt(plan, run)) for run in runs)
+
+    return execute
 
 
-def use_threads(threads: int | None) -> None:
-    """So many in this process; None: as many as it has."""
-    if threads:
-        torch.set_num_threads(threads)
-
-
-def side_by_side(plan: Plan, workers: int, threads: int | None = None) -> Execute:
-    """`workers` runs at once, each in a process of its own, among which the machine's threads are divided.
-
-    A process that is killed takes no other run with it.
-    """
-    each, spawn = threads or max(1, torch.get_num_threads() // workers), multiprocessing.get_context("spawn")
+def side_by_side(plan: Plan, workers: int) -> Execute:
+    """`workers` runs at once, each in a process of its own. A process that is killed takes no other run with it."""
+    spawn = multiprocessing.get_context("spawn")
 
     def execute(runs: list[Run]) -> Iterator[tuple[Run, str]]:
         waiting, beside = runs[::-1], dict[Connection, tuple[Run, SpawnProcess]]()
@@ -97,7 +119,7 @@ def side_by_side(plan: Plan, workers: int, threads: int | None = None) -> Execut
             while waiting or beside:
                 while waiting and len(beside) < workers:
                     run, (said, says) = waiting.pop(), spawn.Pipe(duplex=False)
-                    told = (says, each, plan.file, str(plan.folder.root), run.id)
+                    told = (says, plan.file, str(plan.folder.root), run.id, plan.terms)
                     process = spawn.Process(target=_attempt_alone, args=told, daemon=True)
                     process.start()
                     says.close()  # the process holds the other one: what it says ends with it
@@ -132,23 +154,17 @@ def _heard(said: Connection) -> str:
     return outcome
 
 
-def _attempt_alone(says: Connection, threads: int, file: str, output_dir: str, id: str) -> None:
+def _attempt_alone(says: Connection, file: str, output_dir: str, id: str, terms: Terms) -> None:
     """A process of one run. Ctrl-C is for the process that began it, which then ends this one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(threads)
     with says, suppress(Stopped):
         try:
-            says.send(attempt_in_worker(file, output_dir, id))
+            says.send(attempt_in_worker(open_plan(file, output_dir), id, terms))
         except ForgetlessError as error:
             says.send(error)
 
 
-def attempt_in_worker(file: str, output_dir: str, id: str) -> str:
-    """`attempt` in a process that has nothing yet; what the run says goes into its log."""
-    plan = _plan(file, output_dir)
-    return attempt(plan, plan.find(id), quiet=True)
-
-
-@cache
-def _plan(file: str, output_dir: str) -> Plan:
-    return open_plan(file, output_dir)
+def attempt_in_worker(plan: Plan, id: str, terms: Terms) -> str:
+    """`attempt` in a process that makes runs; what the run says goes into its log."""
+    with using_threads(terms.threads):
+        return attempt(replace(plan, terms=terms), plan.find(id), quiet=True)
