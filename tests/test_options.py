@@ -11,7 +11,7 @@ from transformers import modeling_flash_attention_utils as flash_utils
 
 from forgetless.data.batches import Encoder
 from forgetless.data.tasks import Row
-from forgetless.model.answers import logits_at
+from forgetless.model.answers import logits_at, packs
 from forgetless.score.options import OptionScorer
 
 OPTIONS = ("blue", "very blue", "dark green, almost black", "red")
@@ -201,3 +201,31 @@ def test_generation_is_greedy_and_batches_change_nothing(tokenizer):
             if ids[-1] in (0, tokenizer.eos_token_id):
                 break
     assert together[0] == tokenizer.decode(ids[len(contexts[0]) :], skip_special_tokens=True)
+
+
+def test_what_all_prompts_begin_with_is_computed_once(tokenizer):
+    """Two system prompts and some rows of neither: the answers are those of rows by themselves."""
+    from forgetless.model.attention import use_blocked_attention
+    from forgetless.score.generation import generate
+
+    model = make("llama", tokenizer)
+    use_blocked_attention(model)
+    assert packs(model)
+    draw = torch.Generator().manual_seed(3)
+
+    def tokens(count: int) -> list[int]:
+        return torch.randint(5, len(tokenizer), (count,), generator=draw).tolist()
+
+    prompts = tokens(40), tokens(30)
+    contexts = [[*prompts[i % 2], *tokens(1 + i % 5)] for i in range(20)] + [tokens(7), tokens(3)]
+    read: list[int] = []
+    handle = model.model.layers[0].register_forward_hook(
+        lambda module, given, out: read.append(given[0][..., 0].numel())
+    )
+    together = generate(model, tokenizer, contexts, 6, torch.device("cpu"))
+    once = sum(read)
+    read.clear()
+    apart = [generate(model, tokenizer, [context], 6, torch.device("cpu"))[0] for context in contexts]
+    handle.remove()
+    assert together == apart and len(set(apart)) > 1
+    assert once < 0.5 * sum(read), "both beginnings went through the model once"

@@ -264,7 +264,7 @@ def alike(rows: Sequence[Sequence[int]]) -> list[Alike]:
 
 def _alike(rows: Sequence[Sequence[int]], places: list[int]) -> list[Alike]:
     """Those of each next token by themselves, and all that spare more so together."""
-    shared = _beginning([rows[i] for i in places])
+    shared = beginning([rows[i] for i in places])
     after: dict[tuple[int, ...], list[int]] = {}
     for i in places:
         after.setdefault(tuple(rows[i][shared : shared + 1]), []).append(i)
@@ -279,7 +279,7 @@ def _alike(rows: Sequence[Sequence[int]], places: list[int]) -> list[Alike]:
     return [together, *(one for one in groups if one not in joined)]
 
 
-def _beginning(rows: Sequence[Sequence[int]]) -> int:
+def beginning(rows: Sequence[Sequence[int]]) -> int:
     """How many tokens all rows begin with."""
     first, last = min(rows), max(rows)  # in the order of a dictionary: what these two share, all do
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
