@@ -1,6 +1,7 @@
 #!/bin/bash
-# sbatch --array=1-24 examples/sweep-slurm.sh grid.yaml
-# A task of the array a run: the sweep's folder must be shared by the machines. Given again, it makes what is left.
+# sbatch --array=1-$(forgetless sweep grid.yaml --list | wc -l) examples/sweep-slurm.sh grid.yaml
+# A task of the array a run, trials among them: the sweep's folder must be shared by the machines. Given again, it makes
+# what is left.
 #SBATCH --cpus-per-task=4
 #SBATCH --time=04:00:00
 #SBATCH --requeue

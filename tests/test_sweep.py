@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -670,6 +671,35 @@ def test_the_disk_is_estimated_by_the_bytes_of_the_adapters(swept, write, tmp_pa
     checkpoints = 3 * 3 * tensors / 3  # three of them, each a pair and AdamW's two moments; a pair a task is kept
     assert found.bytes - 600 * 100 - checkpoints < tensors < found.bytes + heads
     assert found.seconds > 0
+
+
+SAYS = """#!/bin/sh
+if [ "$3" = --list ]; then
+  printf "forgetless sweep grid.yaml --output_dir 'runs/a b' --cell %s\\n" a b c
+else
+  for one; do printf '<%s>' "$one"; done; echo
+fi
+"""
+
+
+def test_lines_for_queues_do_what_they_say(tmp_path):
+    """Those of the page and the script's own, with a `forgetless` that lists three runs and says what it was given."""
+    root = Path(__file__).parents[1]
+    for name in ("forgetless", "sbatch"):
+        (tmp_path / name).write_text(SAYS)
+        (tmp_path / name).chmod(0o755)
+    script = root / "examples" / "sweep-slurm.sh"
+    page = (root / "docs" / "sweep.md").read_text().splitlines()
+    [queue] = [line for line in page if "xargs" in line]
+    [array] = [line for line in page if line.startswith("sbatch")]
+    shell = lambda line: subprocess.run(  # noqa: E731
+        ["bash", "-c", line], capture_output=True, text=True, check=True, cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    ).stdout.splitlines()  # fmt: skip
+    assert sorted(shell(queue)) == [f"<sweep><grid.yaml><--output_dir><runs/a b><--cell><{one}>" for one in "abc"]
+    said = ["<--array=1-3><examples/sweep-slurm.sh><grid.yaml>"]
+    assert shell(array) == shell(script.read_text().splitlines()[1].removeprefix("# ")) == said
+    assert shell(f"bash -n {shlex.quote(str(script))}") == []
 
 
 def test_help_and_wrong_use(capsys):
