@@ -430,6 +430,13 @@ def test_matrices_of_other_code_join_and_are_marked(archive, tmp_path):
         ({"tasks": ["a", "a", "b"]}, "different names"),
         ({"test_rows": [10]}, "test_rows must be 3 numbers"),
         ({"methd": "x"}, "unknown key 'methd'; did you mean 'method'?"),
+        ({"method": ["x"]}, "method: expected text, found ['x']"),
+        ({"paper": 2402.18865}, "paper: expected text, found 2402.18865"),
+        ({"cost": {"passes": "x"}}, "cost.passes: expected a number, found 'x'"),
+        ({"cost": {"gpu_seconds": "5"}}, "cost.gpu_seconds: expected a number, found '5'"),
+        ({"cost": {"secnds": 5}}, "cost: unknown key 'secnds'; did you mean 'seconds'?"),
+        ({"cost": {"extra_compute": 5}}, "cost: unknown key 'extra_compute'"),
+        ({"cost": {"cpu_seconds": -5}}, "cost: cpu_seconds is -5; it must be 0 or above"),
     ],
 )
 def test_matrices_that_do_not_fit(tmp_path, change, message):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from forgetless.comparing.clusters import Levels, Mean, mean_over, sampled
-from forgetless.comparing.entries import read_entries, write_archive
+from forgetless.comparing.entries import COSTS, read_entries, write_archive
 from forgetless.errors import UsageError
 from forgetless.score.intervals import band, holm, paired_change
 
@@ -27,7 +27,6 @@ HIGHER = ("average_accuracy", "learning_accuracy", "bwt", "fwt")  # is better; o
 FIGURES = (*HIGHER, "forgetting", "kl")
 SHARES = ("average_accuracy", "learning_accuracy")
 TESTED = ("average_accuracy", "bwt")
-COSTS = ("rows_kept", "trained", "deployed", "seconds", "cpu_seconds", "gpu_seconds", "memory", "tokens", "passes")
 
 
 def compare(paths: Iterable[str | Path], archive: Path | None = None, *, rank_ours: bool = False) -> dict:

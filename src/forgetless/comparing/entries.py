@@ -5,9 +5,6 @@ An entry holds scores, hashes of rows and settings: no weights and no row texts.
 
 from __future__ import annotations
 
-import json
-import math
-import struct
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -26,11 +23,10 @@ from forgetless.runs.folder import (
     parse_json,
     read_json,
     read_lines,
-    shaped,
 )
 from forgetless.runs.seal import check_sealed, read_sealed, sealed
 from forgetless.runs.search import CELLS, SWEEP, run_folders
-from forgetless.runs.shapes import NUMBER, SPENT, Maybe, misfit, read, read_run
+from forgetless.runs.shapes import NUMBER, SPENT, Maybe, misfit, numbers_in, read, read_run
 from forgetless.score.metrics import metrics
 
 FORMAT = 2
@@ -42,10 +38,11 @@ APART = ("seed", "score_on", "method", "method_options")
 """Of what decides a run: what varies, what sets are told apart by, and what stands beside it in an entry."""
 REQUIRED = ("method", "tasks", "matrix")
 KNOWN = (*REQUIRED, "format", "stream", "model", "base", "majority", "test_rows", "seed", "paper", "settings", "cost")
-NUMBERS = ("rows_kept", "trained", "deployed", "seconds", "memory", "tokens")  # of a cost
-COST = dict.fromkeys(NUMBERS, Maybe(NUMBER)) | dict.fromkeys(("task_id", "label_set", "stock_peft"), Maybe(bool))
+COSTS = ("rows_kept", "trained", "deployed", "seconds", "cpu_seconds", "gpu_seconds", "memory", "tokens", "passes")
+COST = dict.fromkeys(COSTS, Maybe(NUMBER)) | dict.fromkeys(("task_id", "label_set", "stock_peft"), Maybe(bool))
 CELL = {"id": str, "status": str}
-IMPORTED = {"tasks": [str], "seed": Maybe(int), "test_rows": Maybe([Maybe(int)]), "settings": Maybe(dict),
+IMPORTED = {"method": str, "stream": Maybe(str), "model": Maybe(str), "paper": Maybe(str), "tasks": [str],
+            "seed": Maybe(int), "test_rows": Maybe([Maybe(int)]), "settings": Maybe(dict),
             "cost": Maybe(COST)}  # fmt: skip
 
 
@@ -181,7 +178,7 @@ def _cost(told: dict, about: dict, summary: dict, lessons: list[Path]) -> dict:
         "task_id": about["task_id"],
         "label_set": any(task["headline"] == "likelihood" for task in told["tasks"]),
         "trained": told["model"]["trainable"],
-        "deployed": sum(map(numbers_in, adapters)) or None,
+        "deployed": sum(numbers_in(file) for folder in adapters for file in folder.glob("*.safetensors")) or None,
         "seconds": _sum(times, "seconds"),
         "cpu_seconds": _sum(times, "cpu_seconds"),
         "gpu_seconds": _sum(times, "gpu_seconds"),
@@ -204,17 +201,6 @@ def _passes(times: list[dict], again: bool) -> float | None:
     activations once more (gradient checkpointing)."""
     forward, backward = (_sum(times, f"{kind}_tokens") for kind in ("forward", "backward"))
     return None if forward is None or backward is None else forward + backward * (2 if again else 1)
-
-
-def numbers_in(folder: Path) -> int:
-    """How many numbers an adapter's safetensors files hold, from their heads alone."""
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with shaped(file), file.open("rb") as raw:
-            [length] = struct.unpack("<Q", raw.read(8))
-            head = json.loads(raw.read(min(length, file.stat().st_size)))
-        total += sum(math.prod(one["shape"]) for key, one in head.items() if key != "__metadata__")
-    return total
 
 
 # ------------------------------------------------------------------------------------------- other code
@@ -243,6 +229,12 @@ def _imported(told: object, place: str, name: str) -> dict:
         raise DataError(f"{place}: tasks must be a list of different names, in the order in which they were learnt")
     if said := misfit(told, IMPORTED):
         raise DataError(f"{place}: {said}")
+    cost = told.get("cost") or {}
+    for key, value in cost.items():
+        if key not in COST:
+            raise DataError(f"{place}: cost: unknown key {key!r}{nearest(key, COST)}")
+        if value is not None and not value >= 0:
+            raise DataError(f"{place}: cost: {key} is {value}; it must be 0 or above")
     many = len(tasks)
     if not isinstance(told["matrix"], list) or len(told["matrix"]) not in (1, many):
         raise DataError(f"{place}: the matrix needs a row after each of the {many} tasks, or one row for a joint run")
@@ -258,23 +250,23 @@ def _imported(told: object, place: str, name: str) -> dict:
     return {
         "source": "imported",
         "name": name,
-        "stream": str(told.get("stream", name)),
+        "stream": told.get("stream") or name,
         "status": "complete",
-        "method": {"name": str(told["method"]), "options": {}, "paper": str(told.get("paper", "")), "bound": False,
+        "method": {"name": told["method"], "options": {}, "paper": told.get("paper") or "", "bound": False,
                    "ours": False},
         "chosen": {},
-        "model": str(told.get("model", "not told")),
+        "model": told.get("model") or "not told",
         "base": None,
         "precision": None,
         "seed": told.get("seed"),
         "score_on": "test",
         "settings": told.get("settings") or {},
         "tasks": [
-            {"name": str(task), "test": n, "headline": "not known", "majority": share}
+            {"name": task, "test": n, "headline": "not known", "majority": share}
             for task, n, share in zip(tasks, rows, majority, strict=True)
         ],
         "test_rows": {},
-        "learned": [str(task) for task in tasks] if len(matrix) == many else ["joint"],
+        "learned": tasks if len(matrix) == many else ["joint"],
         "matrix": matrix,
         "untouched": untouched,
         "intervals": [None] * many,
@@ -282,9 +274,7 @@ def _imported(told: object, place: str, name: str) -> dict:
         "kl": None,
         "text": None,
         "rows": {},
-        "cost": {key: None for key in ("rows_kept", "task_id", "label_set", "trained", "deployed", "seconds",
-                                       "cpu_seconds", "gpu_seconds", "memory", "tokens", "passes", "stock_peft")}
-        | {"extra_compute": "not told", "method": str(told["method"])} | (told.get("cost") or {}),
+        "cost": dict.fromkeys(COST) | {"extra_compute": "not told", "method": told["method"]} | cost,
     }  # fmt: skip
 
 

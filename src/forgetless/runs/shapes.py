@@ -5,13 +5,16 @@ The manifest finds every damage; this finds what a hash cannot: files that were 
 
 from __future__ import annotations
 
+import json
+import math
 import re
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from forgetless.errors import RunError, short
-from forgetless.runs.folder import NAME, RunFolder, read_json, read_lines
+from forgetless.runs.folder import NAME, RunFolder, read_json, read_lines, shaped
 from forgetless.runs.seal import read_sealed
 
 NUMBER = (int, float)
@@ -103,6 +106,14 @@ def read_records(file: Path, shape: Any) -> list[dict]:
     for number, record in enumerate(records):
         _checked(record, shape, file, f"record {number + 1}")
     return records
+
+
+def numbers_in(file: Path) -> int:
+    """How many numbers the tensors of a safetensors file hold, from its head alone; RunError where it has none."""
+    with shaped(file), file.open("rb") as raw:
+        [length] = struct.unpack("<Q", raw.read(8))
+        head = json.loads(raw.read(min(length, file.stat().st_size)))
+        return sum(math.prod(one["shape"]) for name, one in head.items() if name != "__metadata__")
 
 
 def _checked(value: Any, shape: Any, file: Path, place: str = "") -> Any:
