@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import venv
 from importlib.metadata import packages_distributions
@@ -90,11 +91,15 @@ def test_the_wheel_holds_the_package(wheel):
 
 @pytest.mark.slow
 def test_the_wheel_works_in_an_environment_of_its_own(wheel, tiny, tmp_path):
-    """With what it declares and nothing else, without a clone: learns, audits and says what it is."""
+    """With the torch that is there, which stays, what it declares and nothing else, and no clone."""
     venv.create(tmp_path / "tool", with_pip=False)
     python, command = tmp_path / "tool" / "bin" / "python", tmp_path / "tool" / "bin" / "forgetless"
+    here, there = (Path(sysconfig.get_path("purelib", vars=one)) for one in ({}, {"base": str(tmp_path / "tool")}))
+    for part in ("torch", "torchgen", "functorch", *(one.name for one in here.glob("torch-*.dist-info"))):
+        (there / part).symlink_to(here / part)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "--python", str(python)]
     subprocess.run([*pip, "install", "--no-compile", "-c", str(ROOT / "constraints.txt"), str(wheel)], check=True)
+    assert (there / "torch").is_symlink()
     (tmp_path / "rows.jsonl").write_text('{"prompt": "What colour has the sky?", "completion": " blue"}\n' * 4)
     (tmp_path / "tasks.yaml").write_text("- {name: sky, train: rows.jsonl, test: rows.jsonl, scorers: [next_token]}\n")
     (tmp_path / "words.txt").write_text("The sky is blue.\n\nThe whale is large.\n")
@@ -102,7 +107,7 @@ def test_the_wheel_works_in_an_environment_of_its_own(wheel, tiny, tmp_path):
     for line, said in (
         ("--version", PROJECT["project"]["version"]),
         (f"learn --stream tasks.yaml --output_dir run {small}", "score 01-sky"),
-        (f"audit {tiny} run --tasks tasks.yaml --text words.txt --max_length 64 --output_dir audit", "sky"),
+        (f"audit {tiny} run --tasks tasks.yaml --text words.txt --output_dir audit", "sky"),
     ):
         told = subprocess.run([str(command), *line.split()], capture_output=True, text=True, cwd=tmp_path)
         assert told.returncode == 0 and said in told.stdout + told.stderr, told.stderr
