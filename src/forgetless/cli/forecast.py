@@ -8,9 +8,10 @@ from pathlib import Path
 
 from forgetless.cli.parsing import parsed, parser_for
 
+LAW = Path("law.json")  # that `fit` writes, and that is asked
 EPILOG = """
   forgetless forecast fit runs/sweep --output law.json      points of runs or of a table (.csv, .json) to laws
-  forgetless forecast law.json --rank 64 --steps 5000       forgetting there, with an interval
+  forgetless forecast --rank 64 --steps 5000                forgetting there, with an interval
   forgetless forecast law.json --rank 64 --max-kl 0.02      the most steps within a budget
   forgetless forecast law.json --steps 5000 --max-kl 0.02   the largest rank within it
 """
@@ -39,7 +40,10 @@ def run(arguments: list[str]) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = parser_for("forecast", EPILOG)
-    parser.add_argument("law", type=Path, metavar="LAW", help="a file that `forgetless forecast fit` wrote")
+    parser.add_argument(
+        "law", nargs="?", type=Path, default=LAW, metavar="LAW",
+        help="a file that `forgetless forecast fit` wrote (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--rank", type=float, help="rank of the adapter, with the layers that the runs tuned")
     parser.add_argument("--parameters", type=float, help="tuned parameters, instead of a rank")
     parser.add_argument("--steps", type=float, help="optimizer steps")
@@ -65,8 +69,11 @@ def _forecast_fit(arguments: list[str]) -> int:
         "ForgettingCallback, or tables (.csv, .json, .jsonl) with the columns parameters or rank, steps, loss, "
         "forgetting, base, and where they vary learning_rate, dataset, method, run or seed",
     )  # fmt: skip
-    parser.add_argument("--output", type=Path, default=Path("law.json"), help="the file to write (%(default)s)")
-    parser.add_argument("--law", help="the law to forecast with; default: the lowest AICc of those identified")
+    parser.add_argument("--output", type=Path, default=LAW, help="the file to write (%(default)s)")
+    parser.add_argument("--law", help="the law to forecast with; default: the simplest of those that err least on held-out points")
+    parser.add_argument(
+        "--from_step", "--from-step", type=float, default=0, metavar="N", help="leave out points of fewer steps"
+    )
     parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of starts and draws (%(default)s)")
     told = parsed(parser, arguments)
@@ -77,7 +84,7 @@ def _forecast_fit(arguments: list[str]) -> int:
     from forgetless.report.forecast import laws_markdown, print_laws
     from forgetless.runs.folder import write_whole
 
-    record = fit_laws(told.points, law=told.law, confidence=told.confidence, seed=told.seed)
+    record = fit_laws(told.points, law=told.law, from_step=told.from_step, confidence=told.confidence, seed=told.seed)
     write_laws(record, told.output)
     write_whole(told.output.with_suffix(".md"), laws_markdown(record))
     print_laws(record, out)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from forgetless.errors import UsageError
-from forgetless.forecasting.forecast import MOST_RANK, MOST_STEPS, Forecaster, read_law
+from forgetless.forecasting.forecast import Forecaster, read_law
 
 
 def ask(
@@ -26,7 +26,7 @@ def ask(
         raise UsageError("give --rank or --parameters, not both")
     forecaster = read_law(law, dataset, method, learning_rate)
     size = forecaster.size_of(rank) if rank is not None else parameters
-    told = {"confidence": confidence, "law": forecaster.group["chosen"]}
+    told = {"confidence": confidence, "law": forecaster.law.name}
     if max_kl is not None:
         if (size is None) == (steps is None):
             raise UsageError("--max-kl needs a rank, for the most steps, or steps, for the largest rank; not both")
@@ -39,6 +39,7 @@ def ask(
         "at": f"{named}, {steps:,.0f} steps",
         **{curve: {key: asdict(one)[key] for key in ("value", "mean", "run")} for curve, one in found.items()},
         "beyond": list(found["forgetting"].beyond),
+        "doubts": forecaster.doubts(found["forgetting"]),
     }
 
 
@@ -51,11 +52,10 @@ def _check(**given: float | None) -> None:
 def _inverse(forecaster: Forecaster, max_kl: float, size: float | None, steps: float | None, confidence: float) -> dict:
     """The most steps for a size, or the largest rank for steps."""
     if size is not None:
-        most, end, of = forecaster.most_steps(max_kl, size, confidence), MOST_STEPS, "steps"
-        given, beyond = f"with {size:,.0f} {forecaster.record['size']}", most and forecaster.beyond(size, most)
+        told, of = forecaster.most_steps(max_kl, size, confidence), "steps"
+        given = f"with {forecaster.record['size']} {size:,.0f}"
     else:
         assert steps is not None
-        most, end, of = forecaster.largest_rank(max_kl, steps, confidence), MOST_RANK, "rank"
-        given, beyond = f"with {steps:,.0f} steps", most and forecaster.beyond(forecaster.size_of(most), steps)
-    told = {"max_kl": max_kl, "most": most, "of": of, "given": given, "unbounded": most == end}
-    return told | {"beyond": list(beyond or ())}
+        told, of = forecaster.largest_size(max_kl, steps, confidence), "rank" if forecaster.has_ranks else "parameters"
+        given = f"with {steps:,.0f} steps"
+    return {"max_kl": max_kl, "of": of, "given": given} | asdict(told)

@@ -3,9 +3,10 @@ and how large or how long a training may be to stay within a budget."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,28 +14,30 @@ import numpy as np
 from forgetless.errors import DataError, UsageError, nearest
 from forgetless.forecasting import fitting
 from forgetless.forecasting.fitting import Draws, Fit, Grid, curves, half_width
-from forgetless.forecasting.laws import LAWS, published_form
+from forgetless.forecasting.laws import LAWS, Law, published_form
 from forgetless.forecasting.points import Point, read_points
 from forgetless.runs.folder import make_folder, shaped
 from forgetless.runs.seal import read_sealed, write_sealed
 
-FORMAT = 1
+FORMAT = 2
 AGAIN = "write it again with `forgetless forecast fit`"
 DIGITS = 8  # of kept numbers
-MOST_STEPS, MOST_RANK = 10**7, 10**5  # up to which the inverse looks
+MOST_STEPS, MOST_RANK, MOST_PARAMETERS = 10**7, 10**5, 10**13  # up to which the inverse looks
 CURVES = ("loss", "forgetting")
+NOT_HELD = {"ranks": None, "steps": None}
 
 
 # ------------------------------------------------------------------------------------------- fitting
 
 
 def fit_laws(
-    sources: Iterable[str | Path], *, law: str | None = None, confidence: float = 0.95, seed: int = 0,
-    draws: int = fitting.DRAWS, starts: int = fitting.STARTS,
+    sources: Iterable[str | Path], *, law: str | None = None, from_step: float = 0, confidence: float = 0.95,
+    seed: int = 0, draws: int = fitting.DRAWS, starts: int = fitting.STARTS,
 ) -> dict:  # fmt: skip
     """The record of `forecast fit`: laws for each data set, method and learning rate of the points.
 
-    law: the one to forecast with; by default that with the lowest AICc of those that the points identify.
+    law: the one to forecast with; by default the simplest of those that err least on held-out points, of those that the
+    points identify. from_step: points of fewer steps are left out.
     Raises `DataError` where the points cannot identify any, mix bases or texts, or do not vary.
     """
     if law is not None and law not in LAWS:
@@ -42,6 +45,8 @@ def fit_laws(
     if not 0.5 <= confidence < 1:
         raise UsageError(f"confidence must be from 0.5 to below 1, not {confidence}")
     points, left_out = read_points(sources)
+    if not (points := [point for point in points if point.steps >= from_step]):
+        raise UsageError(f"from_step {from_step:g}: no point has as many steps")
     _check_one(points, {"base": "a law is of one base", "text": "forgetting is comparable on one text only",
                         "targets": "a rank is another number of parameters on other layers"})  # fmt: skip
     unit = "parameters" if all(point.parameters is not None for point in points) else "rank"
@@ -62,6 +67,7 @@ def fit_laws(
         "parameters_per_rank": _per_rank(points),
         "confidence": confidence,
         "seed": seed,
+        "from_step": from_step,
         "text": points[0].text,
         "left_out": left_out,
         "laws": [_fit_group(*key, points=found, unit=unit, told=told) for key, found in groups.items()],
@@ -114,27 +120,34 @@ def _fit_group(dataset: str, method: str, rate: float | None, points: list[Point
     grid = as_grid(points, unit)
     check_grid(grid, called, unit)
     fits = fitting.fit_all(grid, starts=told["starts"], seed=told["seed"])
-    chosen = told["law"] or fitting.best(fits, grid)
-    if chosen is None or fits[chosen].refused:
+    held = {name: fitting.held_out(one.law, grid, one) for name, one in fits.items() if not one.refused}
+    used = [told["law"]] if told["law"] else fitting.best(fits, grid, held)
+    if not used or fits[used[0]].refused:
         reasons = "; ".join(f"{name}: {one.refused}" for name, one in fits.items() if one.refused)
         raise DataError(f"{called}: the points cannot identify {told['law'] or 'any law'}. {reasons}")
-    found = fits[chosen]
-    drawn = fitting.bootstrap(found, grid, draws=told["draws"], seed=told["seed"])
+    found = fits[used[0]]
+    drawn = {name: fitting.bootstrap(one, grid, draws=told["draws"], seed=told["seed"])
+             for name, one in fits.items() if not one.refused}  # fmt: skip
     off = grid.measured - found(grid.parameters, grid.steps)
     return {
         "dataset": dataset,
         "method": method,
         "learning_rate": rate,
         "loss_kind": points[0].loss_kind,
-        "runs": drawn.runs,
-        "grid": {"sizes": np.unique(grid.parameters).tolist(), "steps": np.unique(grid.steps).tolist()},
+        "runs": len(np.unique(grid.run)),
+        "grid": {
+            "sizes": (sizes := np.unique(grid.parameters).tolist()),
+            "steps": np.unique(grid.steps).tolist(),
+            "reach": [[size, *_ends(grid.steps[grid.parameters == size])] for size in sizes],
+        },
         "linear": linear_law(grid, told["confidence"], told["seed"]),
-        "fits": [_judged(one, grid, drawn if one is found else None, told) for one in fits.values()],
-        "chosen": chosen,
+        "fits": [_judged(one, grid, drawn.get(name), held.get(name, NOT_HELD), told) for name, one in fits.items()],
         "centre": list(found.centre),
-        "theta": _short(found.theta),
-        "draws": _short(drawn.theta),
-        "noise": _short(drawn.noise),
+        "used": [
+            {"law": name, "theta": _short(fits[name].theta), "draws": _short(drawn[name].theta),
+             "noise": _short(drawn[name].noise)}
+            for name in used
+        ],
         "points": [
             {"run": point.run, "size": size, "steps": steps, "loss": loss, "forgetting": kl, "residuals": _short(rest)}
             for point, size, steps, loss, kl, rest in zip(
@@ -143,6 +156,10 @@ def _fit_group(dataset: str, method: str, rate: float | None, points: list[Point
             )
         ],
     }  # fmt: skip
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    return float(values.min()), float(values.max())
 
 
 def as_grid(points: Sequence[Point], unit: str) -> Grid:
@@ -179,7 +196,7 @@ def linear_law(grid: Grid, confidence: float, seed: int) -> dict:
     grown = fitting.enlarged(J[None], (grid.forgetting - fitted)[None], grid.run)[0]
     rng, runs = np.random.default_rng(seed), np.unique(grid.run)
     factors = np.stack([fitting.webb(len(runs), rng) for _ in range(fitting.DRAWS)])[:, np.searchsorted(runs, grid.run)]
-    half = half_width((fitted + factors * grown) @ solve.T, len(runs), confidence)
+    half = half_width((factors * grown) @ solve.T, len(runs), confidence)
     return {
         "c": float(c),
         "s": float(s),
@@ -189,7 +206,7 @@ def linear_law(grid: Grid, confidence: float, seed: int) -> dict:
     }
 
 
-def _judged(found: Fit, grid: Grid, drawn: Draws | None, told: dict) -> dict:
+def _judged(found: Fit, grid: Grid, drawn: Draws | None, held: dict, told: dict) -> dict:
     """What is told of each law."""
     law = found.law
     record = {
@@ -197,14 +214,21 @@ def _judged(found: Fit, grid: Grid, drawn: Draws | None, told: dict) -> dict:
         "formula": law.formula,
         "constants": dict(zip(law.names, _short(found.theta), strict=True)),
         "r_squared": _short(fitting.r_squared(grid.measured, found(grid.parameters, grid.steps))),
+        "residual": _short(np.sqrt(((grid.measured - found(grid.parameters, grid.steps)) ** 2).mean(axis=1))),
+        "lack_of_fit": fitting.lack_of_fit(found, grid),
+        "below_zero": fitting.below_zero(found, grid),
         **fitting.criteria(found, grid),
-        "held_out": {"ranks": None, "steps": None} if found.refused else fitting.held_out(law, grid, found),
+        "held_out": held,
         "refused": found.refused,
+        "loss_refused": found.loss_refused,
     }
     if "logit_w" in law.names or "logit_w_ft" in law.names:
         both = (published_form(law.constants(found.theta, curve), *found.centre) for curve in (0, 1))
         record["published_form"] = dict(zip(CURVES, both, strict=True))
-    if drawn is not None and (half := half_width(drawn.theta, drawn.runs, told["confidence"])) is not None:
+    if (
+        drawn is not None
+        and (half := half_width(drawn.theta - found.theta, drawn.runs, told["confidence"])) is not None
+    ):
         ends = zip(law.names, _short(found.theta - half), _short(found.theta + half), strict=True)
         record["intervals"] = {name: [low, high] for name, low, high in ends}
     return record
@@ -235,15 +259,26 @@ class Forecast:
     beyond: tuple[str, ...]  # why it is an extrapolation
 
 
+@dataclass(frozen=True)
+class Used:
+    """A law with its constants, (constants,), draws of them, (draws, constants), and of a measurement's, (draws, 2)."""
+
+    law: Law
+    theta: np.ndarray
+    draws: np.ndarray
+    noise: np.ndarray
+
+
 class Forecaster:
-    """One law of a file, ready to be asked."""
+    """One group of a file, ready to be asked: its best law, and draws of all laws that may be as true."""
 
     def __init__(self, record: dict, group: dict):
         self.record, self.group = record, group
-        self.law = LAWS[group["chosen"]]
-        self.theta = np.array(group["theta"])
-        self.draws = np.array(group["draws"]).reshape(-1, len(self.theta))
-        self.noise = np.array(group["noise"])
+        self.used = [
+            Used(LAWS[one["law"]], np.array(one["theta"]), np.array(one["draws"]), np.array(one["noise"]))
+            for one in group["used"]
+        ]
+        self.law, self.theta = self.used[0].law, self.used[0].theta
 
     def size_of(self, rank: float) -> float:
         """Tuned parameters of a rank, as in the runs that the law was fitted to."""
@@ -255,65 +290,121 @@ class Forecaster:
 
     def __call__(self, size: float, steps: float, confidence: float, curve: str = "forgetting") -> Forecast:
         """The curve at one place, with an interval of its mean and one of a new run."""
-        value, of_mean, of_run = self._at(size, np.array([steps]), curve)
-        ends = []
-        for drawn in (of_mean, of_run):
-            half = half_width(drawn, self.group["runs"], confidence)
-            ends.append(None if half is None else (float(value[0] - half[0]), float(value[0] + half[0])))
-        return Forecast(size, steps, float(value[0]), ends[0], ends[1], self.beyond(size, steps))
+        value, *off = self._at(size, np.array([steps]), curve)
+        halves = [half_width(one, self.group["runs"], confidence) for one in off]
+        mean, run = (None if h is None else (float(value[0] - h[0]), float(value[0] + h[0])) for h in halves)
+        return Forecast(size, steps, float(value[0]), mean, run, self.beyond(size, steps))
 
     def _at(self, size: float | np.ndarray, steps: np.ndarray, curve: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The value at each place, draws of it, and draws of a new run there: (places,), (draws, places) twice."""
+        """The best law's value at each place, and what draws of it, and of a new run there, are off by: (places,),
+        (draws, places) twice."""
         i, centre = CURVES.index(curve), tuple(self.group["centre"])
         value = curves(self.law, self.theta, centre, size, steps)[i]  # type: ignore[arg-type]
-        drawn = curves(self.law, self.draws, centre, size, steps)[:, i]  # type: ignore[arg-type]
-        return value, drawn, drawn + self.noise[:, i, None]
+        off = [curves(one.law, one.draws, centre, size, steps)[:, i] - value for one in self.used]  # type: ignore[arg-type]
+        new = [mean + one.noise[:, i, None] for mean, one in zip(off, self.used, strict=True)]
+        return value, np.concatenate(off), np.concatenate(new)
 
     def upper(self, size: float | np.ndarray, steps: np.ndarray, confidence: float) -> np.ndarray:
         """With this confidence a new run forgets no more, at each place."""
-        value, _, of_run = self._at(size, steps, "forgetting")
-        half = half_width(of_run, self.group["runs"], confidence, sides=1)
+        value, _, off = self._at(size, steps, "forgetting")
+        half = half_width(off, self.group["runs"], confidence, sides=1)
         if half is None:
             raise DataError(
                 f"{self.group['runs']} runs give no bound; it takes {fitting.FEWEST_RUNS}, of other ranks or seeds"
             )
         return value + half
 
-    def most_steps(self, max_kl: float, size: float, confidence: float) -> int | None:
-        """The largest number of steps up to which a new run stays within `max_kl`; None: not even one step."""
-        return _last_within(lambda steps: self.upper(size, steps, confidence), max_kl, MOST_STEPS)
+    def most_steps(self, max_kl: float, size: float, confidence: float) -> Within:
+        """The largest number of steps up to which a new run of this size stays within `max_kl`."""
+        measured = min(self.group["grid"]["steps"])
+        told = last_within(lambda steps: self.upper(size, steps, confidence), max_kl, measured, MOST_STEPS)
+        return replace(told, beyond=self.beyond(size, told.most or 1))
 
-    def largest_rank(self, max_kl: float, steps: float, confidence: float) -> int | None:
-        """The largest rank up to which a new run stays within `max_kl`; None: not even rank 1."""
-        sizes = self.size_of(1.0)
-        return _last_within(
-            lambda ranks: self.upper(ranks * sizes, np.full(len(ranks), steps), confidence), max_kl, MOST_RANK
-        )
+    def largest_size(self, max_kl: float, steps: float, confidence: float) -> Within:
+        """The largest rank (number of parameters, where ranks are not known) up to which a new run stays within it."""
+        unit, most = (self.size_of(1.0), MOST_RANK) if self.has_ranks else (1.0, MOST_PARAMETERS)
+        measured = min(self.group["grid"]["sizes"]) / unit
+
+        def bound(sizes: np.ndarray) -> np.ndarray:
+            return self.upper(sizes * unit, np.full(len(sizes), steps), confidence)
+
+        told = last_within(bound, max_kl, measured, most)
+        return replace(told, beyond=self.beyond((told.most or 1) * unit, steps))
+
+    def doubts(self, forgetting: Forecast) -> list[str]:
+        """What else to know of a forecast."""
+        told = next(one for one in self.group["fits"] if one["law"] == self.law.name)
+        found = []
+        if min(point["forgetting"] for point in self.group["points"]) >= 0:
+            if forgetting.value < 0:
+                found.append("the law is below 0 here, where no KL can be: it knows nothing of this place")
+            elif forgetting.run and forgetting.run[0] < 0:
+                found.append("the interval reaches below 0, where no KL can be")
+        if told["lack_of_fit"]["lacks"]:
+            found.append("the law bends otherwise than the points do (law.md: lack of fit)")
+        if told["loss_refused"]:
+            found.append(f"the points do not identify the curve of the loss: {told['loss_refused']}")
+        return found
+
+    @property
+    def has_ranks(self) -> bool:
+        return self.record["size"] == "rank" or self.record["parameters_per_rank"] is not None
 
     def beyond(self, size: float, steps: float) -> tuple[str, ...]:
-        """In which direction a place lies outside of the points."""
-        found = []
-        for name, value, told in (
-            (self.record["size"], size, self.group["grid"]["sizes"]), ("steps", steps, self.group["grid"]["steps"]),
-        ):  # fmt: skip
-            if not min(told) <= value <= max(told):
-                found.append(f"{name} {value:,.0f} is outside of the measured {min(told):,.0f} to {max(told):,.0f}")
+        """Why a place lies outside of the points: runs of no smaller and of no larger size were measured around it."""
+        grid, unit = self.group["grid"], self.record["size"]
+        found = [
+            f"{name} {value:,.0f} is outside of the measured {min(told):,.0f} to {max(told):,.0f}"
+            for name, value, told in ((unit, size, grid["sizes"]), ("steps", steps, grid["steps"]))
+            if not min(told) <= value <= max(told)
+        ]
+        reached = [one for one, first, last in grid["reach"] if first <= steps <= last]
+        if not found and not (reached and min(reached) <= size <= max(reached)):
+            where = f"only with {unit} {min(reached):,.0f} to {max(reached):,.0f}" if reached else "with no size"
+            found.append(f"{steps:,.0f} steps were reached {where}, not around {size:,.0f}")
         return tuple(found)
 
 
-def _last_within(bound, limit: float, most: int) -> int | None:
-    """The last whole number before the bound first passes the limit."""
-    tried = np.unique(np.round(np.geomspace(1, most, 400)))
-    over = np.flatnonzero(bound(tried) > limit)
-    if not len(over):
-        return most
-    if over[0] == 0:
-        return None
-    low, high = int(tried[over[0] - 1]), int(tried[over[0]])
+@dataclass(frozen=True)
+class Within:
+    """The last whole number within a budget, and how far that can be relied on."""
+
+    most: int | None  # None: not one
+    end: bool = False  # it is the largest that is looked at
+    uneven: tuple[str, ...] = ()  # where the bound is on the wrong side of the budget
+    beyond: tuple[str, ...] = ()  # why the answer is an extrapolation
+
+
+def last_within(bound: Callable[[np.ndarray], np.ndarray], limit: float, measured: float, most: int) -> Within:
+    """The last whole number before the bound first passes the limit, beginning at the smallest measured number.
+
+    Smaller ones only where the bound there is over the limit already.
+    """
+    begin = max(1, math.ceil(measured))
+    tried = np.unique(np.round([*np.geomspace(1, begin, 100), *np.geomspace(begin, most, 400)]))
+    over = ~(bound(tried) <= limit)
+    start = int(np.searchsorted(tried, begin))
+    if over[start]:
+        start = int(np.flatnonzero(~over[:start]).max(initial=-1))
+    if start < 0:
+        return Within(None, uneven=_back_within(tried, over, begin))
+    passed = np.flatnonzero(over[start:])
+    below = tried[:start][over[:start]]
+    uneven = (f"the bound is not monotone: up to {below.max():,.0f} it is over the budget too",) if len(below) else ()
+    if not len(passed):
+        return Within(most, True, uneven)
+    low, high = (int(tried[start + passed[0] - i]) for i in (1, 0))
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if bound(np.array([float(middle)]))[0] <= limit else (low, middle)
-    return low
+    return Within(low, False, uneven + _back_within(tried, over, high))
+
+
+def _back_within(tried: np.ndarray, over: np.ndarray, after: float) -> tuple[str, ...]:
+    later = tried[(tried > after) & ~over]
+    return (
+        (f"the bound is not monotone: from {later.min():,.0f} on it is within the budget again",) if len(later) else ()
+    )
 
 
 def read_law(
