@@ -49,8 +49,10 @@ NOT_HERE = {
     "a sweep blends nothing; `forgetless blend` its runs",
 )
 OPTIONS = tuple(one.name for one in fields(LearnConfig) if one.name not in NOT_HERE)
-EQUAL = ("stream", "model", "seed", "num_train_epochs", "max_steps", "batch_size", "score_on", "cells")
+EQUAL = ("model", "load_in", "seed", "num_train_epochs", "max_steps", "batch_size", "max_length", "score_on")
 """What no method may have a value of its own for: all learn from and are judged on equal terms."""
+BESIDE = set(OPTIONS) - {*LearnConfig().decides(), "model"}
+"""What does not tell runs apart, so that two values of it would give one run."""
 SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -223,6 +225,9 @@ def _lists(told: Mapping[str, Any], place: str) -> dict[str, list]:
     """Option -> its values; whether a method takes `method.NAME` is checked elsewhere."""
     _known({key: None for key in told if not key.startswith("method.")}, OPTIONS, place)
     for key, values in told.items():
+        if key in BESIDE:
+            raise UsageError(f"{place}: {key} does not tell runs apart; give one value for all, outside of `grid:` and "
+                             "`choose:`")  # fmt: skip
         if not isinstance(values, list) or not values:
             raise UsageError(f"{place}: {key}: expected a list of values, found {values!r}; a value that all runs "
                              "share stands outside the grid")  # fmt: skip
