@@ -70,7 +70,9 @@ def _forecast_fit(arguments: list[str]) -> int:
         "forgetting, base, and where they vary learning_rate, dataset, method, run or seed",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, default=LAW, help="the file to write (%(default)s)")
-    parser.add_argument("--law", help="the law to forecast with; default: the simplest of those that err least on held-out points")
+    parser.add_argument(
+        "--law", help="the law to forecast with; default: the simplest of those that err least on held-out points"
+    )
     parser.add_argument(
         "--from_step", "--from-step", type=float, default=0, metavar="N", help="leave out points of fewer steps"
     )

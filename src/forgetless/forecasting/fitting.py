@@ -405,8 +405,8 @@ def unseen(held: dict[str, dict[str, list[float] | None]]) -> dict[str, float]:
 
 
 def best(fits: dict[str, Fit], grid: Grid, held: dict[str, dict[str, list[float] | None]]) -> list[str]:
-    """The laws that say best what forgetting is where they had not seen it, which err at most RIVAL times as much as the
-    best one; the simplest first. Of the laws that the points identify; a constant forecasts nothing.
+    """The laws that say best what forgetting is where they had not seen it, which err at most RIVAL times as much as
+    the best one; the simplest first. Of the laws that the points identify; a constant forecasts nothing.
 
     Where nothing can be held out, the law with the lowest AICc alone.
     """

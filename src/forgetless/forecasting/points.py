@@ -7,9 +7,7 @@ forgetting, both in nats per token. One training gives as many points as it was 
 from __future__ import annotations
 
 import csv
-import json
 import math
-import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -18,7 +16,7 @@ from pathlib import Path
 from forgetless.errors import DataError, RunError, nearest
 from forgetless.runs.folder import FORGETTING, RunFolder, complete, read_json, read_lines, shaped
 from forgetless.runs.search import RUN, folders_with
-from forgetless.runs.shapes import STEP, read_records, read_run
+from forgetless.runs.shapes import STEP, numbers_in, read_records, read_run
 
 STATE = "trainer_state.json"
 KL, LOSS = "forgetting/kl", "loss"  # as the callback logs them
@@ -226,24 +224,15 @@ def from_trainer(file: Path, left_out: list[str] | None = None) -> list[Point]:
         raise RunError(f"{file}: no {KL} or no loss in its log; train with ForgettingCallback and a logging interval")
     config = read_json(adapter)
     rates = [record["learning_rate"] for record in log if "learning_rate" in record]
+    weights = file.parent / "adapter_model.safetensors"
     common = Point(
-        parameters=_tuned(file.parent / "adapter_model.safetensors"), rank=float(config["r"]), steps=1, loss=0,
+        parameters=float(numbers_in(weights)) if weights.is_file() else None, rank=float(config["r"]), steps=1, loss=0,
         forgetting=0, base=str(config["base_model_name_or_path"]), source=str(file), run=str(file.parent.parent),
         learning_rate=max(rates, default=0.0) or None, targets=",".join(sorted(config.get("target_modules") or ())),
         lora_alpha=config.get("lora_alpha"),
     )  # fmt: skip
     measured = _of_one_schedule(measured, log, state.get("max_steps"), common.source, left_out)
     return list(_moments(common, measured, losses, evaluated, EVALUATION))
-
-
-def _tuned(file: Path) -> float | None:
-    """How many numbers an adapter's file holds, from its head alone."""
-    if not file.is_file():
-        return None
-    with shaped(file), file.open("rb") as raw:
-        [length] = struct.unpack("<Q", raw.read(8))
-        head = json.loads(raw.read(min(length, file.stat().st_size)))
-    return float(sum(math.prod(one["shape"]) for name, one in head.items() if name != "__metadata__"))
 
 
 def _column(records: list[dict], name: str) -> dict[int, float]:
