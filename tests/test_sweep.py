@@ -27,6 +27,7 @@ from forgetless.errors import RunError, UsageError
 from forgetless.learning.dryrun import Estimate
 from forgetless.learning.step import TrainSettings
 from forgetless.model.loading import load_settings
+from forgetless.report.words import percent
 from forgetless.runs.folder import RunFolder, complete, read_json
 from forgetless.runs.seal import write_sealed
 from forgetless.sweeping import commands, costs, running, workers
@@ -413,7 +414,13 @@ def test_every_run_is_a_run_folder_and_the_record_names_it(swept):
         }
         summary = read_json(folder / cell["folder"] / "summary.json")
         assert cell["average"] == pytest.approx(sum(summary["headline"]["matrix"][-1]) / 2)
+        majority = [task["majority"]["share"] for task in summary["tasks"]]
+        assert cell["majority"] == pytest.approx(sum(majority) / 2)
+        assert cell["untouched"] == pytest.approx(sum(summary["headline"]["base"]) / 2)
     page = (folder / "sweep.md").read_text()
+    for one in (*record["cells"], *record["trials"]):
+        [row] = [line for line in page.splitlines() if line.startswith(f"| {one['id']} |".replace("_", "\\_"))]
+        assert row.endswith(f"| {percent(one['majority'])} | {percent(one['untouched'])} |"), row
     assert "2 trials each" in page and all(cell["id"] in page for cell in record["cells"])
 
 

@@ -19,13 +19,13 @@ import numpy as np
 from forgetless.comparing.clusters import Levels, Mean, mean_over, sampled
 from forgetless.comparing.entries import COSTS, read_entries, write_archive
 from forgetless.errors import UsageError
+from forgetless.report.compare_words import SHARES
 from forgetless.score.intervals import band, holm, paired_change
 
 FORMAT = 2
 CONFIDENCE = 0.95
 HIGHER = ("average_accuracy", "learning_accuracy", "bwt", "fwt")  # is better; of the others lower is
 FIGURES = (*HIGHER, "forgetting", "kl")
-SHARES = ("average_accuracy", "learning_accuracy")
 TESTED = ("average_accuracy", "bwt")
 
 

@@ -16,6 +16,7 @@ NAMES = {
     "fwt": "forward transfer",
     "kl": "KL from the base",
 }
+SHARES = ("average_accuracy", "learning_accuracy")  # of which a model without learning has one too
 DIFFERENCES = ("bwt", "forgetting", "fwt")  # in points
 FLOORS = (("majority answer", "majority"), ("untouched base", "untouched"))
 MOST = 3  # runs that a sentence names
@@ -113,18 +114,16 @@ def _figures(told: dict) -> Table:
         for row, one in zip(rows, ranked(told), strict=True):
             row[-1] += f" [{', '.join(text[:6] for text in one['texts'])}]" if one["texts"] else ""
     floors = [
-        [
-            name,
-            "–",
-            "–",
-            value_of("average_accuracy", mean([task[key] for task in told["tasks"]])),
-            *["–"] * (len(NAMES) - 1),
-        ]
-        for name, key in FLOORS
+        [name, "–", "–", *(score if key in SHARES else "–" for key in NAMES)] for name, score in _floors(told).items()
     ]
     rows = floors + rows
     head = ["method", "runs", "interval over", *NAMES.values()]
     return Table("Figures, % and points; KL in nats per token", head, rows, (CAUTIONS[1],))
+
+
+def _floors(told: dict) -> dict[str, str]:
+    """What a model without learning reaches on average over the tasks, when they are learnt as at the end."""
+    return {name: value_of("score", mean([task[key] for task in told["tasks"]])) for name, key in FLOORS}
 
 
 def _runs(one: dict) -> str:
@@ -190,6 +189,8 @@ def _orders(told: dict) -> Table:
         if len(known) > 1:
             rows.append([marked(one), str(len(known)), value_of("score", min(known)), value_of("score", max(known)),
                          number(100 * (max(known) - min(known)))])  # fmt: skip
+    if rows:
+        rows = [*([name, "–", score, score, "–"] for name, score in _floors(told).items()), *rows]
     head = ["method", "orders", "worst", "best", "range, points"]
     return Table("Order of tasks: average accuracy, each order the mean of its runs", head, rows)
 

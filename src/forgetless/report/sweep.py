@@ -11,6 +11,7 @@ from forgetless.report.markdown import escaped, pipe_table
 from forgetless.report.words import clean, percent
 
 DONE, FAILED = "done", "failed"
+FLOORS = {"majority answer": "majority", "untouched base": "untouched"}
 
 
 def sweep_markdown(record: Mapping) -> str:
@@ -18,11 +19,11 @@ def sweep_markdown(record: Mapping) -> str:
     lines = [f"# Sweep {escaped(record['name'])}", "", headline(record), ""]
     lines += [*(f"- {escaped(note)}" for note in record["notes"]), ""]
     lines += ["## Orders", "", *pipe_table(["order", "tasks"], _orders(record)), ""]
-    head = ["run", "method", "order", "seed", "options", "chosen", "state", "mean of the last scores"]
+    head = ["run", "method", "order", "seed", "options", "chosen", "state", "mean of the last scores", *FLOORS]
     lines += ["## Runs", "", *pipe_table(head, [_cell(cell) for cell in record["cells"]]), ""]
     lines += ["Means with intervals, paired tests and costs: `forgetless compare` on the folders in `cells/`.", ""]
     if record["trials"]:
-        head = ["trial", "method", "tasks seen", "options", "state", "mean validation score"]
+        head = ["trial", "method", "tasks seen", "options", "state", "mean validation score", *FLOORS]
         lines += ["## Trials", "", *pipe_table(head, [_trial(trial) for trial in record["trials"]]), ""]
         lines += ["They choose and are no results. Between equal scores the first candidate is taken.", ""]
     if failed := _failed(record):
@@ -57,13 +58,26 @@ def _cell(cell: Mapping) -> list[str]:
     chosen = options_text(cell["chosen"]) if cell.get("chosen") else ""
     tied = " (tied)" if chosen and cell["tied"] else ""
     return [cell["id"], cell["method"], cell["order"], str(cell["seed"]), options_text(cell["options"]), chosen + tied,
-            cell["status"], percent(cell["average"]) if cell["status"] == DONE else ""]  # fmt: skip
+            cell["status"], percent(cell["average"]) if cell["status"] == DONE else "", *_floors(cell)]  # fmt: skip
 
 
 def _trial(trial: Mapping) -> list[str]:
     score = percent(trial["score"]) if trial["status"] == DONE else "diverged" if trial.get("diverged") else ""
     tasks = " → ".join(map(clean, trial["tasks"]))
-    return [trial["id"], trial["method"], tasks, options_text(trial["options"]), trial["status"], score]
+    return [
+        trial["id"],
+        trial["method"],
+        tasks,
+        options_text(trial["options"]),
+        trial["status"],
+        score,
+        *_floors(trial),
+    ]
+
+
+def _floors(run: Mapping) -> list[str]:
+    """What a model without learning reaches on the same rows."""
+    return [percent(run[key]) if run["status"] == DONE else "" for key in FLOORS.values()]
 
 
 def _failed(record: Mapping) -> list[Mapping]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import asdict
 
 from forgetless import __version__
 from forgetless.errors import RunError
 from forgetless.model.identity import json_digest
+from forgetless.report.contents import mean
 from forgetless.report.summary import summarise
 from forgetless.report.sweep import sweep_markdown
 from forgetless.runs.folder import make_folder, write_whole
@@ -77,7 +77,8 @@ def _run(plan: Plan, run: Run) -> dict:
 
 
 def _trial(plan: Plan, run: Run) -> dict:
-    return _run(plan, run) | {"tasks": list(run.tasks), "score": _average(plan, run)}
+    means = _means(plan, run)
+    return _run(plan, run) | {"tasks": list(run.tasks), "score": means.pop("average", None)} | means
 
 
 def _cell(plan: Plan, run: Run) -> dict:
@@ -88,17 +89,24 @@ def _cell(plan: Plan, run: Run) -> dict:
         told["tied"] = _tied(plan, run)
     if told["status"] == DONE:
         summary = summarise(plan.folder.run(run))
-        told |= {"average": _average(plan, run), "warnings": summary["warnings"]}
+        told |= _means(plan, run) | {"warnings": summary["warnings"]}
         told["metrics"] = {name: metric["value"] for name, metric in summary["metrics"].items()}
     return told
 
 
-def _average(plan: Plan, run: Run) -> float | None:
-    """Mean over the tasks of the last scores; None for a run that is not done."""
+def _means(plan: Plan, run: Run) -> dict[str, float | None]:
+    """Means over the tasks of a run's last scores, and of what the majority answer and the untouched base reach there;
+    empty for one that is not done."""
     if not plan.folder.done(run):
-        return None
-    scores = summarise(plan.folder.run(run))["headline"]["matrix"][-1]
-    return statistics.mean(scores)
+        return {}
+    summary = summarise(plan.folder.run(run))
+    majority = [task["majority"] and task["majority"]["share"] for task in summary["tasks"]]
+    scores = {
+        "average": summary["headline"]["matrix"][-1],
+        "majority": majority,
+        "untouched": summary["headline"]["base"],
+    }
+    return {name: mean(row) for name, row in scores.items()}
 
 
 def _tied(plan: Plan, run: Run) -> bool:
