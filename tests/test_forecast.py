@@ -52,7 +52,7 @@ from forgetless.forecasting.forecast import (
 )
 from forgetless.forecasting.laws import LAWS, bare, linear, published_form, shifted_power
 from forgetless.forecasting.points import EVALUATION, VALIDATION, from_run, read_points
-from forgetless.report.forecast import FORM, laws_markdown, tables
+from forgetless.report.forecast import FORM, _matters, laws_markdown, sentences, tables
 from forgetless.runs.folder import RunFolder, write_json, write_lines
 from forgetless.runs.seal import sealed
 from forgetless.sweeping.definition import read_sweep
@@ -523,6 +523,26 @@ def test_what_the_fit_found_is_told(grown):
     for both in (used["residual"], used["held_out"]["ranks"], used["held_out"]["steps"]):
         assert f"{both[0]:.2g} / {both[1]:.2g}" in said
     assert f"{used['r_squared'][0]:.4f} / {used['r_squared'][1]:.4f}" in said
+
+
+def test_a_constant_can_be_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "LAWS", {name: LAWS[name] for name in ("constant", "log-linear")})
+    record = fit_laws([growing_table(tmp_path / "points.csv")], law="constant", draws=20)
+    assert any("the law bends otherwise" in one for one in sentences(record["laws"][0]))
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ([-0.1, 0.12], "That forgetting depends on the size is not shown: p_f of 'power' is 0.01 (-0.1 to 0.12)."),
+        ([-0.3, -0.1], "Forgetting falls with the size"),
+        (None, "so few runs do not tell"),
+    ],
+)
+def test_does_the_rank_matter(ends, said):
+    chosen = {"law": "power", "constants": {"p_ft": 1, "p_f": 0.01}} | ({"intervals": {"p_f": ends}} if ends else {})
+    [told] = _matters(chosen, "size", ("e_P", "p"))
+    assert said in told
 
 
 def test_the_published_form_is_told():

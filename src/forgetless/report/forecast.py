@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rich.console import Console
 from rich.text import Text
 
@@ -63,7 +65,8 @@ def sentences(group: dict) -> list[str]:
     if len(used) > 1:
         told.append(f"Err about as much on points they had not seen: {', '.join(used[1:])}. The intervals hold what "
                     "these laws disagree on.")  # fmt: skip
-    told += [_matters(chosen, "size", ("e_P", "p", "k_P")), _matters(chosen, "number of steps", ("e_N", "n", "k_N"))]
+    told += _matters(chosen, "size", ("e_P", "p", "k_P"))
+    told += _matters(chosen, "number of steps", ("e_N", "n", "k_N"))
     told += [_fits(chosen)]
     if chosen["below_zero"]:
         told.append(f"Up to step {chosen['below_zero']:,} '{used[0]}' is below 0 at a measured size, where no KL can "
@@ -73,20 +76,21 @@ def sentences(group: dict) -> list[str]:
     return told + [f"'{one['law']}' is refused: {one['refused']}." for one in group["fits"] if one["refused"]]
 
 
-def _matters(chosen: dict, what: str, names: tuple[str, ...]) -> str:
-    """Does the size (the number of steps) matter?"""
-    name, value = next(
-        (name, value) for name, value in chosen["constants"].items() if name in {*names, *(f"{n}_f" for n in names)}
-    )
-    ends = chosen.get("intervals", {}).get(name)
-    told = f"{name} of '{chosen['law']}' is {value:.3g} ({_between(ends, FEW)})"
-    if ends is None:
-        return f"Whether the {what} matters for forgetting, so few runs do not tell: {told}."
-    if ends[0] > 0:
-        return f"Forgetting grows with the {what}: {told}."
-    if ends[1] < 0:
-        return f"Forgetting falls with the {what}: {told}."
-    return f"That the {what} matters for forgetting is not shown: {told}."
+def _matters(chosen: dict, what: str, names: tuple[str, ...]) -> Iterator[str]:
+    """Does forgetting depend on the size (the number of steps)?"""
+    for name in (f"{one}{ending}" for one in names for ending in ("_f", "")):
+        if name not in chosen["constants"]:
+            continue
+        ends = chosen.get("intervals", {}).get(name)
+        told = f"{name} of '{chosen['law']}' is {chosen['constants'][name]:.3g} ({_between(ends, FEW)})"
+        if ends is None:
+            yield f"Whether forgetting depends on the {what}, so few runs do not tell: {told}."
+        elif ends[0] > 0:
+            yield f"Forgetting grows with the {what}: {told}."
+        elif ends[1] < 0:
+            yield f"Forgetting falls with the {what}: {told}."
+        else:
+            yield f"That forgetting depends on the {what} is not shown: {told}."
 
 
 def _fits(chosen: dict) -> str:
