@@ -6,19 +6,23 @@ import csv
 import html
 import io
 import json
+import math
 import re
 import shutil
 import statistics
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pages import Page, opened_in_browser, self_contained
 from run_folders import SETTINGS, made_run
+from safetensors.torch import save_file
 
 from forgetless.cli import main
 from forgetless.comparing.clusters import mean_over, sampled
-from forgetless.comparing.comparison import compare, over, spread, varies
+from forgetless.comparing.comparison import SHARE, compare, over, spread, varies
 from forgetless.comparing.entries import read_archive, read_entries
 from forgetless.errors import DataError, ForgetlessError, RunError, UsageError
 from forgetless.methods import METHODS
@@ -26,6 +30,7 @@ from forgetless.report.compare import compare_csv, compare_latex, compare_markdo
 from forgetless.report.compare_figures import figures
 from forgetless.report.figures import pdf, svg
 from forgetless.report.papers import PAPERS, bibtex
+from forgetless.runs.folder import RunFolder
 from forgetless.runs.seal import sealed, write_sealed
 from forgetless.runs.search import run_folders
 
@@ -94,7 +99,7 @@ def test_two_runs_give_values_and_no_interval():
     three = runs_of(range(3))
     assert spread([0.5, 0.6, 0.7], three)["low"] is not None and spread([0.5, 0.5, 0.5], three)["low"] is None
     high = spread([0.2, 0.9, 1.0], three)["high"]
-    assert spread([0.2, 0.9, 1.0], three, share=True)["high"] == 1.0 < high
+    assert spread([0.2, 0.9, 1.0], three, SHARE)["high"] == 1.0 < high
 
 
 # ------------------------------------------------------------------------------------------- seeds and orders
@@ -214,6 +219,58 @@ def test_majority_and_base_stand_beside_every_score(record):
         for name, score in (("majority answer", "50"), ("untouched base", "40")):
             [line] = [line for line in table.splitlines() if name in line]
             assert line.split("|").count(f" {score} ") == times, line
+
+
+# ------------------------------------------------------------------------------------------- overlap
+
+
+def with_adapters(root: Path, added: list[tuple[int, float]]) -> None:
+    """Gives a made-up run real adapters, in which each task adds to one layer: (place in its first row, size)."""
+    run = RunFolder(root)
+    for number, name in enumerate("abc", start=1):
+        folder = run.task(number, name)
+        with run.publish(folder) as whole:
+            shutil.copytree(folder, whole, dirs_exist_ok=True)
+            (whole / "manifest.json").unlink()
+            adapter = whole / "adapter"
+            A, B = torch.zeros(number, 4), torch.zeros(6, number)  # the earlier tasks' pairs before its own
+            for row, (place, size) in enumerate(added[:number]):
+                A[row, place], B[0, row] = 1.0, size
+            layer = "base_model.model.layers.0.q_proj"
+            save_file({f"{layer}.lora_A.weight": A, f"{layer}.lora_B.weight": B}, adapter / "adapter_model.safetensors")
+            config = {"peft_type": "LORA", "r": number, "lora_alpha": number, "target_modules": ["q_proj"],
+                      "base_model_name_or_path": "tiny"}  # fmt: skip
+            (adapter / "adapter_config.json").write_text(json.dumps(config))
+
+
+def test_overlap_of_methods_over_seeds(tmp_path, capsys):
+    """Of 24 entries all tasks of one method change the same one; of the other's only the first two do."""
+    for seed in range(3):
+        sizes = [1.0 + 0.1 * seed, 1.0, 2.0]
+        for method, places in (("olora", (0, 0, 0)), ("nlora", (0, 0, 1))):
+            root = made_run(tmp_path / f"{method}-{seed}", method, seed=seed, falls=0.2 + 0.05 * seed)
+            with_adapters(root, list(zip(places, sizes, strict=True)))
+    made_run(tmp_path / "joint", "joint", falls=0.0)
+    plain = compare([tmp_path])
+    record = compare([tmp_path], tmp_path / "all.zip", overlap=True)
+    told = by_label(record)
+    rates = told["olora"]["figures"]["collision_rate"], told["nlora"]["figures"]["collision_rate"]
+    assert rates[0]["values"] == pytest.approx([1 / 24] * 3) and rates[1]["values"] == pytest.approx([1 / 72] * 3)
+    # ΔW_i^T ΔW_j has one entry, s_i s_j: wherever they read from, both write to the same output
+    by_hand = [(s * 1) ** 2 + (s * 2) ** 2 + (1 * 2) ** 2 for s in (1.0, 1.1, 1.2)]
+    for method in ("olora", "nlora"):
+        assert told[method]["figures"]["overlap"]["values"] == pytest.approx(by_hand)
+    assert "collision_rate" not in by_label(plain)["olora"]["figures"]
+    [ratio] = [one for one in record["sets"][0]["tests"] if one["of"] == "collision_rate"]
+    assert ratio["values"] == pytest.approx([math.log(1 / 3)] * 3 if ratio["after"] == "nlora" else [math.log(3)] * 3)
+    text = compare_markdown(record)
+    [row] = [line for line in text.splitlines() if line.startswith("| olora | 3 | seeds | 4.17 |")]
+    assert "| 3.00× |" in row and re.search(r"collision rate \| 3 pairs \(seeds\) \| (0.333|3)× \|", text)
+    assert [line.split(",")[-1] for line in compare_csv(record).splitlines() if "olora-0" in line and "rate" in line]
+    assert compare([tmp_path / "all.zip"]) == record
+    assert compare([tmp_path, tmp_path / "all.zip"])["runs"] == 7, "a run with and without counts once"
+    assert main(["compare", str(tmp_path / "olora-0"), str(tmp_path / "nlora-0"), "--overlap", "--markdown"]) == 0
+    assert "Tasks' updates on one another" in capsys.readouterr().out
 
 
 def test_order_sensitivity(record):

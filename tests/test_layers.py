@@ -23,7 +23,7 @@ STANDS_ON = {
     "auditing": EVERY - LAST,
     "contract": {"data", "learning", "methods", "model", "runs"},
     "forecasting": {"runs"},
-    "comparing": {"methods", "report", "runs", "score"},
+    "comparing": {"geometry", "methods", "report", "runs", "score"},
 }
 NOT_ABOVE = {package: EVERY - below - {package} for package, below in STANDS_ON.items()}
 """Package -> what it must not import: each stands below these."""

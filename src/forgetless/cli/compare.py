@@ -32,6 +32,10 @@ def run(arguments: list[str]) -> int:
         "--rank_ours", "--rank-ours", action="store_true", help="rank methods of this project among the others; they "
         "stand after them otherwise",
     )  # fmt: skip
+    parser.add_argument(
+        "--overlap", action="store_true", help="also how far the updates of a run's tasks lie over one another: their "
+        "collision rate and overlap, from the adapters",
+    )  # fmt: skip
     forms = parser.add_mutually_exclusive_group()
     for name in COMPARE_FORMS:
         forms.add_argument(f"--{name}", action="store_true", help="print this form and write nothing")
@@ -43,7 +47,7 @@ def run(arguments: list[str]) -> int:
     from forgetless.report import compare as forms_of
     from forgetless.runs.folder import json_text
 
-    record = compare(told.runs, told.archive, rank_ours=told.rank_ours)
+    record = compare(told.runs, told.archive, rank_ours=told.rank_ours, overlap=told.overlap)
     for name in COMPARE_FORMS:
         if getattr(told, name):
             print(json_text(record) if name == "json" else getattr(forms_of, f"compare_{name}")(record), end="")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -19,7 +20,7 @@ import numpy as np
 from forgetless.comparing.clusters import Levels, Mean, mean_over, sampled
 from forgetless.comparing.entries import COSTS, read_entries, write_archive
 from forgetless.errors import UsageError
-from forgetless.report.compare_words import SHARES
+from forgetless.report.compare_words import MEETINGS, SHARES
 from forgetless.score.intervals import band, holm, paired_change
 
 FORMAT = 2
@@ -27,14 +28,18 @@ CONFIDENCE = 0.95
 HIGHER = ("average_accuracy", "learning_accuracy", "bwt", "fwt")  # is better; of the others lower is
 FIGURES = (*HIGHER, "forgetting", "kl")
 TESTED = ("average_accuracy", "bwt")
+ANY, SHARE, NOT_BELOW_0 = (-math.inf, math.inf), (0.0, 1.0), (0.0, math.inf)  # where a figure lies
 
 
-def compare(paths: Iterable[str | Path], archive: Path | None = None, *, rank_ours: bool = False) -> dict:
+def compare(
+    paths: Iterable[str | Path], archive: Path | None = None, *, rank_ours: bool = False, overlap: bool = False
+) -> dict:
     """The record of a comparison; `archive` also writes its entries, without weights and row texts.
 
-    Methods of this project are in no ranking unless `rank_ours`.
+    Methods of this project are in no ranking unless `rank_ours`. `overlap`: also how far the updates of a run's tasks
+    lie over one another, from its adapters.
     """
-    entries = read_entries(paths)
+    entries = read_entries(paths, overlap=overlap)
     if archive is not None:
         if archive.suffix != ".zip":
             raise UsageError(f"--archive {archive}: the name must end in .zip")
@@ -148,14 +153,18 @@ def _configuration(runs: list[dict], label: str, tasks: list[str]) -> dict:
     figures: dict[str, dict] = {}
     for key in FIGURES:
         values = [run["kl"] if key == "kl" else run["metrics"][key] for run in runs]
-        figures[key] = spread(values, runs, share=key in SHARES)
+        figures[key] = spread(values, runs, SHARE if key in SHARES else ANY)
+    if any(run.get("overlap") for run in runs):
+        for key in MEETINGS:
+            values = [(run.get("overlap") or {}).get(key) for run in runs]
+            figures[key] = spread(values, runs, SHARE if key == "collision_rate" else NOT_BELOW_0)
     texts = list(dict.fromkeys(run["text"] for run in runs if run["text"]))
     if len(texts) > 1:  # nats on one text and on another are two figures
         figures["kl"] |= {"mean": None, "low": None, "high": None}
     if len(runs) == 1 and figures["average_accuracy"]["mean"] is not None:
         figures["average_accuracy"] |= _over_rows(first)
     scores = [dict(zip(order_of(run), run["matrix"][-1], strict=True)) for run in runs]
-    by_task = [spread([one[name] for one in scores], runs, share=True) for name in tasks]
+    by_task = [spread([one[name] for one in scores], runs, SHARE) for name in tasks]
     if len(runs) == 1:
         ranges = dict(zip(order_of(first), first["intervals"], strict=True))
         for name, one in zip(tasks, by_task, strict=True):
@@ -203,13 +212,12 @@ def levels(runs: list[dict]) -> Levels:
     return {"seeds": seeds, "orders": [order_of(run) for run in runs]}
 
 
-def spread(values: list[float | None], runs: list[dict], share: bool = False) -> dict:
-    """Mean over runs, and its interval (`clusters`); none where a value is missing. `share`: it lies in 0 to 1."""
+def spread(values: list[float | None], runs: list[dict], within: tuple[float, float] = ANY) -> dict:
+    """Mean over runs, and its interval (`clusters`); none where a value is missing. `within`: where values can lie."""
     told: dict = {"values": values, "mean": _mean(values), "low": None, "high": None}
     ends = found.interval(CONFIDENCE) if (found := _over_levels(values, runs)) else None
     if ends:
-        low, high = ends
-        told |= {"low": max(low, 0.0), "high": min(high, 1.0)} if share else {"low": low, "high": high}
+        told["low"], told["high"] = (min(max(end, within[0]), within[1]) for end in ends)
     return told
 
 
@@ -306,11 +314,12 @@ def _pairs(before: list[dict], after: list[dict]) -> list[tuple[dict, dict]]:
 def _over_runs(pairs: list[tuple[dict, dict]]) -> list[dict]:
     """Paired t test of the mean difference, after minus before; pairs of a seed or an order err together.
 
-    Where they vary over too few levels the differences stand there, and p is None.
+    Where they vary over too few levels the differences stand there, and p is None. What tasks have in common is
+    compared by its logarithm: differences are of ratios.
     """
     found, runs = [], [before for before, _ in pairs]
-    for key in TESTED:
-        values = [(a["metrics"][key], b["metrics"][key]) for a, b in pairs]
+    for key in (*TESTED, *MEETINGS):
+        values = [(_tested(a, key), _tested(b, key)) for a, b in pairs]
         if not pairs or any(None in pair for pair in values):
             continue
         differences: list[float | None] = [b - a for a, b in values]
@@ -318,6 +327,14 @@ def _over_runs(pairs: list[tuple[dict, dict]]) -> list[dict]:
         found.append({"of": key, "over": over(runs), "n": len(pairs), "values": differences, "change": told["mean"],
                       "low": told["low"], "high": told["high"], "p": sample.p() if sample else None})  # fmt: skip
     return found
+
+
+def _tested(run: dict, key: str) -> float | None:
+    """A metric, or the logarithm of how far tasks' updates lie over one another; None for what was not measured."""
+    if key not in MEETINGS:
+        return run["metrics"][key]
+    value = (run.get("overlap") or {}).get(key)
+    return math.log(value) if value else None
 
 
 def _on_rows(before: dict, after: dict) -> list[dict]:
@@ -391,7 +408,7 @@ def _replayed(share: float, runs: list[dict]) -> dict:
     old: Callable[[dict], float | None] = lambda run: _mean(run["matrix"][-1][:-1])  # noqa: E731
     return {
         "share": share,
-        "old": spread([old(run) for run in runs], runs, share=True),
-        "new": spread([run["matrix"][-1][-1] for run in runs], runs, share=True),
+        "old": spread([old(run) for run in runs], runs, SHARE),
+        "new": spread([run["matrix"][-1][-1] for run in runs], runs, SHARE),
         "rows_kept": _mean([run["cost"]["rows_kept"] for run in runs]),
     }

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from struct import error as StructError
 
-from forgetless.errors import DataError, RunError, nearest
+from forgetless.errors import DataError, RunError, UsageError, nearest
 from forgetless.methods import METHODS, Method
 from forgetless.methods.base import ABOUT
 from forgetless.report.summary import summarise
@@ -46,28 +46,35 @@ IMPORTED = {"method": str, "stream": Maybe(str), "model": Maybe(str), "paper": M
             "cost": Maybe(COST)}  # fmt: skip
 
 
-def read_entries(paths: Iterable[str | Path]) -> list[dict]:
-    """Entries of run folders, folders of them, archives (.zip) and matrices of other code (.json), in their order."""
-    found = [entry for path in map(Path, paths) for entry in _entries_of(path)]
+def read_entries(paths: Iterable[str | Path], *, overlap: bool = False) -> list[dict]:
+    """Entries of run folders, folders of them, archives (.zip) and matrices of other code (.json), in their order.
+
+    `overlap`: those of run folders also tell how far their tasks' updates lie over one another.
+    """
+    found = [entry for path in map(Path, paths) for entry in _entries_of(path, overlap)]
     if not found:
         raise RunError("no runs: give run folders of `forgetless learn`, a folder that holds some, or an archive")
     return _once(found)
 
 
 def _once(entries: list[dict]) -> list[dict]:
-    """A run that is given twice, as a folder and in an archive say, counts once."""
+    """A run that is given twice, as a folder and in an archive say, counts once; what one of the two lacks is kept."""
     kept: dict[str, dict] = {}
     for entry in entries:
-        kept.setdefault(json_text({key: value for key, value in entry.items() if key != "name"}), entry)
+        key = json_text({key: value for key, value in entry.items() if key not in ("name", "overlap")})
+        kept[key] = entry | kept.get(key, {})
     return list(kept.values())
 
 
-def _entries_of(path: Path) -> list[dict]:
+def _entries_of(path: Path, overlap: bool) -> list[dict]:
     if path.suffix == ".zip":
         return read_archive(path)
     if path.is_file():
         return read_matrices(path)
     found = {folder: entry_of(folder) for folder in run_folders(path)}
+    for folder, entry in found.items():
+        if overlap and entry["status"] == "complete":
+            entry["overlap"] = _overlap(folder, increments=not entry["method"]["task_id"])
     for sweep in _sweeps(path, found):
         for cell in _not_done(sweep):
             folder = sweep / CELLS / cell["cell"]
@@ -189,6 +196,25 @@ def _cost(told: dict, about: dict, summary: dict, lessons: list[Path]) -> dict:
         "stock_peft": told["method"]["stock_peft"],
         "method": told["method"]["name"],
     }
+
+
+def _overlap(folder: Path, increments: bool) -> dict[str, float] | None:
+    """How often two tasks change the same entries, and Σ_{i<j} ‖ΔW_i^T ΔW_j‖_F²; None without two LoRA adapters.
+
+    `increments`: a task's adapter holds the earlier ones' updates, and ΔW is what it adds.
+    """
+    from peft.utils import CONFIG_NAME  # PEFT is slow to load, and nothing else here needs it
+
+    from forgetless.geometry.overlap import SHOWN_AT, overlap
+
+    if not all((adapter / CONFIG_NAME).is_file() for adapter in folder.glob("tasks/*/adapter")):
+        return None
+    try:
+        told = overlap([folder], [SHOWN_AT], increments=increments)
+    except UsageError:
+        return None
+    summed = sum(one["output_side_squares"] for one in told["with_earlier"])
+    return {"collision_rate": told["average_collision_rate"][0], "overlap": summed}
 
 
 def _sum(times: list[dict], key: str) -> float | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from functools import partial
 
 from forgetless.report.audit import Table
 from forgetless.report.contents import mean
@@ -17,6 +19,7 @@ NAMES = {
     "kl": "KL from the base",
 }
 SHARES = ("average_accuracy", "learning_accuracy")  # of which a model without learning has one too
+MEETINGS = {"collision_rate": "collision rate", "overlap": "overlap"}  # of tasks' updates; compared as ratios
 DIFFERENCES = ("bwt", "forgetting", "fwt")  # in points
 FLOORS = (("majority answer", "majority"), ("untouched base", "untouched"))
 MOST = 3  # runs that a sentence names
@@ -63,12 +66,13 @@ def sentences(told: dict, record: dict) -> list[str]:
 
 def claim(test: dict) -> str:
     """A difference that is shown, in words."""
-    what = NAMES.get(test["of"], f"score on {clean(test['of'])}")
+    what = (NAMES | MEETINGS).get(test["of"], f"score on {clean(test['of'])}")
     better = "higher" if test["change"] > 0 else "lower"
+    much = _times_as(abs(test["change"]), " times") if test["of"] in MEETINGS else points(test["change"])
     over = f"{test['n']} rows of one run each, of which alone this is shown" if test["over"] == "rows" else (
         f"{test['n']} pairs of runs")  # fmt: skip
     return (
-        f"{clean(test['after'])} has {points(test['change'])} {better} {what} than {clean(test['before'])} "
+        f"{clean(test['after'])} has {much} {better} {what} than {clean(test['before'])} "
         f"(over {over}; p {p_value(test['p_holm'])})."
     )
 
@@ -83,8 +87,17 @@ def lack(one: dict) -> str:
 
 
 def tables(told: dict) -> list[Table]:
-    """Figures, scores of tasks, differences, orders, replay, cost."""
-    found = [_figures(told), _tasks(told), _tests(told), _orders(told), _chosen(told), *_replay(told), _cost(told)]
+    """Figures, scores of tasks, overlap, differences, orders, replay, cost."""
+    found = [
+        _figures(told),
+        _tasks(told),
+        _meetings(told),
+        _tests(told),
+        _orders(told),
+        _chosen(told),
+        *_replay(told),
+        _cost(told),
+    ]
     return [table for table in found if table.rows]
 
 
@@ -94,6 +107,8 @@ def value_of(key: str, value: float | None) -> str:
         return "–"
     if key == "kl":
         return f"{value:.4f}"
+    if key in MEETINGS:
+        return f"{100 * value if key == 'collision_rate' else value:.3g}"
     return signed(100 * value) if key in DIFFERENCES else number(100 * value)
 
 
@@ -155,24 +170,55 @@ def _tasks(told: dict) -> Table:
     return Table("Scores at the end, %", ["", *(clean(task["name"]) for task in told["tasks"])], rows)
 
 
+def _meetings(told: dict) -> Table:
+    """How far the updates of tasks lie over one another, and how many times as far as in the method with the least."""
+    known = [one for one in ranked(told) if MEETINGS.keys() <= one["figures"].keys()]
+    rows = [[marked(one), _runs(one), one["over"] or "–"] for one in known]
+    for key in MEETINGS:
+        means = [one["figures"][key]["mean"] for one in known]
+        least = min(filter(None, means), default=None)
+        for row, one, value in zip(rows, known, means, strict=True):
+            row += [with_interval(key, one["figures"][key]), _times(value / least if value and least else None)]
+    head = ["method", "runs", "interval over", "collision rate, %", "× least", "overlap", "× least"]
+    note = (
+        "Of what each task added to the weights. Collision rate: entries that two tasks both change by more than the "
+        "root mean square of their layer, mean over pairs of tasks. Overlap: the squared Frobenius norm of two "
+        "updates' product on the output side, summed over pairs."
+    )
+    return Table("Tasks' updates on one another", head, rows, (note,))
+
+
 def _tests(told: dict) -> Table:
     rows = [
         [
             f"{clean(one['after'])} – {clean(one['before'])}",
-            NAMES.get(one["of"], clean(one["of"])),
+            (NAMES | MEETINGS).get(one["of"], clean(one["of"])),
             _tested_over(one),
-            *([", ".join(value_of("bwt", value) for value in one["values"]), "–", "–", "too few for a claim"]
-              if one["p"] is None else
-              [with_interval("bwt", one | {"mean": one["change"]}), p_value(one["p"]), p_value(one["p_holm"]),
-               "shown" if one["shown"] else "not shown"]),
+            _change(one),
+            *(["–", "–", "too few for a claim"] if one["p"] is None else
+              [p_value(one["p"]), p_value(one["p_holm"]), "shown" if one["shown"] else "not shown"]),
         ]
         for one in told["tests"]
     ]  # fmt: skip
-    head = ["difference", "of", "over", "points", "p", "p (Holm)", ""]
+    unit = "points, or times" if any(one["of"] in MEETINGS for one in told["tests"]) else "points"
+    head = ["difference", "of", "over", unit, "p", "p (Holm)", ""]
     note = (
         "Pairs: paired t test. Rows right or wrong: exact McNemar test and Tango's interval; others: paired bootstrap."
     )
     return Table("Differences on the same seeds, orders and rows", head, rows, (note,))
+
+
+def _change(test: dict) -> str:
+    """`+5 (+2 to +8)` points, `0.02× (0.01× to 0.03×)` of a ratio; each pair's where there is no claim."""
+    say = _times_as if test["of"] in MEETINGS else partial(value_of, "bwt")
+    if test["p"] is None:
+        return ", ".join(map(say, test["values"]))
+    return say(test["change"]) + (f" ({say(test['low'])} to {say(test['high'])})" if test["low"] is not None else "")
+
+
+def _times_as(log: float, unit: str = "×") -> str:
+    """`58.1×`, of a ratio's logarithm."""
+    return f"{math.exp(log):.3g}{unit}"
 
 
 def _tested_over(test: dict) -> str:
