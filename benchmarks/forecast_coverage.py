@@ -1,13 +1,14 @@
 """How often the intervals and the bound of a forecast hold the truth.
 
-    python benchmarks/forecast_coverage.py [--repeats 60] [--seeds 2]    (20 minutes)
+    python benchmarks/forecast_coverage.py [--repeats 20] [--seeds 2]    (15 minutes)
 
 Tables are drawn from a law and go the way of a user's: `forecast fit` from random starts, which chooses the law, then
 the forecast. The truths: a product law, the published constants of a shifted power law, a power that keeps growing, and
 one that none of the laws is (quadratic, then level). Sizes, some seeds each, and steps; every run has an offset of its
 own on top of the noise of its points. Told: the share of tables in which the 95 % interval of the mean holds the true
 curve, that of a new run a new measurement, and in which the new run stays below the one-sided 95 % bound that the
-inverse keeps to; in the middle of the grid, at its corner, and at twice its ranks and steps.
+inverse keeps to; in the middle of the grid, at its corner, and at twice its ranks and steps. And of how many tables the
+fit says that the law bends otherwise than the points.
 """
 
 from __future__ import annotations
@@ -61,27 +62,29 @@ def none(P: np.ndarray, N: np.ndarray) -> np.ndarray:
 TRUTHS = {product: PUBLISHED_GRID, published: PUBLISHED_GRID, growing: SMALL_GRID, none: SMALL_GRID}
 
 
-def coverage(truth, repeats: int, seeds: int) -> tuple[np.ndarray, Counter]:
-    """Shares of tables that held, (3, places): the mean, a new run, a new run below the bound; the laws chosen."""
+def coverage(truth, repeats: int, seeds: int) -> tuple[np.ndarray, Counter, int]:
+    """Shares of tables that held, (3, places): the mean, a new run, a new run below the bound; the laws chosen; how many
+    tables lack fit."""
     sizes, steps = TRUTHS[truth]
     runs = np.repeat(sizes, seeds)
     P, N = (one.ravel().astype(float) for one in np.meshgrid(runs, steps, indexing="ij"))
     run = np.repeat(np.arange(len(runs)), len(steps))
     places = [(sizes[2], steps[len(steps) // 2]), (sizes[-1], steps[-1]), (2 * sizes[-1], 2 * steps[-1])]
-    held, chosen = np.zeros((3, len(places))), Counter()
+    held, chosen, lacking = np.zeros((3, len(places))), Counter(), 0
     for repeat in range(repeats):
         rng = np.random.default_rng(repeat)
         off = rng.normal(0, SD_RUN, (2, len(runs)))[:, run] + rng.normal(0, SD, (2, len(P)))
         loss, forgetting = truth(P, N) + off
         law = fitted(parameters=P, steps=N, loss=loss, forgetting=forgetting, run=run)
         chosen[law.law.name] += 1
+        lacking += law.told["lack_of_fit"]["lacks"]
         for place, (size, step) in enumerate(places):
             told = law(size, step, CONFIDENCE)
             true = truth(np.array([size]), np.array([step]))[1, 0]
             new = true + rng.normal(0, SD_RUN) + rng.normal(0, SD)
             bound = law.upper(size, np.array([step]), CONFIDENCE)[0]
             held[:, place] += within(true, told.mean), within(new, told.run), new <= bound
-    return held / repeats, chosen
+    return held / repeats, chosen, lacking
 
 
 def fitted(**columns: np.ndarray) -> Forecaster:
@@ -92,7 +95,7 @@ def fitted(**columns: np.ndarray) -> Forecaster:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "points.json"
         file.write_text(json.dumps([row | {"base": "base"} for row in rows]))
-        record = fit_laws([file])
+        record = fit_laws([file], draws=100, starts=12)
     return Forecaster(record, record["laws"][0])
 
 
@@ -102,15 +105,17 @@ def within(value: float, ends: tuple[float, float]) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=2, help="runs of each rank")
     told = parser.parse_args()
-    print("| truth | runs | of the mean | of a new run | bound | laws chosen |\n|---|---|---|---|---|---|")
+    print(
+        "| truth | runs | of the mean | of a new run | bound | laws chosen | lack fit |\n|---|---|---|---|---|---|---|"
+    )
     for truth, (sizes, _) in TRUTHS.items():
-        shares, chosen = coverage(truth, told.repeats, told.seeds)
+        shares, chosen, lacking = coverage(truth, told.repeats, told.seeds)
         shown = " | ".join(", ".join(f"{one:.2f}" for one in share) for share in shares)
         laws = ", ".join(f"{name} {many}" for name, many in chosen.most_common())
-        print(f"| {truth.__name__} | {len(sizes) * told.seeds} | {shown} | {laws} |", flush=True)
+        print(f"| {truth.__name__} | {len(sizes) * told.seeds} | {shown} | {laws} | {lacking} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -279,6 +279,7 @@ class Forecaster:
             for one in group["used"]
         ]
         self.law, self.theta = self.used[0].law, self.used[0].theta
+        self.told = next(one for one in group["fits"] if one["law"] == self.law.name)  # of this law
 
     def size_of(self, rank: float) -> float:
         """Tuned parameters of a rank, as in the runs that the law was fitted to."""
@@ -333,17 +334,16 @@ class Forecaster:
 
     def doubts(self, forgetting: Forecast) -> list[str]:
         """What else to know of a forecast."""
-        told = next(one for one in self.group["fits"] if one["law"] == self.law.name)
         found = []
         if min(point["forgetting"] for point in self.group["points"]) >= 0:
             if forgetting.value < 0:
                 found.append("the law is below 0 here, where no KL can be: it knows nothing of this place")
             elif forgetting.run and forgetting.run[0] < 0:
                 found.append("the interval reaches below 0, where no KL can be")
-        if told["lack_of_fit"]["lacks"]:
+        if self.told["lack_of_fit"]["lacks"]:
             found.append("the law bends otherwise than the points do (law.md: lack of fit)")
-        if told["loss_refused"]:
-            found.append(f"the points do not identify the curve of the loss: {told['loss_refused']}")
+        if self.told["loss_refused"]:
+            found.append(f"the points do not identify the curve of the loss: {self.told['loss_refused']}")
         return found
 
     @property
