@@ -320,9 +320,9 @@ def _over_runs(pairs: list[tuple[dict, dict]]) -> list[dict]:
     found, runs = [], [before for before, _ in pairs]
     for key in (*TESTED, *MEETINGS):
         values = [(_tested(a, key), _tested(b, key)) for a, b in pairs]
-        if not pairs or any(None in pair for pair in values):
+        differences: list[float | None] = [b - a for a, b in values if a is not None and b is not None]
+        if not pairs or len(differences) < len(pairs):
             continue
-        differences: list[float | None] = [b - a for a, b in values]
         told, sample = spread(differences, runs), _over_levels(differences, runs)
         found.append({"of": key, "over": over(runs), "n": len(pairs), "values": differences, "change": told["mean"],
                       "low": told["low"], "high": told["high"], "p": sample.p() if sample else None})  # fmt: skip

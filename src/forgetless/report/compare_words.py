@@ -173,7 +173,7 @@ def _tasks(told: dict) -> Table:
 def _meetings(told: dict) -> Table:
     """How far the updates of tasks lie over one another, and how many times as far as in the method with the least."""
     known = [one for one in ranked(told) if MEETINGS.keys() <= one["figures"].keys()]
-    rows = [[marked(one), _runs(one), one["over"] or "–"] for one in known]
+    rows = [[marked(one), _runs(one), "–" if one["over"] in ("", "rows") else one["over"]] for one in known]
     for key in MEETINGS:
         means = [one["figures"][key]["mean"] for one in known]
         least = min(filter(None, means), default=None)
