@@ -63,8 +63,9 @@ TRUTHS = {product: PUBLISHED_GRID, published: PUBLISHED_GRID, growing: SMALL_GRI
 
 
 def coverage(truth, repeats: int, seeds: int) -> tuple[np.ndarray, Counter, int]:
-    """Shares of tables that held, (3, places): the mean, a new run, a new run below the bound; the laws chosen; how many
-    tables lack fit."""
+    """Shares of tables that held, (3, places): the mean, a new run, a new run below the bound; the laws chosen; the
+    number of tables that lack fit.
+    """
     sizes, steps = TRUTHS[truth]
     runs = np.repeat(sizes, seeds)
     P, N = (one.ravel().astype(float) for one in np.meshgrid(runs, steps, indexing="ij"))
