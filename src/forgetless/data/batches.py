@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jinja2 import TemplateError
@@ -279,8 +279,8 @@ def _alike(rows: Sequence[Sequence[int]], places: list[int]) -> list[Alike]:
     return [together, *(one for one in groups if one not in joined)]
 
 
-def beginning(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with."""
+def beginning(rows: Sequence[Any]) -> int:
+    """How many tokens all rows (lists or tuples) begin with."""
     first, last = min(rows), max(rows)  # in the order of a dictionary: what these two share, all do
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
