@@ -600,6 +600,14 @@ def test_the_free_disk_is_looked_at_without_any_limit(write, tmp_path, monkeypat
     assert not Path(folder).exists()
 
 
+def test_what_a_folder_holds_is_counted_while_others_work_in_it(tmp_path):
+    """A name whose file is gone when it is looked at, as a lock or a temporary file may be."""
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "a").write_bytes(bytes(100))
+    (tmp_path / "cells" / "gone").symlink_to(tmp_path / "nothing")
+    assert costs._taken(tmp_path) == 100 and costs._taken(tmp_path / "none") == 0
+
+
 def test_costs_are_of_the_dearest_candidate_with_the_threads_of_a_run(write, tmp_path, monkeypatch):
     seen: list[tuple[int, int]] = []
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -74,7 +77,7 @@ def check_limits(plan: Plan, costs: Costs, at_once: int) -> None:
     root = next(folder for folder in (plan.folder.root.absolute(), *plan.folder.root.absolute().parents)
                 if folder.exists())  # fmt: skip
     room, sweep = shutil.disk_usage(root).free, plan.sweep
-    taken = sum(file.stat().st_size for file in plan.folder.root.rglob("*") if file.is_file())
+    taken = _taken(plan.folder.root)
     if sweep.max_disk is not None and taken + costs.bytes > sweep.max_disk:
         raise UsageError(
             f"{plan.file}: the grid needs about {size(taken + costs.bytes)}, max_disk is {size(sweep.max_disk)}; take "
@@ -90,6 +93,16 @@ def check_limits(plan: Plan, costs: Costs, at_once: int) -> None:
             f"{plan.file}: the runs left take about {minutes(costs.lasts(at_once))} with {at_once} side by side, "
             f"max_time is {minutes(sweep.max_time)}; take fewer runs or steps, more workers, or raise max_time"
         )
+
+
+def _taken(folder: Path) -> int:
+    """Bytes of all files below a folder, in which others may be at work: what is gone by now counts nothing."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += (Path(place) / name).stat().st_size
+    return total
 
 
 def size(amount: float) -> str:
