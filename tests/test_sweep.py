@@ -751,13 +751,16 @@ def test_two_workers_give_the_bytes_of_one(swept, tmp_path):
 
 KILLED = """
 import os, signal, time
+from multiprocessing import parent_process
 from forgetless.methods.sequential import Sequential
 
 class Killed(Sequential):
     hooks = 1
     summary = "its process is killed, as one out of memory is"
     def begin_task(self, number):
-        os.kill(os.getpid(), signal.SIGKILL)
+        super().begin_task(number)
+        if parent_process():  # where it is measured nothing happens
+            os.kill(os.getpid(), signal.SIGKILL)
 
 class Long(Sequential):
     hooks = 1
