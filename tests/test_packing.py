@@ -244,3 +244,8 @@ def test_what_the_head_reads_is_the_same_packed(llama):
     finally:
         llama.set_attn_implementation(PACKED)
     torch.testing.assert_close(packed, told, rtol=1e-4, atol=1e-4)
+
+
+def test_a_long_beginning_leaves_a_row_to_a_short_one():
+    rows = [(1,) * length for length in (8, 10, 17, 17)]
+    assert [(group.rows, group.shared) for group in alike(rows)] == [([0, 1], 8), ([2, 3], 17)]

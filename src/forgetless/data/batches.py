@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -258,25 +259,49 @@ class Alike(NamedTuple):
 
 
 def alike(rows: Sequence[Sequence[int]]) -> list[Alike]:
-    """Rows in the groups that spare the most tokens. A beginning is shared by all of a group, or not at all."""
-    return _alike(rows, list(range(len(rows)))) if rows else []
+    """Rows in the groups that spare the most tokens. A beginning is shared by all of a group, or not at all.
+
+    On the tree of all beginnings, of the rows below a node either none share it, or all that share nothing longer: with
+    groups at nodes S a row spares the depth of the deepest of its S, and each of S is computed once.
+    """
+
+    @cache
+    def best(node: _Node, above: int) -> tuple[int, list[Alike], list[int]]:
+        """Tokens spared below a node, the groups there, and the rows that share the beginning `above` it."""
+        as_above = below(node, above)
+        here, groups, sharing = below(node, node.depth)
+        if node.depth < LEAST_SHARED or here - node.depth <= as_above[0]:
+            return as_above
+        return here - node.depth, [Alike(sorted(sharing), node.depth), *groups], []
+
+    def below(node: _Node, depth: int) -> tuple[int, list[Alike], list[int]]:
+        found = [best(one, depth) for one in node.longer]
+        groups = [group for _, groups, _ in found for group in groups]
+        sharing = [*node.ends, *(row for _, _, rest in found for row in rest)]
+        return sum(spared for spared, _, _ in found) + depth * len(node.ends), groups, sharing
+
+    if not rows:
+        return []
+    _, groups, alone = best(_tree(rows, list(range(len(rows)))), 0)
+    return groups + [Alike([row], 0) for row in sorted(alone)]
 
 
-def _alike(rows: Sequence[Sequence[int]], places: list[int]) -> list[Alike]:
-    """Those of each next token by themselves, and all that spare more so together."""
-    shared = beginning([rows[i] for i in places])
-    after: dict[tuple[int, ...], list[int]] = {}
+@dataclass(eq=False)
+class _Node:
+    """A beginning of `depth` tokens: the rows that end there, and the longer beginnings."""
+
+    depth: int
+    ends: list[int]
+    longer: list[_Node]
+
+
+def _tree(rows: Sequence[Sequence[int]], places: list[int]) -> _Node:
+    depth = beginning([rows[i] for i in places])
+    after: dict[int, list[int]] = {}
     for i in places:
-        after.setdefault(tuple(rows[i][shared : shared + 1]), []).append(i)
-    alone = len(after) == 1  # one row, or equal ones
-    groups = (
-        [Alike([i], 0) for i in places] if alone else [one for part in after.values() for one in _alike(rows, part)]
-    )
-    joined = [one for one in groups if len(one.rows) * shared > one.spared]
-    together = Alike(sorted(i for one in joined for i in one.rows), shared)
-    if shared < LEAST_SHARED or together.spared <= sum(one.spared for one in joined):
-        return groups
-    return [together, *(one for one in groups if one not in joined)]
+        if len(rows[i]) > depth:
+            after.setdefault(rows[i][depth], []).append(i)
+    return _Node(depth, [i for i in places if len(rows[i]) == depth], [_tree(rows, part) for part in after.values()])
 
 
 def beginning(rows: Sequence[Any]) -> int:
