@@ -7,11 +7,11 @@ from typing import Any
 
 from rich.console import Console
 
+from forgetless.report.compare_words import FLOORS
 from forgetless.report.markdown import escaped, pipe_table
 from forgetless.report.words import clean, percent
 
 DONE, FAILED = "done", "failed"
-FLOORS = {"majority answer": "majority", "untouched base": "untouched"}
 
 
 def sweep_markdown(record: Mapping) -> str:
@@ -19,11 +19,11 @@ def sweep_markdown(record: Mapping) -> str:
     lines = [f"# Sweep {escaped(record['name'])}", "", headline(record), ""]
     lines += [*(f"- {escaped(note)}" for note in record["notes"]), ""]
     lines += ["## Orders", "", *pipe_table(["order", "tasks"], _orders(record)), ""]
-    head = ["run", "method", "order", "seed", "options", "chosen", "state", "mean of the last scores", *FLOORS]
+    head = ["run", "method", "order", "seed", "options", "chosen", "state", "mean of the last scores", *dict(FLOORS)]
     lines += ["## Runs", "", *pipe_table(head, [_cell(cell) for cell in record["cells"]]), ""]
     lines += ["Means with intervals, paired tests and costs: `forgetless compare` on the folders in `cells/`.", ""]
     if record["trials"]:
-        head = ["trial", "method", "tasks seen", "options", "state", "mean validation score", *FLOORS]
+        head = ["trial", "method", "tasks seen", "options", "state", "mean validation score", *dict(FLOORS)]
         lines += ["## Trials", "", *pipe_table(head, [_trial(trial) for trial in record["trials"]]), ""]
         lines += ["They choose and are no results. Between equal scores the first candidate is taken.", ""]
     if failed := _failed(record):
@@ -77,7 +77,7 @@ def _trial(trial: Mapping) -> list[str]:
 
 def _floors(run: Mapping) -> list[str]:
     """What a model without learning reaches on the same rows."""
-    return [percent(run[key]) if run["status"] == DONE else "" for key in FLOORS.values()]
+    return [percent(run[key]) if run["status"] == DONE else "" for _, key in FLOORS]
 
 
 def _failed(record: Mapping) -> list[Mapping]:

@@ -101,9 +101,9 @@ def _batches(
             shared = shared if shared >= LEAST_SHARED else 0
             ids, mask = [], []
             for context in (contexts[i] for i in batch):
-                begin, padding, rest = context[:shared], [0] * (length - len(context)), context[shared:]
-                ids.append([*begin, *(tokenizer.pad_token_id for _ in padding), *rest])
-                mask.append([*(1 for _ in begin), *padding, *(1 for _ in rest)])
+                gap = length - len(context)
+                ids.append([*context[:shared], *[tokenizer.pad_token_id] * gap, *context[shared:]])
+                mask.append([1] * shared + [0] * gap + [1] * (len(context) - shared))
             inputs = {
                 "input_ids": torch.tensor(ids, device=device),
                 "attention_mask": torch.tensor(mask, device=device),

@@ -77,10 +77,9 @@ def check_limits(plan: Plan, costs: Costs, at_once: int) -> None:
     root = next(folder for folder in (plan.folder.root.absolute(), *plan.folder.root.absolute().parents)
                 if folder.exists())  # fmt: skip
     room, sweep = shutil.disk_usage(root).free, plan.sweep
-    taken = _taken(plan.folder.root)
-    if sweep.max_disk is not None and taken + costs.bytes > sweep.max_disk:
+    if sweep.max_disk is not None and (needed := _taken(plan.folder.root) + costs.bytes) > sweep.max_disk:
         raise UsageError(
-            f"{plan.file}: the grid needs about {size(taken + costs.bytes)}, max_disk is {size(sweep.max_disk)}; take "
+            f"{plan.file}: the grid needs about {size(needed)}, max_disk is {size(sweep.max_disk)}; take "
             "fewer runs, lower ranks, or raise max_disk"
         )
     if costs.bytes > room:
